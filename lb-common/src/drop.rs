@@ -1,0 +1,81 @@
+//! Why a packet was dropped, and what else is worth counting.
+//!
+//! Invariant: these lists are the only source of counter indexes, metric labels, command-line text
+//! and documentation. "Not ours" is a pass, never a drop.
+
+macro_rules! reasons {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident = $label:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u32)]
+        #[must_use]
+        pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $name {
+            /// All of them, in the order of their counters.
+            pub const ALL: &'static [$name] = &[$($name::$variant,)+];
+
+            /// The name in metrics, packet cases and listings.
+            pub const fn label(self) -> &'static str {
+                match self { $($name::$variant => $label,)+ }
+            }
+
+            /// What it means, for people.
+            pub const fn text(self) -> &'static str {
+                match self { $($name::$variant => concat!($($doc,)+),)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why a packet was not delivered.
+    Drop {
+        /// the service has no backend; refused with ICMP port unreachable
+        NoBackend = "no_backend",
+        /// a service address, but no service has this port; refused with ICMP port unreachable
+        NoService = "no_service",
+        /// an address of the service range that no service has
+        UnusedServiceAddress = "unused_service_address",
+        /// a packet for us whose headers end before they should
+        Truncated = "truncated",
+        /// a fragment whose first fragment has not been seen
+        FragmentOutOfOrder = "fragment_out_of_order",
+        /// all source ports tried for a translated connection are in use
+        SnatPortsExhausted = "snat_ports_exhausted",
+        /// the service's slot names a backend that is not there
+        StaleSlot = "stale_slot",
+        /// the half-open table took no entry
+        HalfOpenFull = "half_open_full",
+        /// our ICMP errors exceed their rate
+        IcmpRateLimited = "icmp_rate_limited",
+        /// an ICMP error about a connection of ours quotes too little of the packet
+        IcmpQuoteTooShort = "icmp_quote_too_short",
+        /// the packet could not be resized for an ICMP answer
+        ResizeFailed = "resize_failed",
+        /// the kernel refused a checksum or header write
+        RewriteFailed = "rewrite_failed",
+    }
+}
+
+reasons! {
+    /// What happened to packets that were delivered, where somebody will want to know.
+    Note {
+        /// the established table is full: the connection stays in the half-open table, where it can be pushed out
+        FlowTableFull = "flow_table_full",
+        /// a TCP packet of an unknown connection was taken over in mid-stream
+        MidStream = "mid_stream",
+        /// the next hop was not resolved: the kernel forwarded the packet
+        NextHopUnresolved = "next_hop_unresolved",
+        /// the packet is larger than its next hop's MTU: the kernel got it
+        TooBig = "too_big",
+        /// an echo request to a service address was answered
+        EchoAnswered = "echo_answered",
+        /// an ICMP error was translated
+        IcmpTranslated = "icmp_translated",
+        /// a fragment followed its first fragment
+        FragmentFollowed = "fragment_followed",
+        /// a connection ended by RST
+        Reset = "reset",
+    }
+}

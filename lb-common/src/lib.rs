@@ -1,0 +1,20 @@
+//! The packet engine of stellwerk, and everything that the kernel and user space agree on.
+//!
+//! Invariant: this crate decides what happens to a packet and nothing else. It has no IO, no
+//! maps, no clock and no allocation; what it asks of the world it asks through [`tables::Tables`].
+//! The very same code runs in the kernel, in tests, in the fuzzer and in user space.
+#![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod apply;
+pub mod drop;
+pub mod frame;
+pub mod hash;
+pub mod path;
+pub mod table;
+pub mod tables;
+pub mod tcp;
+pub mod verdict;
+pub mod wire;

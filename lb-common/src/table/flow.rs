@@ -1,0 +1,99 @@
+//! Connections: two entries each, one a direction, whose key is the packet's tuple as it arrives
+//! and whose value says what the tuple becomes.
+
+use crate::wire::{Addr, Be16};
+
+plain! {
+    /// A packet's tuple as it arrives.
+    pub struct FlowKey<A> {
+        pub src: A,
+        pub dst: A,
+        pub sport: Be16,
+        pub dport: Be16,
+        /// The protocol number; the upper bytes are zero.
+        pub proto: u32,
+    } v4 = 16, v6 = 40
+}
+
+impl<A: Addr> FlowKey<A> {
+    /// The tuple of a packet that goes the other way.
+    #[inline(always)]
+    pub fn reversed(&self) -> Self {
+        FlowKey { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto: self.proto }
+    }
+}
+
+plain! {
+    /// What a packet of one direction becomes.
+    pub struct Flow<A> {
+        pub src: A,
+        pub dst: A,
+        pub sport: Be16,
+        pub dport: Be16,
+        pub service: u32,
+        pub backend: u32,
+        /// Index of the next hop; [`crate::table::NextHop::UNRESOLVED`] = look the route up.
+        pub next_hop: u32,
+        /// Tick of the last packet, refreshed about once a second.
+        pub last: u32,
+        /// A state of [`crate::tcp`].
+        pub state: u8,
+        /// [`Flow::REPLY`].
+        pub flags: u8,
+        /// [`crate::table::Settings::epoch`] when `next_hop` was found.
+        pub epoch: u16,
+    } v4 = 32, v6 = 56
+}
+
+impl<A: Addr> Flow<A> {
+    /// Flag: the direction from the backend to the client.
+    pub const REPLY: u8 = 1;
+    /// Flag: the source is translated, too, so that answers come back through this node.
+    pub const SNAT: u8 = 2;
+
+    /// The key of the other direction's entry.
+    #[inline(always)]
+    pub fn reverse_key(&self, proto: u32) -> FlowKey<A> {
+        FlowKey { src: self.dst, dst: self.src, sport: self.dport, dport: self.sport, proto }
+    }
+}
+
+/// Which table a flow is in. They share no capacity: a connection that has not been answered can
+/// never push out one that has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FlowSet {
+    /// Answered connections. Full: insertion fails, and the connection stays half-open's guest.
+    Established,
+    /// Connections not answered yet. Full: the least recently used one goes.
+    HalfOpen,
+}
+
+/// How an entry is put into a table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Put {
+    /// Insert or replace.
+    Any,
+    /// Insert; fails when the key is there.
+    New,
+}
+
+plain! {
+    /// Which datagram a fragment belongs to (RFC 791 §3.2, RFC 8200 §4.5).
+    pub struct FragmentKey<A> {
+        pub src: A,
+        pub dst: A,
+        pub id: u32,
+        /// The protocol number; the upper bytes are zero.
+        pub proto: u32,
+    } v4 = 16, v6 = 40
+}
+
+plain! {
+    /// The ports that only a datagram's first fragment carries.
+    pub struct FragmentPorts {
+        pub sport: Be16,
+        pub dport: Be16,
+        /// Tick of the first fragment.
+        pub last: u32,
+    } size = 8
+}

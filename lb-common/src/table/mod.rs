@@ -1,0 +1,60 @@
+//! Keys and values of the kernel's tables, each defined once.
+//!
+//! Invariant: every type is plain bytes without hidden padding (refused at compile
+//! time: [`plain!`]) and holds no `bool`, `enum` or `Option`: the kernel can hand back any bits. Sizes are
+//! asserted, so that a change of layout is a visible change. Which map holds what, who writes it
+//! and what happens when it is full stands in `lb-ebpf/src/maps.rs`.
+
+use zerocopy::{FromBytes, Immutable};
+
+/// Plain bytes: any bits are a value, and there is no padding.
+///
+/// zerocopy's own `IntoBytes` cannot be derived for a generic struct of aligned fields, so that
+/// [`plain!`] proves the same: the fields' sizes add up to the struct's, in both families
+/// (`docs/decisions/0001-aligned-wire-types.md`).
+///
+/// # Safety
+/// No padding and no invalid bit patterns.
+#[expect(unsafe_code, reason = "the map hand-over rests on this proof, which only `plain!` gives")]
+pub unsafe trait Plain: FromBytes + Immutable + Copy + 'static {}
+
+/// Defines a key or value with explicit padding and a stated size.
+macro_rules! plain {
+    ($(#[$m:meta])* pub struct $name:ident<$a:ident> { $($(#[$fm:meta])* pub $f:ident: $t:ty,)+ } v4 = $s4:literal, v6 = $s6:literal) => {
+        $(#[$m])*
+        #[repr(C)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, zerocopy::FromBytes, zerocopy::Immutable)]
+        pub struct $name<$a: crate::wire::Addr> { $($(#[$fm])* pub $f: $t,)+ }
+        const _: () = {
+            const fn fields<$a: crate::wire::Addr>() -> usize { 0 $(+ core::mem::size_of::<$t>())+ }
+            assert!(core::mem::size_of::<$name<crate::wire::Ip4>>() == $s4 && fields::<crate::wire::Ip4>() == $s4);
+            assert!(core::mem::size_of::<$name<crate::wire::Ip6>>() == $s6 && fields::<crate::wire::Ip6>() == $s6);
+        };
+        // SAFETY: the assertions above leave no byte for padding in either family.
+        #[expect(unsafe_code, reason = "proven by the size assertions beside it")]
+        unsafe impl<$a: crate::wire::Addr> crate::table::Plain for $name<$a> {}
+    };
+    ($(#[$m:meta])* pub struct $name:ident { $($(#[$fm:meta])* $v:vis $f:ident: $t:ty,)+ } size = $s:literal) => {
+        $(#[$m])*
+        #[repr(C)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, zerocopy::FromBytes, zerocopy::Immutable)]
+        pub struct $name { $($(#[$fm])* $v $f: $t,)+ }
+        const _: () = {
+            assert!(core::mem::size_of::<$name>() == $s && 0 $(+ core::mem::size_of::<$t>())+ == $s);
+        };
+        // SAFETY: the assertion above leaves no byte for padding.
+        #[expect(unsafe_code, reason = "proven by the size assertion beside it")]
+        unsafe impl crate::table::Plain for $name {}
+    };
+}
+
+pub mod filter;
+pub mod flow;
+pub mod route;
+pub mod service;
+pub mod settings;
+
+pub use flow::{Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, Put};
+pub use route::{NextHop, Owned, Prefix};
+pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey};
+pub use settings::Settings;

@@ -1,0 +1,62 @@
+//! Where addresses are: next hops, and the addresses that are ours to answer for.
+
+use crate::wire::Mac;
+
+plain! {
+    /// A prefix as the kernel's longest-prefix tries take it: length first, then the address.
+    pub struct Prefix<A> {
+        pub len: u32,
+        pub addr: A,
+    } v4 = 8, v6 = 20
+}
+
+plain! {
+    /// The next hop on the way to an address: a link and the link-layer addresses to write.
+    pub struct NextHop {
+        pub ifindex: u32,
+        /// The link's MTU.
+        pub mtu: u32,
+        /// The neighbour's link-layer address.
+        pub dst: Mac,
+        /// The link's own.
+        pub src: Mac,
+        /// [`NextHop::KERNEL`], [`NextHop::LOCAL`] or [`NextHop::LINK`].
+        pub kind: u8,
+        /// [`NextHop::XDP`].
+        pub flags: u8,
+        pub pad: u16,
+    } size = 24
+}
+
+impl NextHop {
+    /// Index 0: not known; the kernel forwards and resolves.
+    pub const UNRESOLVED: u32 = 0;
+    /// Index 1: this node itself.
+    pub const HOST: u32 = 1;
+    /// First index that stands for a neighbour.
+    pub const FIRST: u32 = 2;
+
+    /// Kind: the kernel forwards (no neighbour yet, or a link without link-layer addresses).
+    pub const KERNEL: u8 = 0;
+    /// Kind: delivered on this node.
+    pub const LOCAL: u8 = 1;
+    /// Kind: a resolved neighbour on a link.
+    pub const LINK: u8 = 2;
+
+    /// Flag: XDP can transmit on the link.
+    pub const XDP: u8 = 1;
+}
+
+plain! {
+    /// What an address of ours is when no service has the packet's port: a value of [`Owned`].
+    pub struct Owned {
+        pub kind: u32,
+    } size = 4
+}
+
+impl Owned {
+    /// A service's address: echo is answered, other ports are refused.
+    pub const VIP: u32 = 1;
+    /// An address of the service range that no service has: dropped.
+    pub const UNUSED: u32 = 2;
+}

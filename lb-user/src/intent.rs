@@ -1,0 +1,249 @@
+//! The wish and the facts: everything that [`crate::plan`] needs, and nothing else.
+//!
+//! [`Intent`] is what the operator and the cluster want; [`Network`] is what the kernel says of
+//! links, addresses, neighbours and routes. Both are plain data without IO.
+
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+/// The whole wish, with a revision that rises with every change.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Intent {
+    pub revision: u64,
+    /// This node's name, as endpoints name it.
+    pub node: String,
+    pub ports: Vec<Port>,
+    pub internal_switch: Option<InternalSwitch>,
+    /// Names or `*` patterns of further inside interfaces (a pod's veth).
+    pub inside: Vec<String>,
+    /// Addresses that services may have: dropped where no service has them.
+    pub service_ranges: Vec<ServiceRange>,
+    pub services: Vec<ServicePort>,
+    pub tuning: Tuning,
+}
+
+/// A network interface of the device.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Port {
+    /// `Port2`
+    pub name: String,
+    /// `eth0`
+    pub interface: String,
+    pub gateway: Option<IpAddr>,
+    pub compute: bool,
+    pub hook: HookChoice,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HookChoice {
+    /// TC on virtual links that carry segmentation-offloaded packets, XDP elsewhere.
+    #[default]
+    Auto,
+    Xdp,
+    Tc,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct InternalSwitch {
+    pub interface: String,
+    pub address: Option<IpNet>,
+}
+
+/// First and last address, inclusive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceRange {
+    pub first: IpAddr,
+    pub last: IpAddr,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, serde::Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    pub const fn number(self) -> u8 {
+        match self {
+            Protocol::Tcp => lb_common::wire::header::TCP,
+            Protocol::Udp => lb_common::wire::header::UDP,
+            Protocol::Sctp => lb_common::wire::header::SCTP,
+        }
+    }
+}
+
+/// One port of one service: the unit that is balanced.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServicePort {
+    pub namespace: String,
+    pub name: String,
+    /// The port's name; may be empty.
+    pub port_name: String,
+    pub protocol: Protocol,
+    pub port: u16,
+    /// On every address of this node's ports, too.
+    pub node_port: Option<u16>,
+    /// Cluster IPs, load-balancer IPs, external IPs.
+    pub addresses: Vec<IpAddr>,
+    /// ClientIP affinity's timeout in seconds.
+    pub affinity: Option<u32>,
+    pub endpoints: Vec<Endpoint>,
+}
+
+impl ServicePort {
+    /// `namespace/name:port`, where port is its name or, without one, its number.
+    pub fn full_name(&self) -> String {
+        if self.port_name.is_empty() {
+            format!("{}/{}:{}", self.namespace, self.name, self.port)
+        } else {
+            format!("{}/{}:{}", self.namespace, self.name, self.port_name)
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Endpoint {
+    pub addr: IpAddr,
+    pub port: u16,
+    /// Relative share; at least 1.
+    pub weight: u32,
+    /// The node it is on, where the source says so.
+    pub node: Option<String>,
+    pub state: EndpointState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndpointState {
+    Ready,
+    /// Leaves: no new connection, and those it has end at the deadline.
+    Draining { until: SystemTime },
+}
+
+/// What the configuration may change of the engine's own numbers. Times in seconds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    pub tcp_established: u32,
+    pub tcp_transitory: u32,
+    pub tcp_closed: u32,
+    pub udp_unanswered: u32,
+    pub udp_answered: u32,
+    pub sctp_established: u32,
+    pub sctp_transitory: u32,
+    pub fragment: u32,
+    pub icmp_rate: u32,
+    pub snat_first: u16,
+    pub snat_last: u16,
+    pub trace_port: u16,
+    pub capacity: Capacity,
+}
+
+/// Entries that each table has room for; in force when the tables are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Answered connections, per address family (two entries each).
+    pub connections: u32,
+    /// Unanswered connections, per address family (two entries each).
+    pub half_open: u32,
+    pub services: u32,
+    pub backends: u32,
+    pub slots: u32,
+    pub routes: u32,
+    pub next_hops: u32,
+    pub affinity: u32,
+    pub fragments: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Tuning {
+            tcp_established: 7_440,
+            tcp_transitory: 240,
+            tcp_closed: 10,
+            udp_unanswered: 30,
+            udp_answered: 180,
+            sctp_established: 7_440,
+            sctp_transitory: 240,
+            fragment: 30,
+            icmp_rate: 1_000,
+            snat_first: 1_024,
+            snat_last: 29_999,
+            trace_port: 0,
+            capacity: Capacity::default(),
+        }
+    }
+}
+
+impl Default for Capacity {
+    fn default() -> Self {
+        Capacity {
+            connections: 131_072,
+            half_open: 32_768,
+            services: 16_384,
+            backends: 65_536,
+            slots: 1 << 20,
+            routes: 65_536,
+            next_hops: 16_384,
+            affinity: 65_536,
+            fragments: 8_192,
+        }
+    }
+}
+
+/// What the kernel says.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Network {
+    pub links: Vec<Link>,
+    pub addresses: Vec<Address>,
+    pub neighbours: Vec<Neighbour>,
+    pub routes: Vec<Route>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Link {
+    pub index: u32,
+    pub name: String,
+    /// None: a link without link-layer addresses (a tunnel, loopback).
+    pub mac: Option<[u8; 6]>,
+    pub mtu: u32,
+    pub up: bool,
+    /// Index of the bridge, bond or team it is a slave of.
+    pub master: Option<u32>,
+    /// `veth`, `bridge`, `bond`, …; None for hardware.
+    pub kind: Option<String>,
+    /// The kind of its master.
+    pub master_kind: Option<String>,
+    /// XDP can transmit on it (`ndo_xdp_xmit`).
+    pub xdp_transmit: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Address {
+    pub link: u32,
+    pub net: IpNet,
+    /// From DHCP or router advertisement: it has a finite lifetime.
+    pub temporary: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Neighbour {
+    pub link: u32,
+    pub addr: IpAddr,
+    /// None: not resolved.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A route of the main table (unicast).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Route {
+    pub prefix: IpNet,
+    pub gateway: Option<IpAddr>,
+    pub link: u32,
+    pub metric: u32,
+    pub source: Option<IpAddr>,
+}

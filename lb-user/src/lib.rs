@@ -1,0 +1,8 @@
+//! The agent and the command line of stellwerk, cut by the direction in which data flows:
+//! sources → [`intent`] → plan → diff → apply → kernel, and show back out.
+//!
+//! Invariant: no packet logic here; that is `lb-common`'s. Sources state facts and decide nothing;
+//! plan is pure; apply is the only writer of maps.
+
+pub mod intent;
+pub mod plan;

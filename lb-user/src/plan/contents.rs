@@ -1,0 +1,83 @@
+//! What every table of the kernel shall hold, and the single changes that lead there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, Settings};
+use lb_common::wire::{Addr, Ip4, Ip6};
+
+/// The whole of it: what is in the maps and which links carry programs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Contents {
+    pub settings: Settings,
+    /// [`lb_common::table::filter`]'s words that are not zero, by index.
+    pub filter: BTreeMap<u32, u64>,
+    /// Rows of the slot array by first slot; a row's length is its service's `count`.
+    pub rows: BTreeMap<u32, Vec<u32>>,
+    pub next_hops: BTreeMap<u32, NextHop>,
+    /// Names of service ids, for people.
+    pub names: BTreeMap<u32, Name>,
+    pub v4: Family<Ip4>,
+    pub v6: Family<Ip6>,
+    /// Links by index, and what each carries.
+    pub hooks: BTreeMap<u32, Hooks>,
+}
+
+/// The tables of one address family.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Family<A: Addr> {
+    pub services: BTreeMap<ServiceKey<A>, Service>,
+    pub backends: BTreeMap<u32, Backend<A>>,
+    pub owned: BTreeMap<Prefix<A>, Owned>,
+    /// Next hop index by prefix.
+    pub routes: BTreeMap<Prefix<A>, u32>,
+}
+
+/// The programs on a link.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Hooks {
+    pub interface: String,
+    pub xdp: bool,
+    pub tc_ingress: bool,
+    pub tc_egress: bool,
+}
+
+/// Insert, replace or remove one entry. Idempotent.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Change<K, V> {
+    Set(K, V),
+    Remove(K),
+}
+
+/// One change of a family's tables.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FamilyOp<A: Addr> {
+    Service(Change<ServiceKey<A>, Service>),
+    Backend(Change<u32, Backend<A>>),
+    Owned(Change<Prefix<A>, Owned>),
+    Route(Change<Prefix<A>, u32>),
+}
+
+/// One change. Idempotent; a list of them is safe to stop behind any of its members.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    Settings(Settings),
+    FilterWord { index: u32, value: u64 },
+    /// Writes a row of slots that no service uses yet.
+    Row { first: u32, backends: Vec<u32> },
+    NextHop(Change<u32, NextHop>),
+    Name(Change<u32, Name>),
+    V4(FamilyOp<Ip4>),
+    V6(FamilyOp<Ip6>),
+    /// Attaches what `Set` says and detaches what it doesn't; `Remove` detaches all of ours.
+    Hooks(Change<u32, Hooks>),
+    /// Ends the connections and affinities of these backends, and zeroes their counters.
+    EndFlows { backends: BTreeSet<u32> },
+}
+
+/// The only writer: the kernel's maps, or a fake of them.
+pub trait Apply {
+    type Error: std::fmt::Display + std::fmt::Debug;
+    fn apply(&mut self, op: &Op) -> Result<(), Self::Error>;
+    /// What is really there (rows: those that services use).
+    fn read(&self) -> Result<Contents, Self::Error>;
+}
