@@ -1,0 +1,176 @@
+//! [`Apply`] on [`Fake`]: the agent's operations, refused where a table has no room, as the
+//! kernel refuses them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use lb_common::wire::Addr;
+use lb_user::plan::{Apply, Change, Contents, Family, FamilyOp, Op};
+
+use super::{Fake, InFake};
+
+/// A table that has no room.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    pub table: &'static str,
+    pub capacity: u32,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the table {} is full ({} entries)",
+            self.table, self.capacity
+        )
+    }
+}
+
+impl std::error::Error for Refused {}
+
+fn change<K: Ord + Clone, V: Clone>(
+    table: &mut BTreeMap<K, V>,
+    change: &Change<K, V>,
+    (name, capacity): (&'static str, u32),
+) -> Result<(), Refused> {
+    match change {
+        Change::Set(key, _) if !table.contains_key(key) && table.len() >= capacity as usize => {
+            return Err(Refused {
+                table: name,
+                capacity,
+            });
+        }
+        Change::Set(key, value) => table.insert(key.clone(), value.clone()),
+        Change::Remove(key) => table.remove(key),
+    };
+    Ok(())
+}
+
+/// An array's entry: refused where the index is behind its end.
+fn element<V: Clone>(
+    table: &mut BTreeMap<u32, V>,
+    op: &Change<u32, V>,
+    (name, capacity): (&'static str, u32),
+) -> Result<(), Refused> {
+    match op {
+        Change::Set(index, _) if *index >= capacity => Err(Refused {
+            table: name,
+            capacity,
+        }),
+        _ => change(table, op, (name, capacity)),
+    }
+}
+
+impl Apply for Fake {
+    type Error = Refused;
+
+    fn apply(&mut self, op: &Op) -> Result<(), Refused> {
+        let capacity = self.capacity;
+        match op {
+            Op::Settings(settings) => self.settings = *settings,
+            Op::FilterWord { index, value: 0 } => drop(self.filter.remove(index)),
+            Op::FilterWord { index, value } => drop(self.filter.insert(*index, *value)),
+            Op::Row { first, backends } => return self.write_row(*first, backends),
+            Op::NextHop(op) => {
+                return element(&mut self.next_hops, op, ("next_hops", capacity.next_hops));
+            }
+            Op::Name(op) => return change(&mut self.names, op, ("names", capacity.services)),
+            Op::V4(op) => return self.apply_family(op),
+            Op::V6(op) => return self.apply_family(op),
+            Op::Hooks(op) => return change(&mut self.hooks, op, ("hooks", u32::MAX)),
+            Op::EndFlows { backends } => self.end_flows(backends),
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> Result<Contents, Refused> {
+        let mut rows = BTreeMap::new();
+        let v4 = self.v4.services.values();
+        for service in v4.chain(self.v6.services.values()).filter(|s| s.count > 0) {
+            let row = (service.first..service.first + service.count)
+                .map(|slot| self.slots.get(slot as usize).copied().unwrap_or(0));
+            rows.insert(service.first, row.collect());
+        }
+        Ok(Contents {
+            settings: self.settings,
+            filter: self.filter.clone(),
+            rows,
+            next_hops: self.next_hops.clone(),
+            names: self.names.clone(),
+            v4: self.v4.clone(),
+            v6: self.v6.clone(),
+            hooks: self.hooks.clone(),
+        })
+    }
+}
+
+impl Fake {
+    /// Tables that hold `contents` at once, for tests that are not about the way there.
+    pub fn holding(contents: &Contents) -> Self {
+        let mut fake = Fake {
+            settings: contents.settings,
+            ..Fake::default()
+        };
+        fake.filter = contents.filter.clone();
+        fake.next_hops = contents.next_hops.clone();
+        fake.names = contents.names.clone();
+        fake.v4 = contents.v4.clone();
+        fake.v6 = contents.v6.clone();
+        fake.hooks = contents.hooks.clone();
+        for (first, row) in &contents.rows {
+            fake.write_row(*first, row)
+                .expect("the rows of a plan fit the slot array");
+        }
+        fake
+    }
+
+    fn write_row(&mut self, first: u32, backends: &[u32]) -> Result<(), Refused> {
+        let end = first as usize + backends.len();
+        if end > self.capacity.slots as usize {
+            return Err(Refused {
+                table: "slots",
+                capacity: self.capacity.slots,
+            });
+        }
+        if self.slots.len() < end {
+            self.slots.resize(end, 0);
+        }
+        self.slots[first as usize..end].copy_from_slice(backends);
+        Ok(())
+    }
+
+    fn apply_family<A: InFake>(&mut self, op: &FamilyOp<A>) -> Result<(), Refused> {
+        let capacity = self.capacity;
+        let family: &mut Family<A> = A::family_mut(self);
+        match op {
+            FamilyOp::Service(op) => {
+                change(&mut family.services, op, ("services", capacity.services))
+            }
+            FamilyOp::Backend(op) => {
+                element(&mut family.backends, op, ("backends", capacity.backends))
+            }
+            FamilyOp::Owned(op) => change(&mut family.owned, op, ("owned", capacity.services)),
+            FamilyOp::Route(op) => change(&mut family.routes, op, ("routes", capacity.routes)),
+        }
+    }
+
+    fn end_flows(&mut self, backends: &BTreeSet<u32>) {
+        fn end<A: Addr>(state: &mut super::State<A>, backends: &BTreeSet<u32>) {
+            state
+                .established
+                .retain(|_, flow| !backends.contains(&flow.backend));
+            state
+                .half_open
+                .retain(|_, flow| !backends.contains(&flow.backend));
+            state
+                .affinity
+                .retain(|_, affinity| !backends.contains(&affinity.backend));
+        }
+        end(&mut self.state4.borrow_mut(), backends);
+        end(&mut self.state6.borrow_mut(), backends);
+        self.tally
+            .borrow_mut()
+            .backends
+            .retain(|id, _| !backends.contains(id));
+    }
+}

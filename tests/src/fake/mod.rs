@@ -1,0 +1,380 @@
+//! The kernel's maps, in one process and without a kernel: every table of the engine over the
+//! collections of the standard library, with the capacities and the answers to "full" of the maps.
+//!
+//! [`Fake`] answers the packet path ([`Common`], [`Tables`]) and takes the agent's operations
+//! ([`Apply`]), so that configuration and packets meet here as they meet in the kernel. The packet
+//! code that runs on it is the real one. What is not here: decisions.
+
+mod apply;
+pub mod lru;
+mod show;
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+
+use lb_common::drop::{Drop, Note};
+use lb_common::table::{
+    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts,
+    Name, NextHop, Owned, Prefix, Put, Service, ServiceKey, Settings,
+};
+use lb_common::tables::{Common, PutError, Tables};
+use lb_common::wire::{Addr, Ip4, Ip6};
+use lb_user::intent::Capacity;
+use lb_user::plan::{Family, Hooks};
+
+pub use apply::Refused;
+use lru::Lru;
+
+/// What packets leave behind in one address family.
+#[derive(Clone, Debug, PartialEq)]
+pub struct State<A: Addr> {
+    pub established: Lru<FlowKey<A>, Flow<A>>,
+    pub half_open: Lru<FlowKey<A>, Flow<A>>,
+    pub affinity: Lru<AffinityKey<A>, Affinity>,
+    pub fragments: Lru<FragmentKey<A>, FragmentPorts>,
+}
+
+impl<A: Addr> State<A> {
+    fn new(capacity: &Capacity) -> Self {
+        State {
+            established: Lru::new(2 * capacity.connections),
+            half_open: Lru::new(2 * capacity.half_open),
+            affinity: Lru::new(capacity.affinity),
+            fragments: Lru::new(capacity.fragments),
+        }
+    }
+
+    pub fn set(&self, set: FlowSet) -> &Lru<FlowKey<A>, Flow<A>> {
+        match set {
+            FlowSet::Established => &self.established,
+            FlowSet::HalfOpen => &self.half_open,
+        }
+    }
+
+    fn set_mut(&mut self, set: FlowSet) -> &mut Lru<FlowKey<A>, Flow<A>> {
+        match set {
+            FlowSet::Established => &mut self.established,
+            FlowSet::HalfOpen => &mut self.half_open,
+        }
+    }
+
+    /// Makes everything older by `ticks`, as a clock that moved on would.
+    fn age(&mut self, ticks: u32) {
+        let flows = self
+            .established
+            .values_mut()
+            .chain(self.half_open.values_mut());
+        flows.for_each(|flow| flow.last = flow.last.wrapping_sub(ticks));
+        self.affinity
+            .values_mut()
+            .for_each(|a| a.last = a.last.wrapping_sub(ticks));
+        self.fragments
+            .values_mut()
+            .for_each(|f| f.last = f.last.wrapping_sub(ticks));
+    }
+}
+
+/// What was counted.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tally {
+    pub drops: BTreeMap<&'static str, u64>,
+    pub notes: BTreeMap<&'static str, u64>,
+    pub backends: BTreeMap<u32, Counters>,
+}
+
+/// All tables. Packets come in by shared reference, as in the kernel.
+#[derive(Clone, Debug)]
+pub struct Fake {
+    pub settings: Settings,
+    pub filter: BTreeMap<u32, u64>,
+    /// Says of every packet that it may be ours: the filter must change time alone.
+    pub ignore_filter: bool,
+    /// The flat slot array, as far as it was ever written.
+    pub slots: Vec<u32>,
+    pub next_hops: BTreeMap<u32, NextHop>,
+    pub names: BTreeMap<u32, Name>,
+    pub v4: Family<Ip4>,
+    pub v6: Family<Ip6>,
+    pub hooks: BTreeMap<u32, Hooks>,
+    pub capacity: Capacity,
+    pub tally: RefCell<Tally>,
+    pub state4: RefCell<State<Ip4>>,
+    pub state6: RefCell<State<Ip6>>,
+    /// The second that ICMP errors are counted in, and how many it has had.
+    permits: Cell<(u32, u32)>,
+}
+
+impl PartialEq for Fake {
+    /// Whether the tables hold the same; the order of use and the ICMP rate don't count.
+    fn eq(&self, other: &Self) -> bool {
+        self.settings == other.settings
+            && self.filter == other.filter
+            && self.slots == other.slots
+            && self.next_hops == other.next_hops
+            && self.names == other.names
+            && self.v4 == other.v4
+            && self.v6 == other.v6
+            && self.hooks == other.hooks
+            && self.tally == other.tally
+            && self.state4 == other.state4
+            && self.state6 == other.state6
+    }
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Fake::new(Capacity::default(), 100)
+    }
+}
+
+/// An address family of [`Fake`]: where its tables are.
+pub trait InFake: Addr {
+    fn family(fake: &Fake) -> &Family<Self>;
+    fn family_mut(fake: &mut Fake) -> &mut Family<Self>;
+    fn state(fake: &Fake) -> &RefCell<State<Self>>;
+}
+
+impl InFake for Ip4 {
+    fn family(fake: &Fake) -> &Family<Ip4> {
+        &fake.v4
+    }
+    fn family_mut(fake: &mut Fake) -> &mut Family<Ip4> {
+        &mut fake.v4
+    }
+    fn state(fake: &Fake) -> &RefCell<State<Ip4>> {
+        &fake.state4
+    }
+}
+
+impl InFake for Ip6 {
+    fn family(fake: &Fake) -> &Family<Ip6> {
+        &fake.v6
+    }
+    fn family_mut(fake: &mut Fake) -> &mut Family<Ip6> {
+        &mut fake.v6
+    }
+    fn state(fake: &Fake) -> &RefCell<State<Ip6>> {
+        &fake.state6
+    }
+}
+
+impl Fake {
+    /// Empty tables with default settings for a clock of `ticks_per_second`.
+    pub fn new(capacity: Capacity, ticks_per_second: u32) -> Self {
+        Fake {
+            settings: Settings::with_clock(ticks_per_second),
+            filter: BTreeMap::new(),
+            ignore_filter: false,
+            slots: Vec::new(),
+            next_hops: BTreeMap::new(),
+            names: BTreeMap::new(),
+            v4: Family::default(),
+            v6: Family::default(),
+            hooks: BTreeMap::new(),
+            capacity,
+            tally: RefCell::default(),
+            state4: RefCell::new(State::new(&capacity)),
+            state6: RefCell::new(State::new(&capacity)),
+            permits: Cell::default(),
+        }
+    }
+
+    /// Counts a dropped packet, as the hooks do.
+    pub fn dropped(&self, reason: Drop) {
+        *self
+            .tally
+            .borrow_mut()
+            .drops
+            .entry(reason.label())
+            .or_default() += 1;
+    }
+
+    /// Makes all flows, affinities and fragments older by `ticks`.
+    pub fn age(&self, ticks: u32) {
+        self.state4.borrow_mut().age(ticks);
+        self.state6.borrow_mut().age(ticks);
+        self.permits.set((self.permits.get().0, 0));
+    }
+
+    /// A flow, without marking it as used.
+    pub fn peek<A: InFake>(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>> {
+        A::state(self).borrow().set(set).peek(key).copied()
+    }
+
+    /// All flows of a family.
+    pub fn flows<A: InFake>(&self) -> Vec<(FlowSet, FlowKey<A>, Flow<A>)> {
+        let state = A::state(self).borrow();
+        let of = |set| {
+            state
+                .set(set)
+                .iter()
+                .map(move |(key, flow)| (set, *key, *flow))
+                .collect::<Vec<_>>()
+        };
+        [of(FlowSet::Established), of(FlowSet::HalfOpen)].concat()
+    }
+
+    fn counters(&self, backend: u32, change: impl FnOnce(&mut Counters)) {
+        change(self.tally.borrow_mut().backends.entry(backend).or_default());
+    }
+}
+
+impl Common for Fake {
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    fn filter(&self, bit: u32) -> bool {
+        self.ignore_filter
+            || self
+                .filter
+                .get(&(bit / 64))
+                .is_some_and(|word| word >> (bit % 64) & 1 == 1)
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        // An array: what was never written reads as zero.
+        (index < self.capacity.slots).then(|| self.slots.get(index as usize).copied().unwrap_or(0))
+    }
+
+    fn next_hop(&self, index: u32) -> Option<NextHop> {
+        (index < self.capacity.next_hops)
+            .then(|| self.next_hops.get(&index).copied().unwrap_or_default())
+    }
+
+    fn icmp_permit(&self, now: u32) -> bool {
+        let second = now / self.settings.ticks_per_second.max(1);
+        let (last, used) = self.permits.get();
+        let used = if last == second { used } else { 0 };
+        self.permits.set((second, used.saturating_add(1)));
+        used < self.settings.icmp_rate
+    }
+
+    fn count(&self, backend: u32, reply: bool, bytes: u32) {
+        self.counters(backend, |c| {
+            let (packets, octets) = if reply {
+                (&mut c.reply_packets, &mut c.reply_bytes)
+            } else {
+                (&mut c.packets, &mut c.bytes)
+            };
+            *packets += 1;
+            *octets += u64::from(bytes);
+        });
+    }
+
+    fn count_connection(&self, backend: u32) {
+        self.counters(backend, |c| c.connections += 1);
+    }
+
+    fn note(&self, note: Note) {
+        *self
+            .tally
+            .borrow_mut()
+            .notes
+            .entry(note.label())
+            .or_default() += 1;
+    }
+}
+
+/// The value of the longest prefix that holds the address.
+fn longest<A: Addr, V: Copy>(table: &BTreeMap<Prefix<A>, V>, addr: A) -> Option<V> {
+    // Ordered by length first, so the last match is the longest.
+    table
+        .iter()
+        .rev()
+        .find(|(prefix, _)| covers(prefix, addr))
+        .map(|(_, value)| *value)
+}
+
+fn covers<A: Addr>(prefix: &Prefix<A>, addr: A) -> bool {
+    let (a, b) = (prefix.addr.as_bytes(), addr.as_bytes());
+    let (whole, rest) = (prefix.len as usize / 8, prefix.len % 8);
+    prefix.len <= A::BITS
+        && a[..whole] == b[..whole]
+        && (rest == 0 || (a[whole] ^ b[whole]) >> (8 - rest) == 0)
+}
+
+impl<A: InFake> Tables<A> for Fake {
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
+        A::family(self).services.get(key).copied()
+    }
+
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        A::family(self).backends.get(&id).copied()
+    }
+
+    fn route(&self, dst: A) -> Option<u32> {
+        longest(&A::family(self).routes, dst)
+    }
+
+    fn owned(&self, addr: A) -> Option<Owned> {
+        longest(&A::family(self).owned, addr)
+    }
+
+    fn flow(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>> {
+        A::state(self).borrow_mut().set_mut(set).get(key)
+    }
+
+    fn flow_put(
+        &self,
+        set: FlowSet,
+        key: &FlowKey<A>,
+        flow: &Flow<A>,
+        put: Put,
+    ) -> Result<(), PutError> {
+        let mut state = A::state(self).borrow_mut();
+        let table = state.set_mut(set);
+        match (table.contains(key), put) {
+            (true, Put::New) => return Err(PutError::Exists),
+            (false, _) if set == FlowSet::Established && table.is_full() => {
+                return Err(PutError::Full);
+            }
+            _ => table.put(*key, *flow),
+        }
+        Ok(())
+    }
+
+    fn flow_touch(&self, set: FlowSet, key: &FlowKey<A>, last: u32) {
+        A::state(self)
+            .borrow_mut()
+            .set_mut(set)
+            .change(key, |flow| flow.last = last);
+    }
+
+    fn flow_state(&self, set: FlowSet, key: &FlowKey<A>, state: u8) {
+        A::state(self)
+            .borrow_mut()
+            .set_mut(set)
+            .change(key, |flow| flow.state = state);
+    }
+
+    fn flow_next_hop(&self, set: FlowSet, key: &FlowKey<A>, next_hop: u32, epoch: u16) {
+        A::state(self)
+            .borrow_mut()
+            .set_mut(set)
+            .change(key, |flow| {
+                flow.next_hop = next_hop;
+                flow.epoch = epoch;
+            });
+    }
+
+    fn flow_delete(&self, set: FlowSet, key: &FlowKey<A>) {
+        A::state(self).borrow_mut().set_mut(set).remove(key);
+    }
+
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity> {
+        A::state(self).borrow_mut().affinity.get(key)
+    }
+
+    fn affinity_put(&self, key: &AffinityKey<A>, affinity: &Affinity) {
+        A::state(self).borrow_mut().affinity.put(*key, *affinity);
+    }
+
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {
+        A::state(self).borrow_mut().fragments.get(key)
+    }
+
+    fn fragment_put(&self, key: &FragmentKey<A>, ports: &FragmentPorts) {
+        A::state(self).borrow_mut().fragments.put(*key, *ports);
+    }
+}

@@ -1,0 +1,177 @@
+//! The tables for people: what a failing test prints.
+
+use std::fmt::{self, Display, Formatter};
+use std::net::SocketAddr;
+
+use lb_common::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
+use lb_common::tcp;
+use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
+
+use super::{Fake, InFake};
+
+fn socket<A: Addr>(addr: A, port: Be16) -> SocketAddr {
+    SocketAddr::new(addr.to_ip(), port.get())
+}
+
+pub fn proto(number: u32) -> String {
+    match number {
+        1 => "icmp".into(),
+        6 => "tcp".into(),
+        17 => "udp".into(),
+        58 => "icmp6".into(),
+        132 => "sctp".into(),
+        other => format!("proto-{other}"),
+    }
+}
+
+fn mac(Mac(m): Mac) -> String {
+    m.map(|b| format!("{b:02x}")).join(":")
+}
+
+/// One flow as a line: what arrives, what it becomes, and in which state it is.
+pub fn flow_line<A: Addr>(set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>) -> String {
+    let mut flags = String::new();
+    for (bit, name) in [(Flow::<A>::REPLY, " reply"), (Flow::<A>::SNAT, " snat")] {
+        if flow.flags & bit != 0 {
+            flags += name;
+        }
+    }
+    format!(
+        "{} {} {} > {} becomes {} > {} {}{flags}",
+        match set {
+            FlowSet::Established => "established",
+            FlowSet::HalfOpen => "half-open",
+        },
+        proto(key.proto),
+        socket(key.src, key.sport),
+        socket(key.dst, key.dport),
+        socket(flow.src, flow.sport),
+        socket(flow.dst, flow.dport),
+        tcp::label(flow.state),
+    )
+}
+
+impl Fake {
+    /// All flows, a line each, in a stable order.
+    pub fn flow_lines(&self) -> Vec<String> {
+        fn of<A: InFake>(fake: &Fake) -> Vec<String> {
+            fake.flows::<A>()
+                .iter()
+                .map(|(set, key, flow)| flow_line(*set, key, flow))
+                .collect()
+        }
+        [of::<Ip4>(self), of::<Ip6>(self)].concat()
+    }
+
+    fn show_family<A: InFake>(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let family = A::family(self);
+        for (key, service) in &family.services {
+            let (at, proto) = (socket(key.addr, key.port), proto(key.proto.into()));
+            writeln!(
+                f,
+                "service {proto} {at} id={} first={} count={} affinity={}",
+                service.id, service.first, service.count, service.affinity
+            )?;
+        }
+        for (id, b) in &family.backends {
+            writeln!(
+                f,
+                "backend {id} {} snat={} state={} flags={} service={} via={} weight={} deadline={}",
+                socket(b.addr, b.port),
+                b.snat.to_ip(),
+                b.state,
+                b.flags,
+                b.service,
+                b.next_hop,
+                b.weight,
+                b.deadline
+            )?;
+        }
+        for (prefix, owned) in &family.owned {
+            let kind = if owned.kind == Owned::VIP {
+                "vip"
+            } else {
+                "unused"
+            };
+            writeln!(f, "owned {}/{} {kind}", prefix.addr.to_ip(), prefix.len)?;
+        }
+        for (prefix, via) in &family.routes {
+            writeln!(f, "route {}/{} via {via}", prefix.addr.to_ip(), prefix.len)?;
+        }
+        for (set, key, flow) in self.flows::<A>() {
+            writeln!(
+                f,
+                "{} service={} backend={} via={} last={} epoch={}",
+                flow_line(set, &key, &flow),
+                flow.service,
+                flow.backend,
+                flow.next_hop,
+                flow.last,
+                flow.epoch
+            )?;
+        }
+        let state = A::state(self).borrow();
+        for (key, bound) in state.affinity.iter() {
+            writeln!(
+                f,
+                "affinity {} service={} backend={} last={}",
+                key.client.to_ip(),
+                key.service,
+                bound.backend,
+                bound.last
+            )?;
+        }
+        for (key, ports) in state.fragments.iter() {
+            writeln!(
+                f,
+                "fragment {} > {} id={} ports={}>{} last={}",
+                key.src.to_ip(),
+                key.dst.to_ip(),
+                key.id,
+                ports.sport.get(),
+                ports.dport.get(),
+                ports.last
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for Fake {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{:?}", self.settings)?;
+        for (index, hop) in &self.next_hops {
+            let kind = match hop.kind {
+                NextHop::LINK => "link",
+                NextHop::LOCAL => "local",
+                _ => "kernel",
+            };
+            writeln!(
+                f,
+                "next hop {index} {kind} if={} mtu={} {} > {} flags={}",
+                hop.ifindex,
+                hop.mtu,
+                mac(hop.src),
+                mac(hop.dst),
+                hop.flags
+            )?;
+        }
+        self.show_family::<Ip4>(f)?;
+        self.show_family::<Ip6>(f)?;
+        let tally = self.tally.borrow();
+        for (label, count) in &tally.drops {
+            writeln!(f, "drops {label} {count}")?;
+        }
+        for (label, count) in &tally.notes {
+            writeln!(f, "notes {label} {count}")?;
+        }
+        for (id, c) in &tally.backends {
+            writeln!(
+                f,
+                "counted backend={id} connections={} packets={} bytes={} replies={} reply_bytes={}",
+                c.connections, c.packets, c.bytes, c.reply_packets, c.reply_bytes
+            )?;
+        }
+        Ok(())
+    }
+}
