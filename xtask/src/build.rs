@@ -1,0 +1,70 @@
+//! `cargo xtask build`: the eBPF objects, then the workspace in release.
+//!
+//! Every bin of lb-ebpf becomes `target/bpf/<bin>.o`. lb-user embeds `stellwerk.o` from there, so it is written only
+//! when its bytes changed, or everything that depends on lb-user would be built again.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cmd, toolchain};
+
+pub fn all() -> Result<()> {
+    ebpf()?;
+    workspace()
+}
+
+pub fn workspace() -> Result<()> {
+    let mut cargo = cmd::cargo();
+    cargo.args(["build", "--release", "--workspace"]);
+    cmd::run(cargo)
+}
+
+pub fn ebpf() -> Result<()> {
+    let toolchain = toolchain::get()?;
+    let mut cargo = toolchain.cargo();
+    // One folder a compiler: switching between the two then rebuilds nothing.
+    let target = cmd::repo().join("target/ebpf").join(toolchain.compiler.to_string());
+    cargo.current_dir(cmd::repo().join("lb-ebpf")).args(["build", "--release", "--bins"]);
+    cargo.env("CARGO_TARGET_DIR", &target);
+    let objects = cmd::executables(cargo).context("cannot build the eBPF programs")?;
+    if !objects.iter().any(|(name, _)| name == "stellwerk") {
+        bail!("lb-ebpf has no bin `stellwerk`: its Cargo.toml should name one");
+    }
+    for (name, path) in objects {
+        place(&path, &object(&name))?;
+    }
+    Ok(())
+}
+
+/// Where a bin of lb-ebpf ends up.
+pub fn object(bin: &str) -> PathBuf {
+    cmd::repo().join(format!("target/bpf/{bin}.o"))
+}
+
+/// A release binary of the workspace.
+pub fn binary(name: &str) -> PathBuf {
+    target().join("release").join(name)
+}
+
+fn target() -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => cmd::repo().join(dir),
+        None => cmd::repo().join("target"),
+    }
+}
+
+fn place(from: &Path, to: &Path) -> Result<()> {
+    let bytes = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    if std::fs::read(to).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    println!("{}: {} bytes", to.strip_prefix(cmd::repo()).unwrap_or(to).display(), bytes.len());
+    let dir = to.parent().context("an object lies in a folder")?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    // By rename, so that nobody who builds or loads at this moment reads half an object.
+    let new = to.with_extension(format!("{}.new", std::process::id()));
+    std::fs::write(&new, bytes)
+        .and_then(|()| std::fs::rename(&new, to))
+        .with_context(|| format!("cannot write {}", to.display()))
+}
