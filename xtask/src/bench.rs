@@ -2,33 +2,59 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{build, cmd, setup};
 
 pub fn run(name: &str, args: &[String]) -> Result<i32> {
     setup::tools(setup::NET)?;
     build::all()?;
-    let mut bench = Command::new(build::binary("stellwerk-bench"));
-    bench.arg(name).args(args);
-    program(bench, "the benchmarks load eBPF programs and make network namespaces")
+    let args: Vec<String> = std::iter::once(name.to_owned())
+        .chain(args.iter().cloned())
+        .collect();
+    program(
+        "stellwerk-bench",
+        &args,
+        "the benchmarks load eBPF programs and make network namespaces",
+        None,
+    )
 }
 
-/// A program of ours that needs root and cleans up after itself.
-pub fn program(mut cmd: Command, why: &str) -> Result<i32> {
-    let path = std::path::PathBuf::from(cmd.get_program());
+/// Runs a program of ours that needs root and cleans up after itself, for at most so many seconds.
+pub fn program(name: &str, args: &[String], why: &str, patience: Option<u32>) -> Result<i32> {
+    let path = build::binary(name);
     if !path.exists() {
-        anyhow::bail!("there is no {}: does the tests crate still have this bin?", path.display());
+        bail!(
+            "there is no {}: does the tests crate still have this bin?",
+            path.display()
+        );
     }
+    let mut cmd = match patience {
+        None => Command::new(path),
+        Some(seconds) => {
+            let mut timeout = Command::new("timeout");
+            timeout
+                .args([
+                    "--foreground",
+                    "--signal=INT",
+                    "--kill-after=60",
+                    &seconds.to_string(),
+                ])
+                .arg(path);
+            timeout
+        }
+    };
+    cmd.args(args);
     environment(&mut cmd);
     Ok(cmd::code(cmd::foreground(cmd::as_root(cmd, why)?)?))
 }
 
 /// Tells programs and tests where what xtask built lies. What the caller set stays.
 pub fn environment(cmd: &mut Command) {
+    let object = build::object("stellwerk");
     let values = [
-        ("STELLWERK_EBPF_OBJECT", build::object("stellwerk")),
-        ("STELLWERK_BPF_DIR", build::object("stellwerk").with_file_name("")),
+        ("STELLWERK_BPF_DIR", object.with_file_name("")),
+        ("STELLWERK_EBPF_OBJECT", object),
         ("STELLWERK_BIN", build::binary("stellwerk")),
     ];
     for (key, value) in values {

@@ -8,6 +8,7 @@ mod build;
 mod cmd;
 mod demo;
 mod kernel;
+mod rungs;
 mod setup;
 mod test;
 mod tidy;
