@@ -1,0 +1,169 @@
+//! Carrying out a rewrite: the one place that knows which bytes and checksums a translation changes.
+//!
+//! Written once over [`Packet`], which has two ways to touch a packet: the frame itself (XDP, the
+//! host) and the kernel's helpers (TC, where a checksum may be unfinished or kept beside the packet).
+//! Invariant: checksums are changed by differences (RFC 1624), never computed anew, so that a wrong
+//! one stays wrong.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::drop::Drop;
+use crate::frame::Frame;
+use crate::path::parse::{Ip, Parsed};
+use crate::wire::header::{ICMP, SCTP, TCP, UDP};
+use crate::wire::{Be16, Mac};
+
+/// A packet that can be read and changed.
+pub trait Packet {
+    fn frame(&self) -> Frame<'_>;
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop>;
+    /// Changes the IPv4 header checksum at `offset`.
+    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop>;
+    /// Changes the transport checksum at `offset`: `pseudo` by the addresses, `plain` by the rest.
+    fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop>;
+    /// Cuts or extends the packet at its end.
+    fn resize(&mut self, len: u32) -> Result<(), Drop>;
+}
+
+/// A difference of one's complement sums, in memory order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Diff(pub u64);
+
+impl Diff {
+    #[inline(always)]
+    pub fn of16(old: u16, new: u16) -> Self {
+        Diff(!old as u64 + new as u64)
+    }
+
+    /// Of two addresses each.
+    #[inline(always)]
+    pub fn of_addrs<A: Ip>(old: (A, A), new: (A, A)) -> Self {
+        let words = if A::IS_V6 { 8 } else { 2 };
+        Diff(words * 0xffff_ffff - old.0.sum() - old.1.sum() + new.0.sum() + new.1.sum())
+    }
+
+    #[inline(always)]
+    pub fn and(self, other: Diff) -> Self {
+        Diff(self.0 + other.0)
+    }
+
+    /// Folded to 32 bits, as the kernel's helpers take it.
+    #[inline(always)]
+    pub fn fold32(self) -> u32 {
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+    }
+
+    /// The checksum that `check` becomes (RFC 1624, equation 3).
+    #[inline(always)]
+    pub fn applied(self, check: u16) -> u16 {
+        !fold(self.0 + !check as u64)
+    }
+}
+
+/// A one's complement sum folded to 16 bits.
+#[inline(always)]
+pub fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// What a packet's tuple becomes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rewrite<A> {
+    pub src: A,
+    pub dst: A,
+    pub sport: Be16,
+    pub dport: Be16,
+    pub ttl: u8,
+    /// Link-layer addresses to write, where we transmit it ourselves.
+    pub link: Option<Link>,
+}
+
+/// Link-layer addresses of the next link.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    pub dst: Mac,
+    pub src: Mac,
+}
+
+/// Rewrites addresses, ports, TTL and link-layer addresses of a packet.
+#[inline(always)]
+pub fn rewrite<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewrite<A>) -> Result<(), Drop> {
+    let key = &parsed.key;
+    let addrs = Diff::of_addrs((key.src, key.dst), (new.src, new.dst));
+    if parsed.has_l4 {
+        transport(packet, parsed, new, addrs)?;
+    }
+    if new.src != key.src {
+        packet.store(parsed.l3 + A::SRC, new.src)?;
+    }
+    packet.store(parsed.l3 + A::DST, new.dst)?;
+    A::finish_header(packet, parsed, addrs, new.ttl)?;
+    match new.link {
+        Some(link) => packet.store(0, [link.dst, link.src]),
+        None => Ok(()),
+    }
+}
+
+#[inline(always)]
+fn transport<A: Ip, P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed<A>,
+    new: &Rewrite<A>,
+    addrs: Diff,
+) -> Result<(), Drop> {
+    let key = &parsed.key;
+    let ports = Diff::of16(key.sport.raw(), new.sport.raw()).and(Diff::of16(key.dport.raw(), new.dport.raw()));
+    match parsed.proto {
+        TCP => {
+            packet.checksum4(parsed.l4 + 16, addrs, ports, false)?;
+            packet.store(parsed.l4, [new.sport, new.dport])
+        }
+        UDP => {
+            packet.checksum4(parsed.l4 + 6, addrs, ports, true)?;
+            packet.store(parsed.l4, [new.sport, new.dport])
+        }
+        // SCTP's checksum covers its ports but no addresses (RFC 9260 §6.8): its ports stay.
+        SCTP => Ok(()),
+        // An ICMPv6 checksum covers the addresses, an ICMP checksum doesn't.
+        proto if A::IS_V6 && proto != ICMP => packet.checksum4(parsed.l4 + 2, addrs, Diff::default(), false),
+        _ => Ok(()),
+    }
+}
+
+/// The host's and XDP's way: the frame itself, checksums whole.
+impl Packet for Frame<'_> {
+    #[inline(always)]
+    fn frame(&self) -> Frame<'_> {
+        *self
+    }
+
+    #[inline(always)]
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
+        self.write(offset, value).ok_or(Drop::RewriteFailed)
+    }
+
+    #[inline(always)]
+    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
+        let check = self.read::<u16>(offset).ok_or(Drop::RewriteFailed)?;
+        self.store(offset, diff.applied(check))
+    }
+
+    #[inline(always)]
+    fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        let check = self.read::<u16>(offset).ok_or(Drop::RewriteFailed)?;
+        if udp && check == 0 {
+            return Ok(());
+        }
+        let check = pseudo.and(plain).applied(check);
+        // RFC 768: a UDP checksum that comes out as zero is sent as all ones.
+        self.store(offset, if udp && check == 0 { 0xffff } else { check })
+    }
+
+    fn resize(&mut self, _: u32) -> Result<(), Drop> {
+        Err(Drop::ResizeFailed)
+    }
+}

@@ -1,0 +1,36 @@
+//! The hash that chooses a backend.
+//!
+//! Invariant: it depends on the tuple alone, so that every node with the same tables makes the same
+//! choice: a flow that moves to another node keeps its backend.
+
+use crate::table::FlowKey;
+use crate::wire::Addr;
+
+/// MurmurHash3's 64-bit finalizer.
+#[inline(always)]
+const fn mix(mut x: u64) -> u64 {
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xff51_afd7_ed55_8ccd);
+    x ^= x >> 33;
+    x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    x ^ x >> 33
+}
+
+/// The hash of a connection.
+#[inline(always)]
+pub fn tuple<A: Addr>(key: &FlowKey<A>) -> u32 {
+    let ports = (key.sport.get() as u64) << 32 | (key.dport.get() as u64) << 16 | key.proto as u64;
+    mix(mix(key.src.fold() ^ ports << 8) ^ key.dst.fold().rotate_left(17)) as u32
+}
+
+/// The hash of a client, for a service with ClientIP affinity: all its connections go to one backend.
+#[inline(always)]
+pub fn client<A: Addr>(src: A, service: u32) -> u32 {
+    mix(mix(src.fold()) ^ service as u64) as u32
+}
+
+/// The slot of a row of `count` slots that a hash falls on.
+#[inline(always)]
+pub const fn slot(hash: u32, count: u32) -> u32 {
+    ((hash as u64 * count as u64) >> 32) as u32
+}

@@ -18,6 +18,14 @@ use zerocopy::{FromBytes, Immutable};
 #[expect(unsafe_code, reason = "the map hand-over rests on this proof, which only `plain!` gives")]
 pub unsafe trait Plain: FromBytes + Immutable + Copy + 'static {}
 
+// SAFETY: integers have neither padding nor invalid bits, and an array adds none.
+#[expect(unsafe_code, reason = "integers and arrays of plain values are plain")]
+mod integers {
+    unsafe impl super::Plain for u32 {}
+    unsafe impl super::Plain for u64 {}
+    unsafe impl<T: super::Plain, const N: usize> super::Plain for [T; N] {}
+}
+
 /// Defines a key or value with explicit padding and a stated size.
 macro_rules! plain {
     ($(#[$m:meta])* pub struct $name:ident<$a:ident> { $($(#[$fm:meta])* pub $f:ident: $t:ty,)+ } v4 = $s4:literal, v6 = $s6:literal) => {

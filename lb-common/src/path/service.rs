@@ -1,0 +1,168 @@
+//! A service's new connection: its backend, and its two entries.
+//!
+//! Invariant: a backend that leaves gets no new connection. A connection's reply tuple is unique:
+//! where another connection has it, the source is translated to a free port.
+
+use super::Context;
+use super::flow::{Hit, age, reverse};
+use super::parse::{Ip, Parsed};
+use crate::drop::{Drop, Note};
+use crate::hash;
+use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowSet, NextHop, Put, Service};
+use crate::tables::{PutError, Tables};
+use crate::tcp;
+use crate::verdict::Hook;
+use crate::wire::Be16;
+use crate::wire::header::{SCTP, TCP, TCP_SYN};
+
+/// Source ports tried for a translated connection.
+const SNAT_TRIES: u32 = 16;
+
+/// Opens a connection. None: its TTL ends here, so that the kernel shall answer.
+#[inline(always)]
+pub fn open<A: Ip, T: Tables<A>>(
+    parsed: &Parsed<A>,
+    context: &Context<T>,
+    service: &Service,
+) -> Result<Option<Hit<A>>, Drop> {
+    let (id, backend) = choose(parsed, context, service)?;
+    let hop = context.tables.next_hop(backend.next_hop).unwrap_or_default();
+    let own = context.at.hook == Hook::Egress;
+    if parsed.ttl <= 1 && hop.kind != NextHop::LOCAL && !own {
+        return Ok(None);
+    }
+    let mid_stream = parsed.proto == TCP && parsed.flags & TCP_SYN == 0;
+    let flow = Flow {
+        src: parsed.key.src,
+        dst: backend.addr,
+        sport: parsed.key.sport,
+        // SCTP's checksum covers its ports: they stay (the configuration refuses others).
+        dport: if parsed.proto == SCTP { parsed.key.dport } else { backend.port },
+        service: service.id,
+        backend: id,
+        next_hop: backend.next_hop,
+        last: context.at.now,
+        state: if mid_stream { tcp::MID_STREAM } else { tcp::NEW },
+        flags: 0,
+        epoch: context.settings.epoch,
+    };
+    let mut hit = Hit { key: parsed.key, flow, set: FlowSet::HalfOpen };
+    // The answer comes back through this node only if it must: from elsewhere, or to the very link
+    // that the backend is on (there the two would talk directly, or the client is the backend).
+    let remote = backend.flags & Backend::<A>::REMOTE != 0;
+    let same_link = hop.kind == NextHop::LINK && hop.ifindex == context.at.ifindex;
+    let snat = !own && (remote || same_link);
+    insert(&mut hit, context, &backend, snat)?;
+    context.tables.count_connection(id);
+    if mid_stream {
+        context.tables.note(Note::MidStream);
+    }
+    Ok(Some(hit))
+}
+
+/// The backend that the client is bound to, or the one on the connection's slot.
+#[inline(always)]
+fn choose<A: Ip, T: Tables<A>>(
+    parsed: &Parsed<A>,
+    context: &Context<T>,
+    service: &Service,
+) -> Result<(u32, Backend<A>), Drop> {
+    let tables = context.tables;
+    if service.affinity == 0 {
+        return on_slot(tables, service, hash::tuple(&parsed.key));
+    }
+    let key = AffinityKey { client: parsed.key.src, service: service.id };
+    let now = context.at.now;
+    let chosen = match bound(tables, &key, service, now) {
+        Some(bound) => bound,
+        None => on_slot(tables, service, hash::client(parsed.key.src, service.id))?,
+    };
+    tables.affinity_put(&key, &Affinity { backend: chosen.0, last: now });
+    Ok(chosen)
+}
+
+#[inline(always)]
+fn bound<A: Ip, T: Tables<A>>(
+    tables: &T,
+    key: &AffinityKey<A>,
+    service: &Service,
+    now: u32,
+) -> Option<(u32, Backend<A>)> {
+    let affinity = tables.affinity(key)?;
+    if age(now, affinity.last) > service.affinity {
+        return None;
+    }
+    let backend = tables.backend(affinity.backend)?;
+    let takes = backend.state == Backend::<A>::ACTIVE && backend.service == service.id;
+    takes.then_some((affinity.backend, backend))
+}
+
+#[inline(always)]
+fn on_slot<A: Ip, T: Tables<A>>(tables: &T, service: &Service, hash: u32) -> Result<(u32, Backend<A>), Drop> {
+    let slot = service.first.wrapping_add(hash::slot(hash, service.count));
+    let id = tables.slot(slot).ok_or(Drop::StaleSlot)?;
+    let backend = tables.backend(id).ok_or(Drop::StaleSlot)?;
+    if backend.state == 0 { Err(Drop::StaleSlot) } else { Ok((id, backend)) }
+}
+
+/// Puts both directions' entries into the half-open table: the reply's first, since its key must be unique.
+#[inline(always)]
+fn insert<A: Ip, T: Tables<A>>(
+    hit: &mut Hit<A>,
+    context: &Context<T>,
+    backend: &Backend<A>,
+    snat: bool,
+) -> Result<(), Drop> {
+    if snat || !claim(hit, context)? {
+        translate_source(hit, context, backend)?;
+    }
+    let tables = context.tables;
+    if tables.flow_put(FlowSet::HalfOpen, &hit.key, &hit.flow, Put::Any).is_err() {
+        tables.flow_delete(FlowSet::HalfOpen, &hit.flow.reverse_key(hit.key.proto));
+        return Err(Drop::HalfOpenFull);
+    }
+    Ok(())
+}
+
+/// Takes the reply tuple of `hit`; false when another connection has it.
+#[inline(always)]
+fn claim<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) -> Result<bool, Drop> {
+    let tables = context.tables;
+    let key = hit.flow.reverse_key(hit.key.proto);
+    if tables.flow(FlowSet::Established, &key).is_some() {
+        return Ok(false);
+    }
+    match tables.flow_put(FlowSet::HalfOpen, &key, &reverse(hit), Put::New) {
+        Ok(()) => Ok(true),
+        Err(PutError::Exists) => Ok(false),
+        Err(PutError::Full) => Err(Drop::HalfOpenFull),
+    }
+}
+
+/// Gives the connection this node's address and a free source port: its own if that is free, else
+/// a few others from the range, which the node's own stack does not use.
+#[inline(always)]
+fn translate_source<A: Ip, T: Tables<A>>(
+    hit: &mut Hit<A>,
+    context: &Context<T>,
+    backend: &Backend<A>,
+) -> Result<(), Drop> {
+    hit.flow.src = backend.snat;
+    hit.flow.flags = Flow::<A>::SNAT;
+    if hit.key.proto == SCTP as u32 {
+        return if claim(hit, context)? { Ok(()) } else { Err(Drop::SnatPortsExhausted) };
+    }
+    let first = context.settings.snat_first as u32;
+    let count = (context.settings.snat_last as u32).wrapping_sub(first).wrapping_add(1).max(1);
+    let own = (hit.key.sport.get() as u32).wrapping_sub(first);
+    let start = hash::slot(hash::tuple(&hit.key), count);
+    for attempt in 0..SNAT_TRIES {
+        // An odd stride spreads the tries, so that a block of taken ports is left at once.
+        let offset = if attempt == 0 && own < count { own } else { (start + attempt * 4_099) % count };
+        hit.flow.sport = Be16::new((first + offset) as u16);
+        if claim(hit, context)? {
+            return Ok(());
+        }
+    }
+    Err(Drop::SnatPortsExhausted)
+}
