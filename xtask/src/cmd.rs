@@ -244,16 +244,19 @@ fn announce(cmd: &Command) {
     let place = dir
         .map(|dir| format!("({}) ", dir.display()))
         .unwrap_or_default();
-    println!("+ {place}{}", describe(cmd));
+    let sets = cmd
+        .get_envs()
+        .filter_map(|(key, value)| Some(format!("{}={} ", key.to_string_lossy(), quote(value?))));
+    println!("+ {place}{}{}", sets.collect::<String>(), describe(cmd));
     let _ = std::io::stdout().flush();
 }
 
+/// The command as one would type it.
 fn describe(cmd: &Command) -> String {
-    let sets = cmd
-        .get_envs()
-        .filter_map(|(key, value)| Some(format!("{}={}", key.to_string_lossy(), quote(value?))));
-    let words = std::iter::once(quote(cmd.get_program())).chain(cmd.get_args().map(quote));
-    sets.chain(words).collect::<Vec<_>>().join(" ")
+    std::iter::once(quote(cmd.get_program()))
+        .chain(cmd.get_args().map(quote))
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 fn quote(word: &OsStr) -> String {

@@ -7,6 +7,7 @@ mod bench;
 mod build;
 mod cmd;
 mod demo;
+mod guest;
 mod kernel;
 mod rungs;
 mod setup;
