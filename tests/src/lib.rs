@@ -1,4 +1,8 @@
 //! What the rungs of the test ladder share: the tables without a kernel ([`fake`]) and what runs
 //! on them. No product code.
 
+pub mod demo;
 pub mod fake;
+pub mod load;
+pub mod netns;
+pub mod packet;

@@ -1,0 +1,130 @@
+//! A replica of the app: answers with its name, and, in the web tier, with what the database says.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+
+use super::http::Connection;
+
+/// What a replica is.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    pub name: String,
+    pub listen: Vec<SocketAddr>,
+    /// The service that is asked for each request: one connection of ours a connection of a client.
+    pub database: Option<SocketAddr>,
+}
+
+/// What its connections share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Every answer is its connection's last.
+    leaving: Cell<bool>,
+    open: Cell<u32>,
+    last_change: RefCell<Option<Instant>>,
+}
+
+/// A replica that listens.
+#[derive(Debug)]
+pub struct Serving {
+    replica: Rc<Replica>,
+    listeners: Vec<TcpListener>,
+    shared: Rc<Shared>,
+}
+
+impl Replica {
+    /// Opens the sockets. Needs a local task set.
+    pub async fn listen(self) -> Result<Serving> {
+        let mut listeners = Vec::new();
+        for addr in &self.listen {
+            listeners.push(TcpListener::bind(addr).await.with_context(|| format!("{}: listening on {addr}", self.name))?);
+        }
+        Ok(Serving { replica: Rc::new(self), listeners, shared: Rc::default() })
+    }
+}
+
+impl Serving {
+    /// Serves for ever.
+    pub async fn serve(self) {
+        for listener in self.listeners {
+            tokio::task::spawn_local(accept(listener, self.replica.clone(), self.shared.clone()));
+        }
+        std::future::pending().await
+    }
+
+    /// Serves until `leave` is done, and from there on until the connections have ended and for
+    /// `quiet` no new one came, at most for `patience`.
+    pub async fn serve_until(self, leave: impl Future<Output = ()>, quiet: Duration, patience: Duration) {
+        let shared = self.shared.clone();
+        let serve = async move {
+            leave.await;
+            shared.leaving.set(true);
+            shared.last_change.replace(Some(Instant::now()));
+            let end = Instant::now() + patience;
+            while Instant::now() < end {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let still = shared.last_change.borrow().is_none_or(|t| t.elapsed() >= quiet);
+                if shared.open.get() == 0 && still {
+                    break;
+                }
+            }
+        };
+        tokio::select! { () = self.serve() => (), () = serve => () }
+    }
+}
+
+async fn accept(listener: TcpListener, replica: Rc<Replica>, shared: Rc<Shared>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else { continue };
+        let (replica, shared) = (replica.clone(), shared.clone());
+        tokio::task::spawn_local(async move {
+            shared.open.set(shared.open.get() + 1);
+            // A client that goes away ends its connection, not the replica.
+            let _ = converse(Connection::new(stream), &replica, &shared).await;
+            shared.open.set(shared.open.get() - 1);
+            shared.last_change.replace(Some(Instant::now()));
+        });
+    }
+}
+
+async fn converse(mut client: Connection, replica: &Replica, shared: &Shared) -> std::io::Result<()> {
+    let mut database = None;
+    while let Some(request) = client.request().await? {
+        let (status, body) = match replica.database {
+            None => ("200 OK", replica.name.clone()),
+            Some(addr) => match ask(&mut database, addr).await {
+                Ok(row) => ("200 OK", format!("{} {row}", replica.name)),
+                Err(e) => ("502 Bad Gateway", format!("{}: the database: {e}", replica.name)),
+            },
+        };
+        // Read late: what is said while the database was asked counts.
+        let last = request.last || shared.leaving.get();
+        client.answer(status, &body, last).await?;
+        if last {
+            let _ = tokio::time::timeout(Duration::from_secs(2), client.finish()).await;
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Asks the database over the connection that is there, or a new one.
+async fn ask(connection: &mut Option<Connection>, addr: SocketAddr) -> std::io::Result<String> {
+    let patience = Duration::from_secs(2);
+    let asked = tokio::time::timeout(patience, async {
+        let mut open = match connection.take() {
+            Some(open) => open,
+            None => Connection::open(addr, None).await?,
+        };
+        let answer = open.get(false).await?;
+        if !answer.last {
+            *connection = Some(open);
+        }
+        Ok(answer.body)
+    });
+    asked.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
+}

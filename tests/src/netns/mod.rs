@@ -1,0 +1,21 @@
+//! A laboratory of network namespaces: real links, real sockets, real processes, and nothing left
+//! behind.
+//!
+//! Everything that a run makes carries the run's id, `sw-PID-RANDOM`: namespaces, the folder of
+//! pins under bpffs, the temporary folder, the control group. A run removes its own things when it ends, also by a panic
+//! ([`Lab`]'s drop) or by SIGINT and SIGTERM, and those of runs whose process no longer lives.
+//! Not here: what the lab is used for ([`device`] lays the standard one out).
+
+pub mod agent;
+pub mod clean;
+pub mod config;
+pub mod device;
+pub mod ethtool;
+pub mod lab;
+pub mod ns;
+pub mod probe;
+
+
+pub use device::Device;
+pub use lab::Lab;
+pub use ns::Ns;
