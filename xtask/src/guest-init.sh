@@ -1,5 +1,5 @@
 #!/usr/bin/busybox sh
-# The guest's whole userland: mounts, modules, tests, and the count of failed test binaries to port 0xf4.
+# The guest's whole userland: mounts, modules, tests, and the count of failed test binaries to the second serial port.
 # iproute2's programs come before busybox's of the same name.
 export PATH=/usr/bin:/usr/sbin:/busybox HOME=/tmp
 /usr/bin/busybox --install -s /busybox
@@ -26,6 +26,6 @@ for test in /tests/*; do
     echo "+ $test --test-threads=1"
     "$test" --test-threads=1 || { echo "$test: exit status $?"; failed=$((failed + 1)); }
 done
-# Twice this plus one has to fit into QEMU's exit status, and must not look like timeout(1)'s 124.
-[ "$failed" -gt 40 ] && failed=40
-printf "\\$(printf %03o "$failed")" | dd of=/dev/port bs=1 seek=244 2>/dev/null
+sync
+echo "failed $failed" > /dev/ttyS1
+poweroff -f

@@ -141,8 +141,11 @@ pub fn demo(_: &mut Tally) -> Result<Outcome> {
         "--json".into(),
         figures.display().to_string(),
     ];
+    let _ = fs::remove_file(&figures);
     match demo::start(&args, Some(PATIENCE))? {
-        0 => Ok(Passed),
+        0 if figures.exists() => Ok(Passed),
+        0 => bail!("the demo wrote no {}", figures.display()),
+        124 => bail!("the demo was stopped after {PATIENCE} s"),
         code => bail!(
             "the demo's expectations aren't met (exit status {code}): see above and {}",
             figures.display()
