@@ -1,0 +1,136 @@
+//! The single changes from one contents to another, in an order in which every prefix is safe.
+//!
+//! Things come before what points to them and go after it: filter bits, next hops, routes,
+//! backends, rows, services, owned addresses, settings, hooks on the way in; services, owned
+//! addresses, backends, next hops, filter bits, hooks on the way out.
+//! Invariants, behind every operation: a service's row lies wholly on active backends; the filter
+//! has the bits of all that is in the tables; no index leads to nothing; once a backend's state
+//! says that it leaves, no row holds it; a backend's connections are ended before its entry goes,
+//! so that an agent that stops in between still knows of them.
+//! It relies on the plan: a changed row stands at a place that no service uses, and a number has
+//! a new owner only after [`super::Ids::applied`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::table::Backend;
+use lb_common::wire::Addr;
+
+use super::contents::{Change, Contents, Family, FamilyOp, Op};
+
+/// The operations that turn `from` into `to`; none if they are equal.
+pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
+    let mut ops = Vec::new();
+    widen_filter(from, to, &mut ops);
+    set(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
+    arrive(&from.v4, &to.v4, &mut ops, Op::V4);
+    arrive(&from.v6, &to.v6, &mut ops, Op::V6);
+    set(&from.names, &to.names, &mut ops, Op::Name);
+    let changed = to.rows.iter().filter(|(first, row)| from.rows.get(first) != Some(row));
+    ops.extend(changed.map(|(&first, row)| Op::Row { first, backends: row.clone() }));
+    switch(&from.v4, &to.v4, &mut ops, Op::V4);
+    switch(&from.v6, &to.v6, &mut ops, Op::V6);
+    // Behind the routes: a flow that sees the new epoch also sees the new routes.
+    if from.settings != to.settings {
+        ops.push(Op::Settings(to.settings));
+    }
+    set(&from.hooks, &to.hooks, &mut ops, Op::Hooks);
+
+    leave(&from.v4, &to.v4, &mut ops, Op::V4);
+    leave(&from.v6, &to.v6, &mut ops, Op::V6);
+    end_flows(from, to, &mut ops);
+    remove(&from.v4.backends, &to.v4.backends, &mut ops, |c| Op::V4(FamilyOp::Backend(c)));
+    remove(&from.v6.backends, &to.v6.backends, &mut ops, |c| Op::V6(FamilyOp::Backend(c)));
+    remove(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
+    remove(&from.names, &to.names, &mut ops, Op::Name);
+    narrow_filter(from, to, &mut ops);
+    remove(&from.hooks, &to.hooks, &mut ops, Op::Hooks);
+    ops
+}
+
+/// Sets what is new or different.
+fn set<K: Ord + Clone, V: PartialEq + Clone>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+    ops: &mut Vec<Op>,
+    op: impl Fn(Change<K, V>) -> Op,
+) {
+    let changed = to.iter().filter(|(key, value)| from.get(key) != Some(value));
+    ops.extend(changed.map(|(key, value)| op(Change::Set(key.clone(), value.clone()))));
+}
+
+/// Removes what is no more.
+fn remove<K: Ord + Clone, V>(
+    from: &BTreeMap<K, V>,
+    to: &BTreeMap<K, V>,
+    ops: &mut Vec<Op>,
+    op: impl Fn(Change<K, V>) -> Op,
+) {
+    ops.extend(from.keys().filter(|key| !to.contains_key(key)).map(|key| op(Change::Remove(key.clone()))));
+}
+
+fn word(words: &BTreeMap<u32, u64>, index: u32) -> u64 {
+    words.get(&index).copied().unwrap_or(0)
+}
+
+fn widen_filter(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
+    for (&index, &new) in &to.filter {
+        let old = word(&from.filter, index);
+        if old | new != old {
+            ops.push(Op::FilterWord { index, value: old | new });
+        }
+    }
+}
+
+fn narrow_filter(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
+    for (&index, &old) in &from.filter {
+        let new = word(&to.filter, index);
+        if old | new != new {
+            ops.push(Op::FilterWord { index, value: new });
+        }
+    }
+}
+
+/// Routes and backends that come or change, but not those that start to leave.
+fn arrive<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
+    set(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
+    remove(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
+    for (&id, new) in &to.backends {
+        if from.backends.get(&id) != Some(new) && !starts_to_leave(from.backends.get(&id), new) {
+            ops.push(op(FamilyOp::Backend(Change::Set(id, *new))));
+        }
+    }
+}
+
+fn starts_to_leave<A: Addr>(old: Option<&Backend<A>>, new: &Backend<A>) -> bool {
+    let active = Backend::<A>::ACTIVE;
+    new.state != active && old.is_some_and(|old| old.state == active)
+}
+
+/// Services and owned addresses that come or change.
+fn switch<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
+    set(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
+    set(&from.owned, &to.owned, ops, |c| op(FamilyOp::Owned(c)));
+}
+
+/// Services and owned addresses that go; backends that drain; those that go get nothing new from here on.
+fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
+    remove(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
+    remove(&from.owned, &to.owned, ops, |c| op(FamilyOp::Owned(c)));
+    for (&id, old) in &from.backends {
+        let new = match to.backends.get(&id) {
+            Some(new) if starts_to_leave(Some(old), new) => *new,
+            None if old.state == Backend::<A>::ACTIVE => Backend { state: Backend::<A>::DRAINING, ..*old },
+            _ => continue,
+        };
+        ops.push(op(FamilyOp::Backend(Change::Set(id, new))));
+    }
+}
+
+fn end_flows(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
+    let is_gone = |id: &&u32| !to.v4.backends.contains_key(id) && !to.v6.backends.contains_key(id);
+    let backends: BTreeSet<u32> =
+        from.v4.backends.keys().chain(from.v6.backends.keys()).filter(is_gone).copied().collect();
+    if !backends.is_empty() {
+        ops.push(Op::EndFlows { backends });
+    }
+}

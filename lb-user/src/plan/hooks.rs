@@ -1,0 +1,86 @@
+//! Which programs each link carries.
+//!
+//! Invariant: a link has programs only if the wish names it (a port, an inside interface) or it is
+//! the loopback. Not here: how programs are attached, and whether a port may be used at all.
+
+use std::collections::BTreeMap;
+
+use super::contents::Hooks;
+use crate::intent::{HookChoice, Intent, Link, Network, Port};
+
+/// What a link is to this node.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Role<'a> {
+    Port(&'a Port),
+    /// The internal switch or an interface that a pattern names.
+    Inside,
+    Loopback,
+    Other,
+}
+
+pub(super) fn role<'a>(intent: &'a Intent, link: &Link) -> Role<'a> {
+    if let Some(port) = intent.ports.iter().find(|p| p.interface == link.name) {
+        return Role::Port(port);
+    }
+    if link.name == "lo" {
+        return Role::Loopback;
+    }
+    let switch = intent.internal_switch.as_ref().is_some_and(|s| s.interface == link.name);
+    if switch || intent.inside.iter().any(|pattern| matches(pattern, &link.name)) { Role::Inside } else { Role::Other }
+}
+
+pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> {
+    let of = |link: &Link| {
+        let none = Hooks { interface: link.name.clone(), ..Hooks::default() };
+        match role(intent, link) {
+            Role::Port(port) if by_xdp(port.hook, link) => Some(Hooks { xdp: true, tc_egress: true, ..none }),
+            Role::Port(_) => Some(Hooks { tc_ingress: true, tc_egress: true, ..none }),
+            Role::Inside => Some(Hooks { tc_ingress: true, ..none }),
+            // What a client on the host sends to a service whose backend is the host itself.
+            Role::Loopback => Some(Hooks { tc_egress: true, ..none }),
+            Role::Other => None,
+        }
+    };
+    network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
+}
+
+/// Virtual links carry segmentation-offloaded packets, and XDP would turn that off.
+fn by_xdp(choice: HookChoice, link: &Link) -> bool {
+    match choice {
+        HookChoice::Auto => link.kind.is_none(),
+        HookChoice::Xdp => true,
+        HookChoice::Tc => false,
+    }
+}
+
+/// Whether `name` matches `pattern`, in which `*` stands for any text.
+fn matches(pattern: &str, name: &str) -> bool {
+    let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut name) = name.strip_prefix(head) else { return false };
+    while let Some((part, more)) = rest.split_once('*') {
+        let Some(at) = name.find(part) else { return false };
+        (name, rest) = (&name[at + part.len()..], more);
+    }
+    name.ends_with(rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn patterns() {
+        for (pattern, name, yes) in [
+            ("veth0", "veth0", true),
+            ("veth", "veth0", false),
+            ("veth*", "veth0", true),
+            ("*", "anything", true),
+            ("cali*-*x", "cali1-2-3x", true),
+            ("cali*-*x", "cali1-2-3y", false),
+            ("a*a", "a", false),
+            ("*.10", "eth0.10", true),
+        ] {
+            assert_eq!(matches(pattern, name), yes, "{pattern} {name}");
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! Numbers that stay: ids of services and backends, indexes of next hops, places of rows.
+//!
+//! Invariant: the same thing keeps its number as long as it is wished for, also over a restart of
+//! the agent ([`Ids::recover`]). The lowest free number is given out, and a number is free only
+//! when the kernel has forgotten its last owner, its connections included: after [`Ids::applied`]
+//! or, where a list of operations stopped half way, [`Ids::settle`].
+//! Not here: which things there are ([`super::plan`]).
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use lb_common::table::{Name, NextHop, Prefix, ServiceKey};
+use lb_common::wire::{Addr, Ip4, Ip6, Mac};
+
+use super::contents::{Contents, Family};
+use super::slots::Rows;
+
+/// Numbers of one kind of thing.
+#[derive(Clone, Debug)]
+pub(super) struct Numbers<K> {
+    by_key: HashMap<K, u32>,
+    taken: Vec<bool>,
+    /// Wished for by the last plan, and how many.
+    live: (Vec<bool>, usize),
+    /// Wished for by the plan that is being drafted.
+    draft: (Vec<bool>, usize),
+    fresh: Vec<K>,
+    /// No number below is free.
+    lowest: usize,
+}
+
+impl<K: Hash + Eq + Clone> Numbers<K> {
+    /// Numbers from `first`.
+    fn new(first: usize) -> Self {
+        Numbers {
+            by_key: HashMap::new(),
+            taken: vec![true; first],
+            live: Default::default(),
+            draft: Default::default(),
+            fresh: Vec::new(),
+            lowest: first,
+        }
+    }
+
+    /// The number of `key`, and whether this plan asks for it for the first time.
+    pub fn number(&mut self, key: K) -> (u32, bool) {
+        let number = match self.by_key.get(&key) {
+            Some(&number) => number,
+            None => {
+                let number = self.lowest_free();
+                self.taken[number as usize] = true;
+                self.by_key.insert(key.clone(), number);
+                self.fresh.push(key);
+                number
+            }
+        };
+        let (draft, count) = &mut self.draft;
+        draft.resize(draft.len().max(number as usize + 1), false);
+        let first_time = !std::mem::replace(&mut draft[number as usize], true);
+        *count += usize::from(first_time);
+        (number, first_time)
+    }
+
+    fn lowest_free(&mut self) -> u32 {
+        while self.taken.get(self.lowest).copied().unwrap_or(false) {
+            self.lowest += 1;
+        }
+        self.taken.resize(self.taken.len().max(self.lowest + 1), false);
+        self.lowest as u32
+    }
+
+    fn recover(&mut self, key: K, number: u32) {
+        let at = number as usize;
+        self.taken.resize(self.taken.len().max(at + 1), false);
+        self.taken[at] = true;
+        self.by_key.insert(key, number);
+    }
+
+    fn begin(&mut self) {
+        self.draft.0.clear();
+        self.draft.1 = 0;
+        self.fresh.clear();
+    }
+
+    fn commit(&mut self) {
+        std::mem::swap(&mut self.live, &mut self.draft);
+        self.fresh.clear();
+    }
+
+    fn rollback(&mut self) {
+        for key in std::mem::take(&mut self.fresh) {
+            if let Some(number) = self.by_key.remove(&key) {
+                self.taken[number as usize] = false;
+                self.lowest = self.lowest.min(number as usize);
+            }
+        }
+    }
+
+    /// Frees the numbers that the last plan doesn't want and that are not `in_use`.
+    fn release(&mut self, in_use: impl Fn(u32) -> bool) {
+        if self.by_key.len() == self.live.1 {
+            return;
+        }
+        let Numbers { by_key, taken, live, lowest, .. } = self;
+        by_key.retain(|_, &mut number| {
+            let at = number as usize;
+            let keep = live.0.get(at).copied().unwrap_or(false) || in_use(number);
+            if !keep {
+                taken[at] = false;
+                *lowest = (*lowest).min(at);
+            }
+            keep
+        });
+    }
+
+    /// Entries that a table indexed by these numbers must have.
+    pub fn need(&self) -> u64 {
+        self.draft.0.len() as u64
+    }
+}
+
+/// What a route leads to, to see whether it changed.
+type Routing = (BTreeMap<u32, NextHop>, BTreeMap<Prefix<Ip4>, u32>, BTreeMap<Prefix<Ip6>, u32>);
+
+/// The memory between two plans.
+#[derive(Clone, Debug)]
+pub struct Ids {
+    /// By name and protocol.
+    pub(super) services: Numbers<(Name, u8)>,
+    /// By service id, address and port; one space over both families, since counters are indexed by it.
+    pub(super) backends: Numbers<(u32, IpAddr, u16)>,
+    /// By link and the neighbour's link-layer address.
+    pub(super) next_hops: Numbers<(u32, Mac)>,
+    pub(super) rows: Rows,
+    /// Deadlines of draining backends, in ticks.
+    pub(super) deadlines: HashMap<u32, u32>,
+    pub(super) routing: Routing,
+    pub(super) epoch: u16,
+}
+
+impl Default for Ids {
+    fn default() -> Self {
+        Ids {
+            services: Numbers::new(1),
+            backends: Numbers::new(1),
+            next_hops: Numbers::new(NextHop::FIRST as usize),
+            rows: Rows::default(),
+            deadlines: HashMap::new(),
+            routing: Default::default(),
+            epoch: 0,
+        }
+    }
+}
+
+impl Ids {
+    /// The memory of an agent that went, rebuilt from what it left in the kernel. A plan of the
+    /// same wish then gives the same contents.
+    pub fn recover(contents: &Contents) -> Self {
+        let mut ids = Ids::default();
+        ids.recover_family(contents, &contents.v4);
+        ids.recover_family(contents, &contents.v6);
+        for (&index, hop) in contents.next_hops.range(NextHop::FIRST..) {
+            ids.next_hops.recover((hop.ifindex, hop.dst), index);
+        }
+        ids.routing = (contents.next_hops.clone(), contents.v4.routes.clone(), contents.v6.routes.clone());
+        ids.epoch = contents.settings.epoch;
+        ids
+    }
+
+    fn recover_family<A: Addr>(&mut self, contents: &Contents, family: &Family<A>) {
+        for (&ServiceKey { proto, .. }, service) in &family.services {
+            if let Some(&name) = contents.names.get(&service.id) {
+                self.services.recover((name, proto), service.id);
+            }
+            if let Some(row) = contents.rows.get(&service.first)
+                && service.count > 0
+            {
+                self.rows.recover((service.id, A::IS_V6), service.first, row.clone());
+            }
+        }
+        for (&id, b) in &family.backends {
+            self.backends.recover((b.service, b.addr.to_ip(), b.port.get()), id);
+            if b.deadline != 0 {
+                self.deadlines.insert(id, b.deadline);
+            }
+        }
+    }
+
+    /// The operations that lead to the last plan have all been applied: what it gave up is free.
+    pub fn applied(&mut self) {
+        self.services.release(|_| false);
+        self.backends.release(|_| false);
+        self.next_hops.release(|_| false);
+        self.rows.release(|_, _| false);
+    }
+
+    /// The operations stopped half way, and `real` is what the kernel holds now: what the last
+    /// plan gave up is free where it isn't in there.
+    pub fn settle(&mut self, real: &Contents) {
+        let rows: BTreeMap<u32, u32> = real
+            .v4
+            .services
+            .values()
+            .chain(real.v6.services.values())
+            .filter(|s| s.count > 0)
+            .map(|s| (s.first, s.first.saturating_add(s.count)))
+            .collect();
+        self.services.release(|id| {
+            real.names.contains_key(&id)
+                || real.v4.services.values().any(|s| s.id == id)
+                || real.v6.services.values().any(|s| s.id == id)
+        });
+        self.backends.release(|id| real.v4.backends.contains_key(&id) || real.v6.backends.contains_key(&id));
+        self.next_hops.release(|index| real.next_hops.contains_key(&index));
+        self.rows.release(|first, len| rows.range(..first + len).next_back().is_some_and(|(_, &end)| end > first));
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.services.begin();
+        self.backends.begin();
+        self.next_hops.begin();
+        self.rows.begin();
+    }
+
+    pub(super) fn commit(&mut self, contents: &Contents) {
+        self.services.commit();
+        self.backends.commit();
+        self.next_hops.commit();
+        self.rows.commit();
+        self.deadlines = deadlines(&contents.v4).chain(deadlines(&contents.v6)).collect();
+        if self.epoch != contents.settings.epoch {
+            self.routing = (contents.next_hops.clone(), contents.v4.routes.clone(), contents.v6.routes.clone());
+            self.epoch = contents.settings.epoch;
+        }
+    }
+
+    /// The epoch that the drafted contents need: another one if anything about routes changed.
+    pub(super) fn epoch_of(&self, to: &Contents) -> u16 {
+        let (next_hops, v4, v6) = &self.routing;
+        let same = *next_hops == to.next_hops && *v4 == to.v4.routes && *v6 == to.v6.routes;
+        if same { self.epoch } else { self.epoch.wrapping_add(1) }
+    }
+
+    pub(super) fn rollback(&mut self) {
+        self.services.rollback();
+        self.backends.rollback();
+        self.next_hops.rollback();
+        self.rows.rollback();
+    }
+}
+
+fn deadlines<A: Addr>(family: &Family<A>) -> impl Iterator<Item = (u32, u32)> {
+    family.backends.iter().filter(|(_, b)| b.deadline != 0).map(|(&id, b)| (id, b.deadline))
+}

@@ -1,0 +1,121 @@
+//! The plan: what every table shall hold, as a pure function of the wish and the facts.
+//!
+//! Invariant: the same arguments give the same contents, a restart of the agent changes nothing
+//! ([`Ids::recover`]), and an error plans nothing at all. Not here: IO, clocks, and the order of
+//! changes ([`super::diff`]).
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use lb_common::table::Settings;
+use lb_common::wire::Addr;
+
+use super::contents::{Contents, Family};
+use super::error::PlanError;
+use super::hooks::hooks;
+use super::ids::Ids;
+use super::owned;
+use super::routing::Routing;
+use super::services::{World, services};
+use crate::intent::{Capacity, Intent, Network, Tuning};
+
+/// Now, by both clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    pub now: SystemTime,
+    /// The data plane's time.
+    pub tick: u32,
+    pub ticks_per_second: u32,
+}
+
+impl Clock {
+    pub(super) fn ticks(&self, seconds: u32) -> u32 {
+        seconds.saturating_mul(self.ticks_per_second)
+    }
+
+    /// The tick of a moment. The two clocks drift against each other: what was said before holds
+    /// as long as it is within two seconds, so that a plan doesn't change by itself.
+    pub(super) fn deadline(&self, until: SystemTime, before: Option<u32>) -> u32 {
+        let left = until.duration_since(self.now).unwrap_or_default().as_millis();
+        let left = (left * u128::from(self.ticks_per_second) / 1_000).min(u128::from(u32::MAX / 2));
+        let tick = self.tick.wrapping_add(left as u32).max(1);
+        before.filter(|&b| (b.wrapping_sub(tick) as i32).unsigned_abs() <= self.ticks(2)).unwrap_or(tick)
+    }
+}
+
+/// What every table shall hold. `ids` is the memory of the plan before; an error leaves it as it was.
+pub fn plan(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<Contents, PlanError> {
+    ids.begin();
+    let drafted = draft(intent, network, ids, &clock);
+    match &drafted {
+        Ok(contents) => ids.commit(contents),
+        Err(_) => ids.rollback(),
+    }
+    drafted
+}
+
+fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: &Clock) -> Result<Contents, PlanError> {
+    let routing = Routing::new(network, ids);
+    let mut to = Contents {
+        settings: settings(&intent.tuning, clock),
+        filter: BTreeMap::new(),
+        rows: BTreeMap::new(),
+        next_hops: BTreeMap::new(),
+        names: BTreeMap::new(),
+        v4: Family { routes: routing.table(), ..Family::default() },
+        v6: Family { routes: routing.table(), ..Family::default() },
+        hooks: hooks(intent, network),
+    };
+    let world = World::new(intent, network, &routing, clock);
+    services(intent, &world, ids, &mut to)?;
+    owned::unused(&intent.service_ranges, &routing.local, &mut to.v4)?;
+    owned::unused(&intent.service_ranges, &routing.local, &mut to.v6)?;
+    to.filter = owned::filter(&intent.service_ranges, &to.v4, &to.v6);
+    to.next_hops = routing.next_hops;
+    to.settings.epoch = ids.epoch_of(&to);
+    fits(&intent.tuning.capacity, ids, &to)?;
+    Ok(to)
+}
+
+fn settings(tuning: &Tuning, clock: &Clock) -> Settings {
+    Settings {
+        ticks_per_second: clock.ticks_per_second,
+        tcp_established: clock.ticks(tuning.tcp_established),
+        tcp_transitory: clock.ticks(tuning.tcp_transitory),
+        tcp_closed: clock.ticks(tuning.tcp_closed),
+        udp_unanswered: clock.ticks(tuning.udp_unanswered),
+        udp_answered: clock.ticks(tuning.udp_answered),
+        sctp_established: clock.ticks(tuning.sctp_established),
+        sctp_transitory: clock.ticks(tuning.sctp_transitory),
+        fragment: clock.ticks(tuning.fragment),
+        icmp_rate: tuning.icmp_rate,
+        snat_first: tuning.snat_first,
+        snat_last: tuning.snat_last,
+        trace_port: u32::from(tuning.trace_port),
+        ..Settings::with_clock(clock.ticks_per_second)
+    }
+}
+
+/// Every table has room, or nothing is planned.
+fn fits(capacity: &Capacity, ids: &Ids, to: &Contents) -> Result<(), PlanError> {
+    let check = |table, need: u64, capacity: u32| {
+        let capacity = u64::from(capacity);
+        if need > capacity { Err(PlanError::Full { table, need, capacity }) } else { Ok(()) }
+    };
+    check("services", ids.services.need(), capacity.services)?;
+    check("backends", ids.backends.need(), capacity.backends)?;
+    check("next_hops", ids.next_hops.need(), capacity.next_hops)?;
+    check("slots", u64::from(ids.rows.need()), capacity.slots)?;
+    fits_family(capacity, &to.v4, &check)?;
+    fits_family(capacity, &to.v6, &check)
+}
+
+fn fits_family<A: Addr>(
+    capacity: &Capacity,
+    family: &Family<A>,
+    check: &impl Fn(&'static str, u64, u32) -> Result<(), PlanError>,
+) -> Result<(), PlanError> {
+    check("services", family.services.len() as u64, capacity.services)?;
+    check("owned", family.owned.len() as u64, capacity.services)?;
+    check("routes", family.routes.len() as u64, capacity.routes)
+}

@@ -1,0 +1,201 @@
+//! Services, their backends and their rows.
+//!
+//! Invariants: a row holds active backends of its own family alone; all addresses of a service
+//! port share its id and, per family, its row; a leaving backend is in no row, unless nothing else
+//! is left (KEP-1669: better an endpoint that is about to go than none).
+//! Not here: which endpoints are healthy; the sources say so.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::SystemTime;
+
+use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey};
+use lb_common::wire::{Addr, Be16};
+
+use super::Clock;
+use super::contents::{Contents, Family};
+use super::error::PlanError;
+use super::hooks::{Role, role};
+use super::ids::Ids;
+use super::maglev::{self, Member};
+use super::routing::Routing;
+use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
+
+/// What all services are planned with.
+pub(super) struct World<'a> {
+    pub routing: &'a Routing<'a>,
+    pub clock: &'a Clock,
+    /// Addresses at which node ports are reached.
+    pub node_addresses: Vec<IpAddr>,
+    /// Links that lead to other hosts.
+    pub port_links: Vec<u32>,
+    /// Links of inside interfaces.
+    pub inside_links: Vec<u32>,
+}
+
+impl<'a> World<'a> {
+    pub fn new(intent: &Intent, network: &Network, routing: &'a Routing<'a>, clock: &'a Clock) -> Self {
+        let links = |wanted: fn(Role<'_>) -> bool| -> Vec<u32> {
+            network.links.iter().filter(|l| wanted(role(intent, l))).map(|l| l.index).collect()
+        };
+        let port_links = links(|r| matches!(r, Role::Port(_)));
+        let inside_links = links(|r| r == Role::Inside);
+        let switch = intent.internal_switch.as_ref().map(|s| s.interface.as_str());
+        let switch = network.links.iter().find(|l| Some(l.name.as_str()) == switch).map(|l| l.index);
+        let of_node = |a: &&crate::intent::Address| {
+            (port_links.contains(&a.link) || switch == Some(a.link)) && !is_link_local(a.net.addr())
+        };
+        let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).collect();
+        World { routing, clock, node_addresses, port_links, inside_links }
+    }
+}
+
+fn is_link_local(addr: IpAddr) -> bool {
+    matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local())
+}
+
+/// Adds all services to the contents.
+pub(super) fn services(intent: &Intent, world: &World, ids: &mut Ids, to: &mut Contents) -> Result<(), PlanError> {
+    for port in &intent.services {
+        check(port)?;
+        let (v4, v6) = (keys(port, world), keys(port, world));
+        if v4.is_empty() && v6.is_empty() {
+            continue;
+        }
+        let full_name = port.full_name();
+        let name = Name::new(&full_name);
+        let (id, first_time) = ids.services.number((name, port.protocol.number()));
+        if !first_time {
+            return Err(PlanError::Duplicate { service: full_name });
+        }
+        to.names.insert(id, name);
+        let Contents { v4: family4, v6: family6, rows, names, .. } = to;
+        family(port, id, v4, world, ids, family4, rows, names)?;
+        family(port, id, v6, world, ids, family6, rows, names)?;
+    }
+    Ok(())
+}
+
+/// SCTP ports stay as they are: their checksum covers them.
+fn check(port: &ServicePort) -> Result<(), PlanError> {
+    if port.protocol != Protocol::Sctp {
+        return Ok(());
+    }
+    let reached = [Some(port.port).filter(|_| !port.addresses.is_empty()), port.node_port];
+    for reached in reached.into_iter().flatten() {
+        if let Some(e) = port.endpoints.iter().find(|e| e.port != reached) {
+            return Err(PlanError::SctpPort { service: port.full_name(), port: reached, target: e.port });
+        }
+    }
+    Ok(())
+}
+
+/// Where the service is reached, and whether the address is a node's.
+fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, bool> {
+    let key = |addr: &IpAddr, at: u16, node: bool| {
+        let proto = port.protocol.number();
+        A::from_ip(*addr).map(|addr| (ServiceKey { addr, port: Be16::new(at), proto, pad: 0 }, node))
+    };
+    let by_node = port.node_port.iter().flat_map(|&at| world.node_addresses.iter().map(move |a| (a, at)));
+    let by_node = by_node.filter_map(|(a, at)| key(a, at, true));
+    let own = port.addresses.iter().filter_map(|a| key(a, port.port, world.routing.local.contains(a)));
+    by_node.chain(own).collect()
+}
+
+#[expect(clippy::too_many_arguments, reason = "the parts of the contents are borrowed one by one")]
+fn family<A: Addr>(
+    port: &ServicePort,
+    id: u32,
+    keys: BTreeMap<ServiceKey<A>, bool>,
+    world: &World,
+    ids: &mut Ids,
+    to: &mut Family<A>,
+    rows: &mut BTreeMap<u32, Vec<u32>>,
+    names: &BTreeMap<u32, Name>,
+) -> Result<(), PlanError> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let mut members = Vec::new();
+    let mut made_of = Vec::new();
+    for ((addr, target), (endpoint, deadline)) in living::<A>(&port.endpoints, world.clock.now) {
+        let (backend_id, _) = ids.backends.number((id, addr, target));
+        if deadline.is_none() {
+            let weight = endpoint.weight.max(1);
+            members.push(Member { key: maglev::identity(addr, target), weight });
+            made_of.push((backend_id, weight));
+        }
+        let deadline = deadline.map(|until| world.clock.deadline(until, ids.deadlines.get(&backend_id).copied()));
+        if let Some(backend) = backend(endpoint, id, deadline, world) {
+            to.backends.insert(backend_id, backend);
+        }
+    }
+    let (mut first, mut count) = (0, 0);
+    if !members.is_empty() {
+        let made = made_of.clone();
+        let make = || maglev::row(&members).into_iter().map(|i| made[i as usize].0).collect();
+        let (place, row) = ids.rows.place((id, A::IS_V6), made_of, make);
+        (first, count) = (place, row.len() as u32);
+        rows.insert(place, row);
+    }
+    let affinity = port.affinity.map_or(0, |seconds| world.clock.ticks(seconds).max(1));
+    let service = Service { id, first, count, affinity };
+    for (key, of_node) in keys {
+        if let Some(other) = to.services.insert(key, service) {
+            let first = names.get(&other.id).map_or(String::new(), |n| n.as_str().to_owned());
+            let (addr, at) = (key.addr.to_ip(), key.port.get());
+            return Err(PlanError::Conflict { addr, port: at, proto: key.proto, first, second: port.full_name() });
+        }
+        if !of_node {
+            to.owned.insert(Prefix { len: A::BITS, addr: key.addr }, Owned { kind: Owned::VIP });
+        }
+    }
+    Ok(())
+}
+
+/// The endpoints of a family that are still there, each with the end of its draining.
+fn living<A: Addr>(
+    endpoints: &[Endpoint],
+    now: SystemTime,
+) -> BTreeMap<(IpAddr, u16), (&Endpoint, Option<SystemTime>)> {
+    let mut living: BTreeMap<_, (&Endpoint, Option<SystemTime>)> = BTreeMap::new();
+    for e in endpoints.iter().filter(|e| A::from_ip(e.addr).is_some()) {
+        let until = match e.state {
+            EndpointState::Ready => None,
+            EndpointState::Draining { until } if until > now => Some(until),
+            EndpointState::Draining { .. } => continue,
+        };
+        // Listed twice, it is as alive as it is anywhere.
+        let entry = living.entry((e.addr, e.port)).or_insert((e, until));
+        if entry.1.is_some() && until.is_none_or(|u| entry.1.is_some_and(|old| u > old)) {
+            *entry = (e, until);
+        }
+    }
+    if living.values().all(|(_, until)| until.is_some()) {
+        living.values_mut().for_each(|(_, until)| *until = None);
+    }
+    living
+}
+
+fn backend<A: Addr>(endpoint: &Endpoint, service: u32, deadline: Option<u32>, world: &World) -> Option<Backend<A>> {
+    let to = endpoint.addr;
+    let addr = A::from_ip(to)?;
+    let way = world.routing.find(to);
+    let local = world.routing.local.contains(&to);
+    let remote = !local
+        && way.is_none_or(|way| {
+            let inside = world.inside_links.contains(&way.link);
+            world.port_links.contains(&way.link) || (way.gateway.is_some() && !inside)
+        });
+    Some(Backend {
+        addr,
+        snat: world.routing.source(to, way).and_then(A::from_ip).unwrap_or_default(),
+        port: Be16::new(endpoint.port),
+        state: if deadline.is_some() { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
+        flags: if remote { Backend::<A>::REMOTE } else { 0 },
+        service,
+        next_hop: if local { NextHop::HOST } else { way.map_or(NextHop::UNRESOLVED, |way| way.next_hop) },
+        weight: endpoint.weight.max(1),
+        deadline: deadline.unwrap_or(0),
+    })
+}
