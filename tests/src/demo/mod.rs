@@ -1,0 +1,36 @@
+//! The demonstration: the edge device of the design, a real app behind a real address, and what
+//! happens to its users when replicas leave, come and die, and when the agent itself is killed.
+//!
+//! Cut: [`app`] is what runs, [`stage`] drives load and steps, [`steps`] say what is done and what is
+//! expected, [`view`] shows it live, [`report`] is the outcome.
+
+pub mod app;
+pub mod report;
+pub mod stage;
+pub mod steps;
+pub mod view;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+/// How the demonstration is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// The steps once, as fast as they can be judged, without a live view.
+    pub once: bool,
+    /// Where the report is written.
+    pub json: Option<PathBuf>,
+}
+
+/// Runs all of it; true if every expectation was met.
+pub fn run(options: &Options) -> Result<bool> {
+    let live = !options.once && std::io::IsTerminal::is_terminal(&std::io::stdout());
+    let mut stage = stage::Stage::open(live, options.once)?;
+    let report = steps::all(&mut stage);
+    if let Some(path) = &options.json {
+        report.write(path)?;
+    }
+    stage.close(&report, live);
+    Ok(report.ok())
+}

@@ -48,51 +48,86 @@ impl Plan {
     }
 }
 
-type Samples = Arc<Mutex<Vec<Sample>>>;
+/// What the clients write down.
+#[derive(Debug, Default)]
+struct Book {
+    samples: Mutex<Vec<Sample>>,
+    /// When each client's request in flight began.
+    pending: Mutex<Vec<Option<Instant>>>,
+}
 
 /// A running load. Ends when dropped.
 #[derive(Debug)]
 pub struct Load {
-    samples: Samples,
+    reader: Reader,
+    timeout: Duration,
     _task: Task,
 }
 
+/// Reads what a load has met so far; outlives it.
+#[derive(Clone, Debug)]
+pub struct Reader(Arc<Book>);
+
 impl Load {
     pub fn start(ns: &Ns, plan: Plan) -> Result<Load> {
-        let samples = Samples::default();
-        let to = samples.clone();
+        let book = Arc::new(Book::default());
+        let (to, timeout) = (book.clone(), plan.timeout);
         let task = Task::start(ns, async move || Ok(all_clients(plan, to)))?;
-        Ok(Load { samples, _task: task })
+        Ok(Load { reader: Reader(book), timeout, _task: task })
+    }
+
+    pub fn reader(&self) -> Reader {
+        self.reader.clone()
+    }
+
+    /// Waits until no request is under way that began before `to`.
+    pub fn settle(&self, to: Instant) {
+        let end = Instant::now() + self.timeout + Duration::from_secs(1);
+        while Instant::now() < end && locked(&self.reader.0.pending).iter().flatten().any(|at| *at < to) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Reader {
+    /// The requests that began at `from` or later and before `to`, and have ended.
+    pub fn between(&self, from: Instant, to: Instant) -> Vec<Sample> {
+        // Written in the order of their ends, which is that of their beginnings give or take a timeout.
+        let early = from.checked_sub(Duration::from_secs(1)).unwrap_or(from);
+        let samples = locked(&self.0.samples);
+        let recent = samples.iter().rev().take_while(|s| s.at + s.took >= early);
+        let mut found: Vec<Sample> = recent.filter(|s| s.at >= from && s.at < to).cloned().collect();
+        found.reverse();
+        found
     }
 
     /// The requests that began at `from` or later, and have ended.
     pub fn since(&self, from: Instant) -> Vec<Sample> {
-        let samples = self.samples.lock().unwrap_or_else(|e| e.into_inner());
-        samples.iter().filter(|s| s.at >= from).cloned().collect()
-    }
-
-    /// The requests that began between two moments. Waits up to the end of the last of them, if the
-    /// caller has waited for the timeout.
-    pub fn between(&self, from: Instant, to: Instant) -> Vec<Sample> {
-        self.since(from).into_iter().filter(|s| s.at < to).collect()
+        self.between(from, Instant::now())
     }
 }
 
-async fn all_clients(plan: Plan, samples: Samples) {
+fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+async fn all_clients(plan: Plan, book: Arc<Book>) {
     let end = Instant::now() + plan.longest;
     let clients = plan.keep_alive + plan.fresh;
+    locked(&book.pending).resize(clients, None);
     for index in 0..clients {
-        let (plan, samples) = (plan.clone(), samples.clone());
+        let (plan, book) = (plan.clone(), book.clone());
         tokio::task::spawn_local(async move {
             // Not all at once: spread over one pace.
             tokio::time::sleep(plan.pace * index as u32 / clients as u32).await;
-            client(&plan, index >= plan.keep_alive, end, &samples).await;
+            client(&plan, index, end, &book).await;
         });
     }
     std::future::pending().await
 }
 
-async fn client(plan: &Plan, fresh: bool, end: Instant, samples: &Samples) {
+async fn client(plan: &Plan, index: usize, end: Instant, book: &Book) {
+    let fresh = index >= plan.keep_alive;
     let mut connection = None;
     let mut ticks = tokio::time::interval(plan.pace);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -100,6 +135,7 @@ async fn client(plan: &Plan, fresh: bool, end: Instant, samples: &Samples) {
     while Instant::now() < end {
         ticks.tick().await;
         let at = Instant::now();
+        locked(&book.pending)[index] = Some(at);
         let first = connection.is_none();
         if first {
             before = None;
@@ -116,7 +152,8 @@ async fn client(plan: &Plan, fresh: bool, end: Instant, samples: &Samples) {
         }
         let sample = Sample { at, took: at.elapsed(), fresh, first, result, before: before.clone() };
         before = sample.result.clone().ok();
-        samples.lock().unwrap_or_else(|e| e.into_inner()).push(sample);
+        locked(&book.samples).push(sample);
+        locked(&book.pending)[index] = None;
     }
 }
 

@@ -10,6 +10,6 @@ pub mod replica;
 pub mod stats;
 pub mod task;
 
-pub use client::{Load, Plan};
+pub use client::{Load, Plan, Reader};
 pub use stats::{Sample, Summary};
 pub use task::Task;

@@ -15,8 +15,9 @@ use super::http::Connection;
 pub struct Replica {
     pub name: String,
     pub listen: Vec<SocketAddr>,
-    /// The service that is asked for each request: one connection of ours a connection of a client.
-    pub database: Option<SocketAddr>,
+    /// The service that is asked for each request, by the family that the client used: one
+    /// connection of ours a connection of a client.
+    pub database: Vec<SocketAddr>,
 }
 
 /// What its connections share.
@@ -84,21 +85,28 @@ async fn accept(listener: TcpListener, replica: Rc<Replica>, shared: Rc<Shared>)
         tokio::task::spawn_local(async move {
             shared.open.set(shared.open.get() + 1);
             // A client that goes away ends its connection, not the replica.
-            let _ = converse(Connection::new(stream), &replica, &shared).await;
+            let v4 = stream.local_addr().is_ok_and(|a| a.is_ipv4());
+            let database = replica.database.iter().copied().find(|d| d.is_ipv4() == v4);
+            let _ = converse(Connection::new(stream), &replica.name, database, &shared).await;
             shared.open.set(shared.open.get() - 1);
             shared.last_change.replace(Some(Instant::now()));
         });
     }
 }
 
-async fn converse(mut client: Connection, replica: &Replica, shared: &Shared) -> std::io::Result<()> {
-    let mut database = None;
+async fn converse(
+    mut client: Connection,
+    name: &str,
+    database: Option<SocketAddr>,
+    shared: &Shared,
+) -> std::io::Result<()> {
+    let mut connection = None;
     while let Some(request) = client.request().await? {
-        let (status, body) = match replica.database {
-            None => ("200 OK", replica.name.clone()),
-            Some(addr) => match ask(&mut database, addr).await {
-                Ok(row) => ("200 OK", format!("{} {row}", replica.name)),
-                Err(e) => ("502 Bad Gateway", format!("{}: the database: {e}", replica.name)),
+        let (status, body) = match database {
+            None => ("200 OK", name.to_owned()),
+            Some(addr) => match ask(&mut connection, addr).await {
+                Ok(row) => ("200 OK", format!("{name} {row}")),
+                Err(e) => ("502 Bad Gateway", format!("{name}: the database: {e}")),
             },
         };
         // Read late: what is said while the database was asked counts.

@@ -16,6 +16,7 @@ pub mod ns;
 pub mod probe;
 
 
+pub use agent::Agent;
 pub use device::Device;
 pub use lab::Lab;
 pub use ns::Ns;

@@ -1,0 +1,169 @@
+//! The two-tier app on its two nodes: web replicas and a database, each a process of its own in its
+//! own namespace, and the manifests that describe them.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::netns::clean::Proc;
+use crate::netns::config::{Files, Service};
+use crate::netns::device::{self, Twin};
+use crate::netns::{Agent, Device, Ns};
+
+/// Web replicas listen here.
+const WEB: u16 = 8080;
+/// The database listens here.
+const DATABASE: u16 = 5432;
+
+/// A replica that has its place.
+#[derive(Debug)]
+struct Place {
+    ns: Ns,
+    at: Twin,
+    node: &'static str,
+}
+
+/// Everything that runs. Fields are in the order in which they end: processes before the lab.
+#[derive(Debug)]
+pub struct App {
+    processes: BTreeMap<String, Proc>,
+    pub agent: Agent,
+    places: BTreeMap<String, Place>,
+    web: Service,
+    files: Files,
+    pub device: Device,
+}
+
+impl App {
+    /// Builds the device, starts the database and the first three replicas, writes configuration
+    /// and manifests, and starts the agent.
+    pub fn start() -> Result<App> {
+        let device = Device::new()?;
+        let files = Files::new(device.lab.dir())?;
+        let agent = Agent::new(&device.lab, &device.dev, &files.config())?;
+        let web = Service::tcp("web", 80, WEB, device::cluster(10)).external(device::external(100));
+        let mut app =
+            App { processes: BTreeMap::new(), agent, places: BTreeMap::new(), web, files, device };
+        app.place("db", 21)?;
+        app.place("web-1", 11)?;
+        app.place("web-2", 12)?;
+        let edge2 = Place { ns: app.device.edge2.clone(), at: device::pod(2, 11), node: "edge-2" };
+        app.places.insert("web-3".into(), edge2);
+        for name in ["db", "web-1", "web-2", "web-3"] {
+            app.run(name)?;
+        }
+        let database = Service::tcp("db", DATABASE, DATABASE, device::cluster(20));
+        app.files.write(&database.endpoint(app.places["db"].at, "edge-1"))?;
+        for name in ["web-1", "web-2", "web-3"] {
+            app.list(name)?;
+        }
+        app.files.write(&app.web)?;
+        app.files.write_config(&Files::standard("auto", "xdp"))?;
+        app.agent.start()?;
+        app.agent.wait("backends", |rows| rows.len() >= 8)?;
+        Ok(app)
+    }
+
+    /// The address that users know, in both families.
+    pub fn address() -> [SocketAddr; 2] {
+        device::external(100).both().map(|ip| SocketAddr::new(ip, 80))
+    }
+
+    /// Makes a pod on edge-1.
+    pub fn place(&mut self, name: &str, host: u8) -> Result<()> {
+        let ns = self.device.pod(name, host)?;
+        self.places.insert(name.into(), Place { ns, at: device::pod(1, host), node: "edge-1" });
+        Ok(())
+    }
+
+    /// Where a replica is, for people.
+    pub fn node(&self, name: &str) -> &'static str {
+        self.places.get(name).map_or("", |place| place.node)
+    }
+
+    /// Starts a replica's process and waits until it listens.
+    pub fn run(&mut self, name: &str) -> Result<()> {
+        let place = self.places.get(name).with_context(|| format!("{name} has no place"))?;
+        let port = if name == "db" { DATABASE } else { WEB };
+        let mut command = place.ns.command(std::env::current_exe()?);
+        command.args(["replica", "--name", name]);
+        for ip in place.at.both() {
+            command.arg("--listen").arg(SocketAddr::new(ip, port).to_string());
+        }
+        if name != "db" {
+            for ip in device::cluster(20).both() {
+                command.arg("--database").arg(SocketAddr::new(ip, DATABASE).to_string());
+            }
+        }
+        let process = Proc::start(&mut command)?;
+        listens(&place.ns, place.at.v4, port)?;
+        self.processes.insert(name.into(), process);
+        Ok(())
+    }
+
+    /// Adds a replica's endpoint to the slice.
+    pub fn list(&mut self, name: &str) -> Result<()> {
+        let place = &self.places[name];
+        self.web.endpoints.push(crate::netns::config::Endpoint::new(place.at, place.node));
+        self.files.write_endpoints(&self.web)
+    }
+
+    /// Marks a replica's endpoint as terminating, as Kubernetes does when a pod is deleted.
+    pub fn mark_leaving(&mut self, name: &str) -> Result<()> {
+        let at = self.places[name].at;
+        let endpoint = self.web.endpoints.iter_mut().find(|e| e.addrs.contains(&at.v4));
+        endpoint.with_context(|| format!("{name} is no endpoint"))?.terminating = true;
+        self.files.write_endpoints(&self.web)
+    }
+
+    /// Takes a replica's endpoint out of the slice.
+    pub fn unlist(&mut self, name: &str) -> Result<()> {
+        let at = self.places[name].at;
+        self.web.endpoints.retain(|e| !e.addrs.contains(&at.v4));
+        self.files.write_endpoints(&self.web)
+    }
+
+    /// Waits until the kernel's tables have (or no longer have) a replica as a backend.
+    pub fn wait_backend(&mut self, name: &str, there: bool) -> Result<()> {
+        let addrs = self.places[name].at.both().map(|a: IpAddr| a.to_string());
+        self.agent.wait("backends", |rows| {
+            let has = |addr: &String| rows.iter().any(|row| row.to_string().contains(addr.as_str()));
+            addrs.iter().all(|addr| has(addr) == there)
+        })
+    }
+
+    /// Asks a replica's process to leave: it finishes what it has.
+    pub fn ask_to_leave(&self, name: &str) -> Result<()> {
+        self.process(name)?.signal(nix::sys::signal::Signal::SIGTERM)
+    }
+
+    /// Whether a replica's process runs.
+    pub fn runs(&mut self, name: &str) -> bool {
+        self.processes.get_mut(name).is_some_and(Proc::alive)
+    }
+
+    /// SIGKILL: its connections are reset by its kernel, in the middle of whatever they did.
+    pub fn kill(&mut self, name: &str) {
+        self.processes.remove(name);
+    }
+
+    fn process(&self, name: &str) -> Result<&Proc> {
+        self.processes.get(name).with_context(|| format!("{name} doesn't run"))
+    }
+}
+
+/// Waits until something listens.
+fn listens(ns: &Ns, ip: IpAddr, port: u16) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < end {
+        crate::netns::clean::check()?;
+        let addr = SocketAddr::new(ip, port);
+        if ns.run(|| TcpStream::connect_timeout(&addr, Duration::from_secs(1)).is_ok())? {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    bail!("nothing listens on {ip} port {port} after 5 s")
+}
