@@ -1,0 +1,130 @@
+//! The configuration file: what the operator wants of this node.
+//!
+//! Invariant: a [`Config`] is whole and consistent, or it isn't made; all errors of a file are told
+//! together, each with line, column, key path, value and what would be right.
+//! Not here: what only the kernel knows ([`verify`]) and what the cluster wants
+//! ([`crate::source::manifests`]).
+
+mod at;
+mod check;
+mod error;
+mod read;
+mod value;
+mod verify;
+mod yaml;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::intent::{Intent, InternalSwitch, Port, ServicePort, ServiceRange, Tuning};
+
+use crate::source::manifests::Rules;
+
+pub use error::{Error, Errors, Place};
+pub use verify::verify;
+
+pub(crate) use at::{At, Log};
+pub(crate) use value::{address, boolean, contains, integer, number, show};
+pub(crate) use yaml::parse as parse_yaml;
+
+/// A configuration that makes sense by itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub file: Arc<str>,
+    pub node: String,
+    pub ports: Vec<Port>,
+    pub internal_switch: Option<InternalSwitch>,
+    pub inside: Vec<String>,
+    pub node_ranges: Vec<ServiceRange>,
+    /// Addresses that load-balancer services get.
+    pub service_ranges: Vec<ServiceRange>,
+    pub pod_subnets: Vec<IpNet>,
+    /// Cluster IPs.
+    pub service_subnets: Vec<IpNet>,
+    /// A folder or file of Kubernetes YAML, relative to the configuration's folder.
+    pub manifests: Option<PathBuf>,
+    /// How long a terminating endpoint keeps its connections where nothing says it better.
+    pub draining: Duration,
+    pub tuning: Tuning,
+    /// Understood, but not as written.
+    pub notices: Vec<Error>,
+    places: Places,
+}
+
+/// Where things were said, for messages about them later.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Places {
+    /// By key path.
+    by_path: BTreeMap<String, Place>,
+    /// Every range and subnet.
+    extents: Vec<check::Extent>,
+}
+
+impl Config {
+    /// Reads a file.
+    pub fn load(path: &Path) -> Result<Config, Errors> {
+        let file: Arc<str> = path.display().to_string().into();
+        let text = std::fs::read_to_string(path).map_err(|e| Errors::of_file(&file, cannot_read(&e)))?;
+        let mut config = Config::parse(&file, &text)?;
+        if let (Some(manifests), Some(folder)) = (&config.manifests, path.parent()) {
+            config.manifests = Some(folder.join(manifests.strip_prefix(".").unwrap_or(manifests)));
+        }
+        Ok(config)
+    }
+
+    /// Reads a text; `file` is its name in messages.
+    pub fn parse(file: &Arc<str>, text: &str) -> Result<Config, Errors> {
+        let documents = yaml::parse(file, text).map_err(|e| Errors(vec![e]))?;
+        match &documents[..] {
+            [] => Err(Errors::of_file(file, "is empty; expected a map with the keys node, ports, …")),
+            [document] => read::config(file, document),
+            [_, second, ..] => {
+                let message = "a second document starts here; a configuration is one".into();
+                Err(Errors(vec![Error { file: file.clone(), place: Some(second.place), path: String::new(), message }]))
+            }
+        }
+    }
+
+    /// The whole wish, with the services that the cluster wants.
+    pub fn intent(&self, revision: u64, services: Vec<ServicePort>) -> Intent {
+        let cluster = self.service_subnets.iter().map(|net| value::of_net(*net));
+        Intent {
+            revision,
+            node: self.node.clone(),
+            ports: self.ports.clone(),
+            internal_switch: self.internal_switch.clone(),
+            inside: self.inside.clone(),
+            service_ranges: self.service_ranges.iter().copied().chain(cluster).collect(),
+            services,
+            tuning: self.tuning.clone(),
+        }
+    }
+
+    /// What the manifests' source needs of it.
+    pub fn rules(&self) -> Rules {
+        Rules { service_ranges: self.service_ranges.clone(), draining: self.draining }
+    }
+
+    /// An error about the value at a key path.
+    fn error_at(&self, path: &str, message: impl Into<String>) -> Error {
+        let place = self.places.by_path.get(path).copied();
+        Error { file: self.file.clone(), place, path: path.to_owned(), message: message.into() }
+    }
+}
+
+/// Why a file can't be read, for people.
+pub(crate) fn cannot_read(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::NotFound => "there is no such file".into(),
+        std::io::ErrorKind::PermissionDenied => "cannot be read: permission denied".into(),
+        std::io::ErrorKind::InvalidData => "is not text in UTF-8".into(),
+        _ => format!("cannot be read: {error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! The keys of the configuration file, one function a section.
+//!
+//! Invariant: every key that is accepted is in a `KEYS` list here and in docs/configuration.md.
+//! Not here: the form of single values ([`super::value`]), rules between values ([`super::check`]).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use super::at::{At, Log};
+use super::error::Errors;
+use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
+use super::yaml::Node;
+use super::check::{self, Extent, Use};
+use super::{Config, Places};
+use crate::intent::{Capacity, HookChoice, InternalSwitch, Port, ServiceRange, Tuning};
+
+const KEYS: &[&str] = &[
+    "node", "ports", "internalSwitch", "inside", "cluster", "timeouts", "snatPorts", "icmpRate", "capacity", "log", "draining",
+];
+const PORT_KEYS: &[&str] = &["interface", "gateway", "compute", "hook"];
+const SWITCH_KEYS: &[&str] = &["interface", "address"];
+const CLUSTER_KEYS: &[&str] = &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests"];
+const TIMEOUT_KEYS: &[&str] = &[
+    "tcpEstablished", "tcpTransitory", "tcpClosed", "udpUnanswered", "udpAnswered", "sctpEstablished", "sctpTransitory", "fragment",
+];
+const CAPACITY_KEYS: &[&str] =
+    &["connections", "halfOpen", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments"];
+
+/// Names of links are shorter than 16 bytes, without `/` and white space (`dev_valid_name`).
+const INTERFACE: &str = "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
+const PATTERN: &str = "an interface's name or a pattern such as `veth*`";
+
+pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Errors> {
+    let mut log = Log::new(file.clone());
+    let root = At::root(document);
+    let mut config = Config {
+        file: file.clone(),
+        node: String::new(),
+        ports: Vec::new(),
+        internal_switch: None,
+        inside: Vec::new(),
+        node_ranges: Vec::new(),
+        service_ranges: Vec::new(),
+        pod_subnets: Vec::new(),
+        service_subnets: Vec::new(),
+        manifests: None,
+        draining: Duration::from_secs(30),
+        tuning: Tuning::default(),
+        notices: Vec::new(),
+        places: Places::default(),
+    };
+    if root.only(&mut log, KEYS) {
+        sections(&mut config, &root, &mut log);
+        check::whole(&config, &root, &mut log);
+    }
+    let (mut config, notices) = log.finish(config)?;
+    config.notices = notices;
+    Ok(config)
+}
+
+fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
+    let node = "this node's name, as endpoints name it (a word of letters, digits, `-` and `.`)";
+    if let Some(at) = root.require(log, "node", node) {
+        config.node = at.value(log, node, node_name).unwrap_or_default();
+    }
+    if let Some(at) = root.get("ports") {
+        ports(config, &at, log);
+    }
+    if let Some(at) = root.get("internalSwitch") {
+        config.internal_switch = internal_switch(&mut config.places, &at, log);
+    }
+    if let Some(at) = root.get("inside") {
+        config.inside = at.list_or_one().iter().filter_map(|at| at.value(log, PATTERN, interface_name)).collect();
+    }
+    if let Some(at) = root.get("cluster") {
+        cluster(config, &at, log);
+    }
+    if let Some(at) = root.get("draining") {
+        if let Some(seconds) = at.value(log, DURATION, value::seconds) {
+            config.draining = Duration::from_secs(seconds.into());
+        }
+    }
+    tuning(&mut config.tuning, root, log);
+}
+
+fn node_name(text: &str) -> Result<String, String> {
+    let fits = !text.is_empty() && text.len() <= 253 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    if fits { Ok(text.to_owned()) } else { Err(String::new()) }
+}
+
+fn interface_name(text: &str) -> Result<String, String> {
+    let bad = |c: char| c == '/' || c == ':' || c.is_whitespace() || c.is_control();
+    if text.is_empty() || text == "." || text == ".." || text.contains(bad) {
+        return Err(String::new());
+    }
+    if text.len() > 15 { Err("is too long".into()) } else { Ok(text.to_owned()) }
+}
+
+/// An interface's own name, remembered for [`super::verify`].
+fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
+    let at = at.require(log, "interface", INTERFACE)?;
+    places.by_path.insert(at.to_string(), at.place());
+    at.value(log, INTERFACE, |text| if text.contains('*') { Err(String::new()) } else { interface_name(text) })
+}
+
+fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
+    for (key, at) in at.entries(log, "a map of port names, such as Port2: { interface: eth0 }") {
+        let name = key.text().unwrap_or("");
+        if name.is_empty() || name.contains(char::is_whitespace) {
+            log.error(&at, format!("{} is not a port's name; expected a word such as Port2", key.describe()));
+        }
+        if !at.only(log, PORT_KEYS) {
+            continue;
+        }
+        let interface = interface(&mut config.places, &at, log);
+        let gateway = at.get("gateway").and_then(|at| {
+            config.places.by_path.insert(at.to_string(), at.place());
+            at.value(log, ADDRESS, value::address)
+        });
+        let compute = at.get("compute").and_then(|at| at.value(log, "true or false", value::boolean));
+        let hook = at.get("hook").and_then(|at| at.value(log, "auto, xdp or tc", hook));
+        if let Some(interface) = interface {
+            config.ports.push(Port {
+                name: name.to_owned(),
+                interface,
+                gateway,
+                compute: compute.unwrap_or(false),
+                hook: hook.unwrap_or_default(),
+            });
+        }
+    }
+}
+
+fn hook(text: &str) -> Result<HookChoice, String> {
+    match text {
+        "auto" => Ok(HookChoice::Auto),
+        "xdp" => Ok(HookChoice::Xdp),
+        "tc" => Ok(HookChoice::Tc),
+        _ => Err(String::new()),
+    }
+}
+
+fn internal_switch(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<InternalSwitch> {
+    if !at.only(log, SWITCH_KEYS) {
+        return None;
+    }
+    let interface = interface(places, at, log);
+    let right = "the switch's own address with its prefix length, such as 10.20.0.1/24";
+    let address = at.get("address").and_then(|at| {
+        let net = at.value(log, right, value::interface_address)?;
+        let range = value::of_net(net.trunc());
+        places.extents.push(Extent { used: Use::Switch, path: at.to_string(), place: at.place(), range });
+        Some(net)
+    });
+    Some(InternalSwitch { interface: interface?, address })
+}
+
+fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
+    if !at.only(log, CLUSTER_KEYS) {
+        return;
+    }
+    let extents = &mut config.places.extents;
+    config.node_ranges = ranges(extents, at, "nodeIPs", Use::Nodes, log);
+    config.service_ranges = ranges(extents, at, "serviceIPs", Use::Services, log);
+    config.pod_subnets = subnets(extents, at, "podSubnet", Use::Pods, log);
+    config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
+    if let Some(at) = at.get("manifests") {
+        config.places.by_path.insert(at.to_string(), at.place());
+        config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
+    }
+}
+
+fn ranges(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<ServiceRange> {
+    let Some(at) = at.get(key) else { return Vec::new() };
+    let mut all = Vec::new();
+    for at in at.list_or_one() {
+        if let Some((range, cleared)) = at.value(log, RANGE, value::range) {
+            if cleared {
+                log.notice(&at, format!("{} has bits behind its prefix; taken as {}", at.node.describe(), value::show(&range)));
+            }
+            extents.push(Extent { used, path: at.to_string(), place: at.place(), range });
+            all.push(range);
+        }
+    }
+    all
+}
+
+fn subnets(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<IpNet> {
+    let Some(at) = at.get(key) else { return Vec::new() };
+    let mut all = Vec::new();
+    for at in at.list_or_one() {
+        if let Some((net, cleared)) = at.value(log, PREFIX, value::prefix) {
+            if cleared {
+                log.notice(&at, format!("{} has bits behind its prefix; taken as {net}", at.node.describe()));
+            }
+            extents.push(Extent { used, path: at.to_string(), place: at.place(), range: value::of_net(net) });
+            all.push(net);
+        }
+    }
+    all
+}
+
+fn tuning(tuning: &mut Tuning, root: &At<'_>, log: &mut Log) {
+    if let Some(at) = root.get("timeouts") {
+        timeouts(tuning, &at, log);
+    }
+    if let Some(at) = root.get("snatPorts") {
+        if let Some((first, last)) = at.value(log, PORTS, value::ports) {
+            (tuning.snat_first, tuning.snat_last) = (first, last);
+        }
+    }
+    if let Some(at) = root.get("icmpRate") {
+        let right = "a number of packets a second from 0 to 1000000";
+        set(&mut tuning.icmp_rate, at.value(log, right, |s| value::integer(s, 0, 1_000_000)));
+    }
+    if let Some(at) = root.get("capacity") {
+        capacity(&mut tuning.capacity, &at, log);
+    }
+    if let Some(at) = root.get("log").filter(|at| at.only(log, &["tracePort"])) {
+        if let Some(at) = at.get("tracePort") {
+            let port = at.value(log, "a port number from 0 to 65535 (0: none)", |s| value::integer(s, 0, 65_535));
+            tuning.trace_port = port.unwrap_or(0) as u16;
+        }
+    }
+}
+
+fn timeouts(tuning: &mut Tuning, at: &At<'_>, log: &mut Log) {
+    if !at.only(log, TIMEOUT_KEYS) {
+        return;
+    }
+    let fields = [
+        &mut tuning.tcp_established,
+        &mut tuning.tcp_transitory,
+        &mut tuning.tcp_closed,
+        &mut tuning.udp_unanswered,
+        &mut tuning.udp_answered,
+        &mut tuning.sctp_established,
+        &mut tuning.sctp_transitory,
+        &mut tuning.fragment,
+    ];
+    for (key, field) in TIMEOUT_KEYS.iter().zip(fields) {
+        set(field, at.get(key).and_then(|at| at.value(log, DURATION, value::seconds)));
+    }
+}
+
+fn capacity(capacity: &mut Capacity, at: &At<'_>, log: &mut Log) {
+    if !at.only(log, CAPACITY_KEYS) {
+        return;
+    }
+    let right = "a number of entries from 16 to 16777216";
+    let fields = [
+        &mut capacity.connections,
+        &mut capacity.half_open,
+        &mut capacity.services,
+        &mut capacity.backends,
+        &mut capacity.slots,
+        &mut capacity.routes,
+        &mut capacity.next_hops,
+        &mut capacity.affinity,
+        &mut capacity.fragments,
+    ];
+    for (key, field) in CAPACITY_KEYS.iter().zip(fields) {
+        set(field, at.get(key).and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))));
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}

@@ -1,0 +1,102 @@
+//! A service and its slices → the ports to balance.
+//!
+//! Invariant: a pure function of the documents, the time and what it gave before (a terminating
+//! endpoint keeps the deadline it once got). Not here: which addresses a service is given.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::document::{Service, Slice, SlicePort};
+use crate::config::Error;
+use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort};
+
+/// What became of one service.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Joined {
+    pub ports: Vec<ServicePort>,
+    /// When each terminating endpoint's remaining connections end.
+    pub deadlines: HashMap<(IpAddr, u16), SystemTime>,
+    pub notices: Vec<Error>,
+}
+
+pub(super) fn join(
+    service: &Service,
+    given: &[IpAddr],
+    slices: &[Arc<Slice>],
+    before: Option<&Joined>,
+    now: SystemTime,
+    draining: Duration,
+) -> Result<Joined, Error> {
+    let mut joined = Joined::default();
+    let mut addresses = service.addresses.clone();
+    addresses.extend(given.iter().filter(|a| !service.addresses.contains(a)));
+    if addresses.is_empty() && service.wants.is_none() && service.ports.iter().all(|p| p.node_port.is_none()) {
+        joined.notices.push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
+    }
+    for port in &service.ports {
+        let mut endpoints = Endpoints::default();
+        for slice in slices {
+            for target in slice.ports.iter().filter(|t| t.name == port.name && t.protocol == port.protocol) {
+                if port.protocol == Protocol::Sctp && target.port != port.port {
+                    return Err(sctp(service, port.port, target));
+                }
+                for endpoint in &slice.endpoints {
+                    let at = (endpoint.addr, target.port);
+                    let ready = endpoint.ready.unwrap_or(true);
+                    let state = if endpoint.terminating && !(service.not_ready_too && endpoint.ready == Some(true)) {
+                        let known = before.and_then(|b| b.deadlines.get(&at)).copied();
+                        EndpointState::Draining { until: *joined.deadlines.entry(at).or_insert(known.unwrap_or(now + draining)) }
+                    } else if ready {
+                        EndpointState::Ready
+                    } else {
+                        continue;
+                    };
+                    let weight = service.weights.get(&endpoint.addr).copied().unwrap_or(1);
+                    endpoints.add(Endpoint { addr: endpoint.addr, port: target.port, weight, node: endpoint.node.clone(), state });
+                }
+            }
+        }
+        joined.ports.push(ServicePort {
+            namespace: service.name.namespace.clone(),
+            name: service.name.name.clone(),
+            port_name: port.name.clone(),
+            protocol: port.protocol,
+            port: port.port,
+            node_port: port.node_port,
+            addresses: addresses.clone(),
+            affinity: service.affinity,
+            endpoints: endpoints.list,
+        });
+    }
+    Ok(joined)
+}
+
+/// Each endpoint once: slices may name one twice while it moves between them; ready wins.
+#[derive(Default)]
+struct Endpoints {
+    list: Vec<Endpoint>,
+    index: HashMap<(IpAddr, u16), usize>,
+}
+
+impl Endpoints {
+    fn add(&mut self, endpoint: Endpoint) {
+        match self.index.get(&(endpoint.addr, endpoint.port)) {
+            Some(&i) if endpoint.state == EndpointState::Ready => self.list[i] = endpoint,
+            Some(_) => {}
+            None => {
+                self.index.insert((endpoint.addr, endpoint.port), self.list.len());
+                self.list.push(endpoint);
+            }
+        }
+    }
+}
+
+/// SCTP's checksum covers its ports, and addresses alone are rewritten (RFC 9260 §6.8).
+fn sctp(service: &Service, port: u16, target: &SlicePort) -> Error {
+    target.said.message(format!(
+        "`{}` is not the SCTP port of Service {} ({port}); expected the same port, since SCTP's checksum covers ports and only addresses are translated",
+        target.port, service.name
+    ))
+}

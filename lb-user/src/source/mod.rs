@@ -1,0 +1,7 @@
+//! Where facts come from: files, and the kernel.
+//!
+//! Invariant: a source states facts and decides nothing; what they mean together is
+//! [`crate::plan`]'s.
+
+pub mod manifests;
+pub mod watch;
