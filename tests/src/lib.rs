@@ -1,8 +1,10 @@
 //! What the rungs of the test ladder share: the tables without a kernel ([`fake`]) and what runs
 //! on them. No product code.
 
+pub mod case;
 pub mod demo;
 pub mod fake;
 pub mod load;
 pub mod netns;
 pub mod packet;
+pub mod runner;

@@ -7,7 +7,7 @@
 
 mod apply;
 pub mod lru;
-mod show;
+pub mod show;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! The tables for people: what a failing test prints.
 
 use std::fmt::{self, Display, Formatter};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
 use lb_common::tcp;
@@ -30,25 +30,33 @@ fn mac(Mac(m): Mac) -> String {
 
 /// One flow as a line: what arrives, what it becomes, and in which state it is.
 pub fn flow_line<A: Addr>(set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>) -> String {
+    named_flow(set, key, flow, &|addr, port| {
+        SocketAddr::new(addr, port).to_string()
+    })
+}
+
+/// The same, with names for addresses.
+pub fn named_flow<A: Addr>(
+    set: FlowSet,
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    name: &dyn Fn(IpAddr, u16) -> String,
+) -> String {
     let mut flags = String::new();
     for (bit, name) in [(Flow::<A>::REPLY, " reply"), (Flow::<A>::SNAT, " snat")] {
         if flow.flags & bit != 0 {
             flags += name;
         }
     }
-    format!(
-        "{} {} {} > {} becomes {} > {} {}{flags}",
-        match set {
-            FlowSet::Established => "established",
-            FlowSet::HalfOpen => "half-open",
-        },
-        proto(key.proto),
-        socket(key.src, key.sport),
-        socket(key.dst, key.dport),
-        socket(flow.src, flow.sport),
-        socket(flow.dst, flow.dport),
-        tcp::label(flow.state),
-    )
+    let end = |addr: A, port: Be16| name(addr.to_ip(), port.get());
+    let (from, to) = (end(key.src, key.sport), end(key.dst, key.dport));
+    let (becomes_from, becomes_to) = (end(flow.src, flow.sport), end(flow.dst, flow.dport));
+    let set = match set {
+        FlowSet::Established => "established",
+        FlowSet::HalfOpen => "half-open",
+    };
+    let (proto, state) = (proto(key.proto), tcp::label(flow.state));
+    format!("{set} {proto} {from} > {to} becomes {becomes_from} > {becomes_to} {state}{flags}")
 }
 
 impl Fake {

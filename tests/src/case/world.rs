@@ -1,0 +1,396 @@
+//! The device of a case: its links, hosts, services and settings, and the tables that these mean.
+//!
+//! A case says them by name and for both IP versions; [`World::contents`] is the tables of one.
+//! Ids are handed out in order: services and backends from 1, next hops from the first that may
+//! be. A row has one slot for each backend, in order.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use lb_common::table::{
+    Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, Settings, filter,
+};
+use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
+use lb_user::intent::Capacity;
+use lb_user::plan::{Contents, Family};
+
+use crate::packet::{self, End, Names};
+
+/// Ticks a second in cases, where the clock is ours.
+pub const TICKS: u32 = 100;
+
+#[derive(Clone, Debug)]
+pub struct Link {
+    pub name: String,
+    pub index: u32,
+    pub mac: packet::Mac,
+    pub mtu: u32,
+    pub xdp: bool,
+    /// This node's address on it.
+    pub addr: Option<IpAddr>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Host {
+    pub name: String,
+    pub addr: IpAddr,
+    pub at: Place,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Place {
+    /// A neighbour on a link.
+    On(String, packet::Mac),
+    /// Behind another host.
+    Via(String),
+    /// On a link, but nobody has asked for its link-layer address yet.
+    Unresolved(String),
+    /// This node.
+    Local,
+    /// Only a name.
+    Nowhere,
+}
+
+#[derive(Clone, Debug)]
+pub struct BackendLine {
+    pub at: End,
+    pub remote: bool,
+    pub draining: bool,
+    /// The slot names it, but it isn't there.
+    pub gone: bool,
+}
+
+#[derive(Clone, Debug)]
+pub struct ServiceLine {
+    pub proto: u8,
+    pub at: Vec<End>,
+    pub backends: Vec<BackendLine>,
+    pub affinity: u32,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    pub v6: bool,
+    pub links: Vec<Link>,
+    pub hosts: Vec<Host>,
+    pub routes: Vec<(IpAddr, u32, String)>,
+    pub unused: Vec<(IpAddr, u32)>,
+    pub vips: Vec<String>,
+    pub services: Vec<ServiceLine>,
+    pub settings: BTreeMap<String, u32>,
+    pub capacity: Capacity,
+    /// Backends keep their ids when others come and go.
+    pub(super) ids: BTreeMap<(usize, String, u16), u32>,
+}
+
+type Built<T> = Result<T, String>;
+
+impl World {
+    pub fn names(&self) -> Names {
+        let hosts = self
+            .hosts
+            .iter()
+            .map(|h| (h.name.clone(), h.addr))
+            .collect();
+        Names {
+            v6: self.v6,
+            hosts,
+            macs: Default::default(),
+        }
+    }
+
+    pub fn link(&self, name: &str) -> Built<&Link> {
+        self.links
+            .iter()
+            .find(|l| l.name == name)
+            .ok_or_else(|| format!("{name}: no such link"))
+    }
+
+    pub fn host(&self, name: &str) -> Built<&Host> {
+        self.hosts
+            .iter()
+            .find(|h| h.name == name)
+            .ok_or_else(|| format!("{name}: no such host"))
+    }
+
+    /// The neighbour that a packet to `addr` goes to: its link and link-layer address.
+    pub fn neighbour(&self, addr: IpAddr) -> Option<(&Link, packet::Mac)> {
+        let host = self.hosts.iter().find(|h| h.addr == addr);
+        let mut place = match host {
+            Some(host) => &host.at,
+            None => &self.host(&self.longest(addr)?.2).ok()?.at,
+        };
+        loop {
+            match place {
+                Place::On(link, mac) => return Some((self.link(link).ok()?, *mac)),
+                Place::Via(other) => place = &self.host(other).ok()?.at,
+                _ => return None,
+            }
+        }
+    }
+
+    fn longest(&self, addr: IpAddr) -> Option<&(IpAddr, u32, String)> {
+        let covers = |net: IpAddr, len: u32| {
+            ipnet::IpNet::new(net, len as u8).is_ok_and(|net| net.contains(&addr))
+        };
+        self.routes
+            .iter()
+            .filter(|(net, len, _)| covers(*net, *len))
+            .max_by_key(|(_, len, _)| *len)
+    }
+
+    fn hop_index(&self, name: &str) -> Built<u32> {
+        let at = self
+            .hosts
+            .iter()
+            .position(|h| h.name == name)
+            .ok_or_else(|| format!("{name}: no such host"))?;
+        match &self.hosts[at].at {
+            Place::On(..) => Ok(NextHop::FIRST + at as u32),
+            Place::Via(other) => self.hop_index(other),
+            Place::Local => Ok(NextHop::HOST),
+            Place::Unresolved(_) | Place::Nowhere => Ok(NextHop::UNRESOLVED),
+        }
+    }
+
+    /// The tables.
+    pub fn contents(&mut self) -> Built<Contents> {
+        let mut contents = Contents {
+            settings: self.settings()?,
+            filter: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            next_hops: self.next_hops()?,
+            names: BTreeMap::new(),
+            v4: Family::default(),
+            v6: Family::default(),
+            hooks: BTreeMap::new(),
+        };
+        if self.v6 {
+            contents.v6 = self.family::<Ip6>(&mut contents)?;
+        } else {
+            contents.v4 = self.family::<Ip4>(&mut contents)?;
+        }
+        Ok(contents)
+    }
+
+    fn settings(&self) -> Built<Settings> {
+        let mut s = Settings::with_clock(TICKS);
+        for (key, value) in &self.settings {
+            let ticks = value.saturating_mul(TICKS);
+            match key.as_str() {
+                "tcp_established" => s.tcp_established = ticks,
+                "tcp_transitory" => s.tcp_transitory = ticks,
+                "tcp_closed" => s.tcp_closed = ticks,
+                "udp_unanswered" => s.udp_unanswered = ticks,
+                "udp_answered" => s.udp_answered = ticks,
+                "sctp_established" => s.sctp_established = ticks,
+                "sctp_transitory" => s.sctp_transitory = ticks,
+                "fragment" => s.fragment = ticks,
+                "icmp_rate" => s.icmp_rate = *value,
+                "snat_first" => s.snat_first = *value as u16,
+                "snat_last" => s.snat_last = *value as u16,
+                "epoch" => s.epoch = *value as u16,
+                _ => return Err(format!("{key}: no such setting")),
+            }
+        }
+        Ok(s)
+    }
+
+    fn next_hops(&self) -> Built<BTreeMap<u32, NextHop>> {
+        let mut hops = BTreeMap::from([
+            (NextHop::UNRESOLVED, NextHop::default()),
+            (
+                NextHop::HOST,
+                NextHop {
+                    kind: NextHop::LOCAL,
+                    ..NextHop::default()
+                },
+            ),
+        ]);
+        for host in &self.hosts {
+            let Place::On(link, mac) = &host.at else {
+                continue;
+            };
+            let link = self.link(link)?;
+            let hop = NextHop {
+                ifindex: link.index,
+                mtu: link.mtu,
+                dst: Mac(*mac),
+                src: Mac(link.mac),
+                kind: NextHop::LINK,
+                flags: if link.xdp { NextHop::XDP } else { 0 },
+                pad: 0,
+            };
+            hops.insert(self.hop_index(&host.name)?, hop);
+        }
+        Ok(hops)
+    }
+
+    fn addr<A: Addr>(&self, host: &str) -> Built<A> {
+        A::from_ip(self.names().resolve(host)?)
+            .ok_or_else(|| format!("{host}: of the other IP version"))
+    }
+
+    fn family<A: Addr>(&mut self, contents: &mut Contents) -> Built<Family<A>> {
+        let mut family = Family::<A>::default();
+        let whole = |addr: A| Prefix { len: A::BITS, addr };
+        for host in self.hosts.iter().filter(|h| h.at != Place::Nowhere) {
+            let addr = A::from_ip(host.addr).ok_or("hosts are of one IP version")?;
+            family
+                .routes
+                .insert(whole(addr), self.hop_index(&host.name)?);
+        }
+        for (net, len, via) in &self.routes {
+            let addr = A::from_ip(*net).ok_or("routes are of one IP version")?;
+            family
+                .routes
+                .insert(Prefix { len: *len, addr }, self.hop_index(via)?);
+        }
+        for vip in &self.vips {
+            self.own(vip, &mut family, contents)?;
+        }
+        for (net, len) in &self.unused {
+            let addr = A::from_ip(*net).ok_or("ranges are of one IP version")?;
+            family.owned.insert(
+                Prefix { len: *len, addr },
+                Owned {
+                    kind: Owned::UNUSED,
+                },
+            );
+            let bit = if *len == A::BITS {
+                filter::addr_bit(addr)
+            } else {
+                filter::grain_bit(addr)
+            };
+            set_bit(contents, bit);
+        }
+        let mut first = 0;
+        for (at, line) in self.services.clone().iter().enumerate() {
+            self.service(at, line, &mut first, &mut family, contents)?;
+        }
+        Ok(family)
+    }
+
+    fn own<A: Addr>(
+        &self,
+        vip: &str,
+        family: &mut Family<A>,
+        contents: &mut Contents,
+    ) -> Built<()> {
+        let addr = self.addr::<A>(vip)?;
+        family
+            .owned
+            .insert(Prefix { len: A::BITS, addr }, Owned { kind: Owned::VIP });
+        set_bit(contents, filter::addr_bit(addr));
+        Ok(())
+    }
+
+    fn service<A: Addr>(
+        &mut self,
+        at: usize,
+        line: &ServiceLine,
+        first: &mut u32,
+        family: &mut Family<A>,
+        contents: &mut Contents,
+    ) -> Built<()> {
+        let id = at as u32 + 1;
+        let mut row = Vec::new();
+        for backend in &line.backends {
+            let port = backend.at.port.ok_or("a backend has a port")?;
+            let next = self.ids.len() as u32 + 1;
+            let number = *self
+                .ids
+                .entry((at, backend.at.host.clone(), port))
+                .or_insert(next);
+            if !backend.draining {
+                row.push(number);
+            }
+            if !backend.gone {
+                family
+                    .backends
+                    .insert(number, self.backend::<A>(backend, id)?);
+            }
+            set_bit(
+                contents,
+                filter::tuple_bit(
+                    self.addr::<A>(&backend.at.host)?,
+                    Be16::new(port),
+                    line.proto,
+                ),
+            );
+        }
+        let service = Service {
+            id,
+            first: *first,
+            count: row.len() as u32,
+            affinity: line.affinity * TICKS,
+        };
+        for end in &line.at {
+            let (addr, port) = (
+                self.addr::<A>(&end.host)?,
+                Be16::new(end.port.ok_or("a service has a port")?),
+            );
+            family.services.insert(
+                ServiceKey {
+                    addr,
+                    port,
+                    proto: line.proto,
+                    pad: 0,
+                },
+                service,
+            );
+            set_bit(contents, filter::tuple_bit(addr, port, line.proto));
+            if self.host(&end.host).map_or(true, |h| h.at != Place::Local) {
+                self.own(&end.host, family, contents)?;
+            }
+        }
+        contents
+            .names
+            .insert(id, Name::new(&format!("case/service-{id}")));
+        *first += row.len() as u32;
+        if !row.is_empty() {
+            contents.rows.insert(service.first, row);
+        }
+        Ok(())
+    }
+
+    fn backend<A: Addr>(&self, line: &BackendLine, service: u32) -> Built<Backend<A>> {
+        let host = self.names().resolve(&line.at.host)?;
+        let source = self
+            .neighbour(host)
+            .and_then(|(link, _)| link.addr)
+            .and_then(A::from_ip);
+        Ok(Backend {
+            addr: self.addr(&line.at.host)?,
+            snat: source
+                .or_else(|| self.addr("node").ok())
+                .unwrap_or_default(),
+            port: Be16::new(line.at.port.unwrap_or(0)),
+            state: if line.draining {
+                Backend::<A>::DRAINING
+            } else {
+                Backend::<A>::ACTIVE
+            },
+            flags: if line.remote { Backend::<A>::REMOTE } else { 0 },
+            service,
+            next_hop: self.hop_index(&line.at.host)?,
+            weight: 1,
+            deadline: 0,
+        })
+    }
+
+    /// The backend at `host:port` by id.
+    pub fn backend_id(&self, end: &End) -> Built<u32> {
+        let found = self
+            .ids
+            .iter()
+            .find(|((_, host, port), _)| *host == end.host && Some(*port) == end.port);
+        found
+            .map(|(_, id)| *id)
+            .ok_or_else(|| format!("{}: no such backend", end.text()))
+    }
+}
+
+fn set_bit(contents: &mut Contents, bit: u32) {
+    *contents.filter.entry(bit / 64).or_default() |= 1 << (bit % 64);
+}

@@ -1,0 +1,74 @@
+//! The engine on the host: the path over [`Fake`] and a packet in ordinary memory.
+
+use lb_common::apply::{Diff, Packet};
+use lb_common::drop::Drop;
+use lb_common::frame::Frame;
+use lb_common::path;
+use lb_common::verdict::{Arrival, Verdict};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::fake::Fake;
+
+/// A packet in memory of its own, which can grow.
+///
+/// Between its making and [`Buffer::into_bytes`] only [`Frame`]s touch the bytes.
+pub struct Buffer {
+    bytes: Vec<u8>,
+    /// `bytes`' own start, taken by a mutable borrow after every change of its length.
+    start: *mut u8,
+}
+
+impl Buffer {
+    pub fn new(mut bytes: Vec<u8>) -> Self {
+        let start = bytes.as_mut_ptr();
+        Buffer { bytes, start }
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+}
+
+impl Packet for Buffer {
+    #[expect(
+        unsafe_code,
+        reason = "a frame is a view from behind a shared reference, as in the kernel"
+    )]
+    fn frame(&self) -> Frame<'_> {
+        // SAFETY: the vector's bytes are in one allocation that lives as long as `self` is
+        // borrowed, and no reference into them exists: this type hands out none.
+        unsafe { Frame::from_range(self.start, self.start.wrapping_add(self.bytes.len())) }
+    }
+
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(
+        &mut self,
+        offset: u32,
+        value: T,
+    ) -> Result<(), Drop> {
+        self.frame().store(offset, value)
+    }
+
+    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
+        self.frame().checksum3(offset, diff)
+    }
+
+    fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        self.frame().checksum4(offset, pseudo, plain, udp)
+    }
+
+    fn resize(&mut self, len: u32) -> Result<(), Drop> {
+        self.bytes.resize(len as usize, 0);
+        self.start = self.bytes.as_mut_ptr();
+        Ok(())
+    }
+}
+
+/// Runs one packet, counting a drop as the hooks do.
+pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
+    let mut packet = Buffer::new(bytes);
+    let verdict = path::run(&mut packet, arrival, fake);
+    if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
+        fake.dropped(reason);
+    }
+    (verdict, packet.into_bytes())
+}

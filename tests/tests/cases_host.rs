@@ -1,0 +1,49 @@
+//! Packet cases on the host. `BLESS=1` writes what the engine did into the files;
+//! `STELLWERK_CASE=part` runs those whose name holds it.
+
+use std::collections::BTreeSet;
+
+use lb_common::drop::{Drop, Note};
+use stellwerk_tests::runner::{self, bless};
+
+#[test]
+fn every_case_holds() {
+    if std::env::var_os("BLESS").is_some() {
+        println!("blessed: {:#?}", bless::all().unwrap());
+    }
+    let cases = runner::cases();
+    let run = |case: &Result<_, String>| {
+        case.as_ref()
+            .map_err(Clone::clone)
+            .and_then(runner::on_host)
+            .err()
+    };
+    let wrong: Vec<String> = cases.iter().filter_map(run).collect();
+    assert!(
+        wrong.is_empty(),
+        "{} of {} cases fail:\n\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n\n")
+    );
+    println!("{} cases", cases.len());
+}
+
+/// Reasons that no packet of a case can meet, and why.
+const BEYOND_CASES: &[(&str, &str)] = &[];
+
+#[test]
+fn every_drop_and_note_is_reached() {
+    let cases: Vec<_> = runner::cases().into_iter().map(Result::unwrap).collect();
+    let seen: BTreeSet<String> = cases.iter().flat_map(|case| case.labels()).collect();
+    let drops = Drop::ALL.iter().map(|d| d.label());
+    let all = drops.chain(Note::ALL.iter().map(|n| n.label()));
+    let beyond = |label: &str| BEYOND_CASES.iter().any(|(l, _)| *l == label);
+    let missing: Vec<_> = all
+        .filter(|label| !seen.contains(*label) && !beyond(label))
+        .collect();
+    assert!(
+        missing.is_empty() || std::env::var_os("STELLWERK_CASE").is_some(),
+        "in no case: {missing:?}"
+    );
+}
