@@ -63,7 +63,7 @@ fn place(from: &Path, to: &Path) -> Result<()> {
     if std::fs::read(to).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    println!(
+    say!(
         "{}: {} bytes",
         to.strip_prefix(cmd::repo()).unwrap_or(to).display(),
         bytes.len()

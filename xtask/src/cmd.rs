@@ -78,7 +78,7 @@ pub fn as_root(cmd: Command, why: &str) -> Result<Command> {
     if find("sudo").is_none() {
         bail!("root is needed ({why}) and there is no sudo: run this as root");
     }
-    println!("Asking for root by sudo: {why}");
+    say!("Asking for root by sudo: {why}");
     let mut sudo = Command::new("sudo");
     // sudo clears the environment, so what we set for the command is handed through by env(1).
     sudo.arg("env");
@@ -145,9 +145,7 @@ pub fn tee(mut cmd: Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
         match receiver.recv_timeout(Duration::from_millis(200)) {
             Ok(text) => {
                 line(&text);
-                let mut out = std::io::stdout().lock();
-                // A reader that went away (`| head`) is no failure of the tests.
-                let _ = writeln!(out, "{text}");
+                say!("{text}");
             }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             // A process that outlives a crashed test may hold the pipe open forever: the child's own end counts.
@@ -247,7 +245,7 @@ fn announce(cmd: &Command) {
     let sets = cmd
         .get_envs()
         .filter_map(|(key, value)| Some(format!("{}={} ", key.to_string_lossy(), quote(value?))));
-    println!("+ {place}{}{}", sets.collect::<String>(), describe(cmd));
+    say!("+ {place}{}{}", sets.collect::<String>(), describe(cmd));
     let _ = std::io::stdout().flush();
 }
 

@@ -117,7 +117,7 @@ fn kernel(version: &str) -> Result<Kernel> {
 }
 
 fn download(version: &str, home: &Path, unpacked: &Path) -> Result<()> {
-    println!(
+    say!(
         "Getting Debian's kernel {version} (once, kept in {})",
         home.display()
     );

@@ -3,6 +3,14 @@
 //! This file is the table of contents. Every command installs by itself what it needs and is missing (`setup`).
 //! Not here: product code, packet logic, benchmarks, the demo's story; those are in the tests crate.
 
+/// `println!`, but a reader that went away (`cargo xtask tidy | head`) is no reason to panic.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 mod bench;
 mod build;
 mod cmd;

@@ -35,20 +35,20 @@ pub const VM: &[Tool] = &[
 /// Everything but the virtual machines, which only `test --kernel` needs.
 pub fn all() -> Result<()> {
     let toolchain = toolchain::get()?;
-    println!(
+    say!(
         "eBPF compiler: {}, linker: {}",
         toolchain.compiler,
         toolchain.linker.display()
     );
     lints()?;
-    println!("rustfmt and clippy: there");
+    say!("rustfmt and clippy: there");
     match miri()? {
-        None => println!("miri: there"),
-        Some(why) => println!("miri: left out, {why}"),
+        None => say!("miri: there"),
+        Some(why) => say!("miri: left out, {why}"),
     }
     tools(NET)?;
-    println!("system packages for tests, demo and benchmarks: there");
-    println!("Ready. Next: `cargo xtask test` or `cargo xtask demo`.");
+    say!("system packages for tests, demo and benchmarks: there");
+    say!("Ready. Next: `cargo xtask test` or `cargo xtask demo`.");
     Ok(())
 }
 
@@ -86,7 +86,7 @@ pub fn apt_install(packages: &[&str], why: &str) -> Result<()> {
             packages.join(" ")
         );
     }
-    println!("Installing {}", packages.join(" "));
+    say!("Installing {}", packages.join(" "));
     let apt = |args: &[&str]| {
         let mut apt = Command::new("apt-get");
         apt.args(args).env("DEBIAN_FRONTEND", "noninteractive");
@@ -94,7 +94,7 @@ pub fn apt_install(packages: &[&str], why: &str) -> Result<()> {
     };
     // Stale lists name versions that the mirror has no more. A broken foreign source must not stop us: apt's next step tells.
     if let Err(error) = cmd::run(cmd::as_root(apt(&["update", "-q"]), why)?) {
-        println!("apt-get update didn't work ({error:#}), trying with the lists as they are");
+        say!("apt-get update didn't work ({error:#}), trying with the lists as they are");
     }
     let mut install = apt(&["install", "-y", "-q", "--no-install-recommends"]);
     install.args(packages);

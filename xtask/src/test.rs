@@ -189,12 +189,12 @@ fn in_machines(versions: &[String]) -> Result<i32> {
 }
 
 fn climb(name: &str, run: impl FnOnce(&mut Tally) -> Result<Outcome>) -> Line {
-    println!("\n── {name} ──");
+    say!("\n── {name} ──");
     let start = Instant::now();
     let mut tests = Tally::default();
     let result = run(&mut tests);
     if let Err(error) = &result {
-        println!("{name} failed: {error:#}");
+        say!("{name} failed: {error:#}");
     }
     Line {
         name: name.to_owned(),
@@ -206,7 +206,7 @@ fn climb(name: &str, run: impl FnOnce(&mut Tally) -> Result<Outcome>) -> Line {
 
 /// The table of rungs, and the exit code.
 fn summary(lines: &[Line], note: Option<&str>) -> i32 {
-    println!("\n{:<12} {:<8} {:>7}  tests", "rung", "result", "time");
+    say!("\n{:<12} {:<8} {:>7}  tests", "rung", "result", "time");
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for line in lines {
         let (result, why) = match &line.result {
@@ -221,7 +221,7 @@ fn summary(lines: &[Line], note: Option<&str>) -> i32 {
         }
         let notes: Vec<String> = line.tests.describe().into_iter().chain(why).collect();
         let time = format!("{:.1} s", line.time.as_secs_f64());
-        println!(
+        say!(
             "{:<12} {:<8} {:>7}  {}",
             line.name,
             result,
@@ -230,9 +230,9 @@ fn summary(lines: &[Line], note: Option<&str>) -> i32 {
         );
     }
     if let Some(note) = note {
-        println!("({note})");
+        say!("({note})");
     }
-    println!("{passed} passed, {failed} failed, {skipped} skipped");
+    say!("{passed} passed, {failed} failed, {skipped} skipped");
     i32::from(failed > 0)
 }
 

@@ -52,7 +52,7 @@ pub fn run() -> Result<i32> {
     show("files with `unsafe`, and how often", unsafes);
     let results = [rungs::check_format(), rungs::check_clippy()];
     for error in results.iter().filter_map(|result| result.as_ref().err()) {
-        println!("error: {error:#}");
+        say!("error: {error:#}");
     }
     Ok(i32::from(results.iter().any(Result::is_err)))
 }
@@ -73,12 +73,12 @@ fn collect(dir: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 fn show(title: &str, mut rows: Vec<(usize, String)>) {
-    println!("{title}: {}", if rows.is_empty() { "none" } else { "" });
+    say!("{title}: {}", if rows.is_empty() { "none" } else { "" });
     rows.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     for (count, text) in rows {
-        println!("  {count:>5}  {text}");
+        say!("  {count:>5}  {text}");
     }
-    println!();
+    say!();
 }
 
 /// Functions longer than a screen as (line, length, head).

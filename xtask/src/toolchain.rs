@@ -222,9 +222,10 @@ fn linker(compiler: Compiler, probe: &Probe) -> Result<PathBuf> {
     if linker.exists() {
         return Ok(linker);
     }
-    println!(
+    say!(
         "Building bpf-linker {BPF_LINKER} against LLVM {} of {} (once, about a minute)",
-        probe.llvm, probe.key
+        probe.llvm,
+        probe.key
     );
     let major = probe
         .llvm
