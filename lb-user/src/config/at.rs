@@ -166,7 +166,7 @@ impl<'r> At<'r> {
 
 /// The known word that looks most like `name`, or all of them.
 fn one_of(name: &str, known: &[&str]) -> String {
-    let near = known.iter().find(|k| k.eq_ignore_ascii_case(name) || distance(name, k) <= 2);
+    let near = known.iter().find(|k| k.eq_ignore_ascii_case(name) || distance(name, k) <= 1 + k.len() / 8);
     match near {
         Some(near) => format!("`{near}`"),
         None => format!("one of {}", known.join(", ")),

@@ -124,7 +124,7 @@ pub fn range(text: &str) -> Result<(ServiceRange, bool), String> {
         return Err("mixes IPv4 and IPv6".into());
     }
     if range.first > range.last {
-        return Err(format!("is reversed: did you mean {}-{}?", range.last, range.first));
+        return Err(format!("is reversed (did you mean {}-{}?)", range.last, range.first));
     }
     if size(&range) > MAX_RANGE {
         return Err(format!("has more than {MAX_RANGE} addresses"));
@@ -170,7 +170,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), String> {
     let first: u32 = first.trim().parse().map_err(|_| String::new())?;
     let last: u32 = last.trim().parse().map_err(|_| String::new())?;
     match (u16::try_from(first), u16::try_from(last)) {
-        (Ok(first), Ok(last)) if first > last => Err(format!("is reversed: did you mean {last}-{first}?")),
+        (Ok(first), Ok(last)) if first > last => Err(format!("is reversed (did you mean {last}-{first}?)")),
         (Ok(0), Ok(_)) => Err("starts at port 0".into()),
         (Ok(first), Ok(last)) => Ok((first, last)),
         _ => Err("goes beyond port 65535".into()),
