@@ -60,13 +60,23 @@ struct Gathered {
 #[derive(Clone, Debug, PartialEq)]
 struct Paths {
     config: PathBuf,
+    /// Where the configuration really is, if it is a link.
+    config_target: PathBuf,
     manifests: Option<PathBuf>,
+    /// The manifests as the caller names them, which is how changes are told.
+    manifests_said: PathBuf,
 }
 
 impl Watch {
-    /// Starts watching; call within a tokio runtime. Load after this, so that nothing falls between.
+    /// Starts watching; call within a tokio runtime. Load after this, so that nothing falls
+    /// between. A change of the configuration asks for a new one: paths and links may be others.
     pub fn new(config: &Path, manifests: Option<&Path>) -> notify::Result<Watch> {
-        let paths = Paths { config: std::path::absolute(config)?, manifests: manifests.map(std::path::absolute).transpose()? };
+        let paths = Paths {
+            config: std::path::absolute(config)?,
+            config_target: std::fs::canonicalize(config)?,
+            manifests: manifests.map(std::path::absolute).transpose()?,
+            manifests_said: manifests.unwrap_or(Path::new("")).to_owned(),
+        };
         let shared = Arc::new(Shared { paths, changed: Mutex::default(), wake: Notify::new() });
         let handler = shared.clone();
         let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| handler.handle(event))?;
@@ -100,6 +110,7 @@ impl Watch {
         let paths = self.shared.paths.clone();
         let mut folders = BTreeSet::new();
         folders.extend(paths.config.parent().map(Path::to_owned));
+        folders.extend(paths.config_target.parent().map(Path::to_owned));
         if let Some(manifests) = &paths.manifests {
             folders.extend(manifests.parent().map(Path::to_owned));
         }
@@ -174,7 +185,7 @@ fn sort(paths: &Paths, kind: &EventKind, path: &Path, gathered: &mut Gathered) {
     }
     // A ConfigMap's files are links through `..data`, which is exchanged.
     let through = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".."));
-    if path == paths.config || through && path.parent() == paths.config.parent() {
+    if path == paths.config || path == paths.config_target || through && path.parent() == paths.config.parent() {
         gathered.changed.config = true;
     }
     let Some(manifests) = &paths.manifests else { return };
@@ -183,11 +194,110 @@ fn sort(paths: &Paths, kind: &EventKind, path: &Path, gathered: &mut Gathered) {
         gathered.changed.all_manifests();
     } else if path.parent() == Some(manifests) {
         if is_manifest(path) {
-            gathered.changed.manifest(path.to_owned());
+            gathered.changed.manifest(paths.manifests_said.join(path.file_name().unwrap_or_default()));
         } else if through {
             gathered.changed.all_manifests();
         }
     } else if through && path.parent() == manifests.parent() {
         gathered.changed.all_manifests();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::source::manifests::tests::Folder;
+
+    async fn next(watch: &mut Watch) -> Changed {
+        tokio::time::timeout(Duration::from_secs(5), watch.changed()).await.expect("a change within five seconds")
+    }
+
+    /// All that is told until there is silence.
+    async fn drain(watch: &mut Watch) -> Changed {
+        let mut all = next(watch).await;
+        while let Ok(more) = tokio::time::timeout(Duration::from_millis(50), watch.changed()).await {
+            all.config |= more.config;
+            match more.manifests {
+                Some(Scope::All) => all.all_manifests(),
+                Some(Scope::Files(files)) => files.into_iter().for_each(|f| all.manifest(f)),
+                None => {}
+            }
+        }
+        all
+    }
+
+    async fn silent(watch: &mut Watch) -> bool {
+        tokio::time::timeout(Duration::from_millis(100), watch.changed()).await.is_err()
+    }
+
+    fn some(folder: &Path, name: &str) -> Option<Scope> {
+        Some(Scope::Files([folder.join(name)].into()))
+    }
+
+    // One test, since a signal reaches all watches of the process.
+    #[tokio::test]
+    async fn changes_are_told() {
+        let folder = Folder::new("watch");
+        let config = folder.write("c.yaml", "x");
+        let cluster = folder.0.join("cluster");
+        std::fs::create_dir(&cluster).unwrap();
+        let mut watch = Watch::new(&config, Some(&cluster)).unwrap();
+        in_place_and_renamed(&folder, &cluster, &mut watch).await;
+        links_and_folders(&folder, &cluster, &mut watch).await;
+        let pid = std::process::id().to_string();
+        std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap();
+        assert_eq!(next(&mut watch).await, Changed { config: true, manifests: Some(Scope::All) });
+    }
+
+    async fn in_place_and_renamed(folder: &Folder, cluster: &Path, watch: &mut Watch) {
+        // Half a file is not told; a closed one is, at once.
+        let mut file = std::fs::File::create(cluster.join("a.yaml")).unwrap();
+        std::io::Write::write_all(&mut file, b"half").unwrap();
+        assert!(silent(watch).await);
+        let start = Instant::now();
+        drop(file);
+        assert_eq!(next(watch).await.manifests, some(cluster, "a.yaml"));
+        assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
+
+        // Reading is no change, nor are files that are none of ours.
+        std::fs::read(cluster.join("a.yaml")).unwrap();
+        std::fs::write(cluster.join(".a.yaml.swp"), "x").unwrap();
+        std::fs::write(cluster.join("notes.txt"), "x").unwrap();
+        std::fs::write(folder.0.join("other.yaml"), "x").unwrap();
+        assert!(silent(watch).await);
+
+        std::fs::write(cluster.join("new"), "x").unwrap();
+        std::fs::rename(cluster.join("new"), cluster.join("a.yaml")).unwrap();
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: some(cluster, "a.yaml") });
+        std::fs::remove_file(cluster.join("a.yaml")).unwrap();
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: some(cluster, "a.yaml") });
+        std::fs::write(folder.0.join("c.new"), "x").unwrap();
+        std::fs::rename(folder.0.join("c.new"), folder.0.join("c.yaml")).unwrap();
+        assert_eq!(drain(watch).await, Changed { config: true, manifests: None });
+    }
+
+    async fn links_and_folders(folder: &Folder, cluster: &Path, watch: &mut Watch) {
+        use std::os::unix::fs::symlink;
+        // As kubelet exchanges a ConfigMap.
+        for version in ["..1", "..2"] {
+            std::fs::create_dir(cluster.join(version)).unwrap();
+            std::fs::write(cluster.join(version).join("b.yaml"), version).unwrap();
+            symlink(version, cluster.join("..data_tmp")).unwrap();
+            std::fs::rename(cluster.join("..data_tmp"), cluster.join("..data")).unwrap();
+            if version == "..1" {
+                symlink("..data/b.yaml", cluster.join("b.yaml")).unwrap();
+            }
+            assert_eq!(drain(watch).await, Changed { config: false, manifests: Some(Scope::All) });
+        }
+        // The folder is exchanged for another, which is watched from then on.
+        let other = folder.0.join("other");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::rename(cluster, folder.0.join("old")).unwrap();
+        std::fs::rename(&other, cluster).unwrap();
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: Some(Scope::All) });
+        std::fs::write(cluster.join("d.yaml"), "x").unwrap();
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: some(cluster, "d.yaml") });
     }
 }

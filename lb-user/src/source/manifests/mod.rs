@@ -348,4 +348,4 @@ fn protocol(protocol: Protocol) -> &'static str {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
