@@ -1,9 +1,10 @@
 //! Rows of slots: which backend a hash chooses.
 //!
-//! Weighted Maglev with quotas: backends pick slots in the order of the Webster apportionment
-//! (pick `j` of weight `w` at time `(2j + 1) / w`), each its next free one along its own
-//! permutation. That order knows nothing of the other backends, so that a backend that comes only
-//! takes and one that leaves only gives.
+//! Weighted Maglev with quotas. Backends take turns in the order of the Webster apportionment
+//! (turn `j` of weight `w` is due at `(2j + 1) / w`) and take the next free slot on a walk of their
+//! own. That order knows nothing of the other backends, so that one that comes only takes and one
+//! that leaves only gives. Where the shares come out too coarse the row is doubled: each slot's two
+//! halves keep its backend, and only what is over the new quotas changes hands.
 //! Invariant: a row depends on the set of (identity, weight) alone: not on order, ids or history,
 //! so that every node makes the same row. Not here: backend ids and places in the slot array.
 //! Figures: `docs/decisions/0002-maglev-rows.md`.
@@ -30,7 +31,7 @@ pub fn identity(addr: IpAddr, port: u16) -> u64 {
     mix(mix(bits as u64 ^ 0x5374_656c_6c77_6572) ^ mix((bits >> 64) as u64).rotate_left(17) ^ u64::from(port))
 }
 
-/// splitmix64's finalizer.
+/// splitmix64.
 fn mix(x: u64) -> u64 {
     let x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -38,41 +39,134 @@ fn mix(x: u64) -> u64 {
     x ^ x >> 31
 }
 
-/// Row lengths.
-const LADDER: [u32; 6] = [1, 1_021, 8_191, 32_749, 131_071, 524_287];
+/// Most backends, and the length their rows begin with: many divisors, so that few equal backends
+/// share exactly. Another length moves nearly everything, so that the steps are wide.
+const LADDER: [(usize, u32); 7] =
+    [(1, 1), (4, 120), (16, 480), (64, 3_840), (256, 15_360), (1_024, 61_440), (4_096, 245_760)];
+const LONGEST: u32 = 983_040;
+/// A row is doubled at most so often.
+const DOUBLINGS: u32 = 4;
+/// A share is off its weight by at most one in so many.
+const ACCURACY: u64 = 50;
 
 /// The slots of a row, each an index into `members`. Empty without members.
 pub fn row(members: &[Member]) -> Vec<u32> {
-    let total: u64 = members.iter().map(|m| u64::from(m.weight.max(1))).sum();
-    let Some(least) = members.iter().map(|m| u64::from(m.weight.max(1))).min() else { return Vec::new() };
-    let need = if members.len() == 1 { 1 } else { 50 * total / least };
-    let len = LADDER.into_iter().find(|&l| u64::from(l) >= need).unwrap_or(LADDER[LADDER.len() - 1]);
-    fill(members, len)
+    if members.is_empty() {
+        return Vec::new();
+    }
+    let base = LADDER.iter().find(|(most, _)| members.len() <= *most).map_or(LONGEST, |(_, len)| *len);
+    let lengths: Vec<u32> = (0..=DOUBLINGS).map(|d| base << d).take_while(|&len| len <= LONGEST).collect();
+    let mut quotas: Vec<Vec<u32>> = Vec::new();
+    for &len in &lengths {
+        let quota = webster(members, len);
+        let good = is_accurate(members, &quota, len);
+        quotas.push(quota);
+        if good {
+            break;
+        }
+    }
+    let mut row = fill(members, base);
+    for quota in &quotas[1..] {
+        row = double(members, &row, quota);
+    }
+    row
 }
 
+/// Backends by their next turn.
+struct Turns(BinaryHeap<Reverse<(u64, u64, u32)>>);
+
+impl Turns {
+    fn new(members: &[Member]) -> Self {
+        Turns(members.iter().zip(0..).map(|(m, i)| Reverse((due(m, 0), m.key, i))).collect())
+    }
+
+    /// The backend whose turn it is; `had` counts the turns it has had.
+    fn next(&mut self, members: &[Member], had: &mut [u32]) -> Option<usize> {
+        let mut top = self.0.peek_mut()?;
+        let i = top.0.2 as usize;
+        had[i] += 1;
+        top.0.0 = due(&members[i], had[i]);
+        Some(i)
+    }
+}
+
+/// When a turn is due.
+fn due(member: &Member, turn: u32) -> u64 {
+    ((u64::from(turn) * 2 + 1) << 32) / u64::from(member.weight.max(1))
+}
+
+/// How many of `len` slots each backend gets.
+fn webster(members: &[Member], len: u32) -> Vec<u32> {
+    let mut turns = Turns::new(members);
+    let mut had = vec![0; members.len()];
+    for _ in 0..len {
+        turns.next(members, &mut had);
+    }
+    had
+}
+
+fn is_accurate(members: &[Member], quota: &[u32], len: u32) -> bool {
+    let total: u64 = members.iter().map(|m| u64::from(m.weight.max(1))).sum();
+    members.iter().zip(quota).all(|(m, &q)| {
+        let due = u64::from(m.weight.max(1)) * u64::from(len);
+        (u64::from(q) * total).abs_diff(due) * ACCURACY <= due
+    })
+}
+
+/// A new row: each backend in its turn takes the next free slot of its walk.
 fn fill(members: &[Member], len: u32) -> Vec<u32> {
     let mut slots = vec![u32::MAX; len as usize];
-    let mut turns: BinaryHeap<Reverse<(u64, u64, u32)>> = BinaryHeap::with_capacity(members.len());
-    let mut walks: Vec<(u32, u32, u64)> = Vec::with_capacity(members.len());
-    for (i, m) in members.iter().enumerate() {
-        let skip = if len > 1 { 1 + (mix(m.key ^ 0xa5a5) % u64::from(len - 1)) as u32 } else { 0 };
-        walks.push(((mix(m.key) % u64::from(len)) as u32, skip, 1));
-        turns.push(Reverse((time(1, m.weight), m.key, i as u32)));
-    }
+    let mut steps = vec![0u64; members.len()];
+    let mut turns = Turns::new(members);
+    let mut had = vec![0; members.len()];
     for _ in 0..len {
-        let Some(Reverse((_, key, i))) = turns.pop() else { break };
-        let (at, skip, odd) = &mut walks[i as usize];
-        while slots[*at as usize] != u32::MAX {
-            *at = (*at + *skip) % len;
+        let Some(i) = turns.next(members, &mut had) else { break };
+        loop {
+            let hash = mix(members[i].key ^ steps[i].wrapping_mul(0xd134_2543_de82_ef95));
+            let at = (u128::from(hash) * u128::from(len) >> 64) as usize;
+            steps[i] += 1;
+            if slots[at] == u32::MAX {
+                slots[at] = i as u32;
+                break;
+            }
         }
-        slots[*at as usize] = i;
-        *odd += 2;
-        turns.push(Reverse((time(*odd, members[i as usize].weight), key, i)));
     }
     slots
 }
 
-/// When a backend of `weight` has its turn number `odd / 2`.
-fn time(odd: u64, weight: u32) -> u64 {
-    (odd << 32) / u64::from(weight.max(1))
+/// How much a backend wants a slot.
+fn wish(member: &Member, slot: u32, len: usize) -> u64 {
+    mix(member.key ^ mix(u64::from(slot) << 32 | len as u64))
 }
+
+/// The row of twice the length in which `quota` is met and as few slots as possible change hands.
+fn double(members: &[Member], row: &[u32], quota: &[u32]) -> Vec<u32> {
+    let len = row.len() * 2;
+    let mut slots: Vec<u32> = row.iter().flat_map(|&i| [i, i]).collect();
+    let mut held: Vec<Vec<u32>> = vec![Vec::new(); members.len()];
+    for (&i, slot) in slots.iter().zip(0..) {
+        held[i as usize].push(slot);
+    }
+    let mut free = Vec::new();
+    let mut wanted = Vec::new();
+    for (i, member) in members.iter().enumerate() {
+        let (has, due_to) = (held[i].len() as u32, quota[i]);
+        if has > due_to {
+            held[i].sort_unstable_by_key(|&slot| wish(member, slot, len));
+            free.extend_from_slice(&held[i][..(has - due_to) as usize]);
+        }
+        wanted.extend((has..due_to).map(|turn| (due(member, turn), member.key, i as u32)));
+    }
+    wanted.sort_unstable();
+    free.sort_unstable();
+    for (_, _, i) in wanted {
+        let dearest = (0..free.len()).max_by_key(|&at| wish(&members[i as usize], free[at], len));
+        if let Some(at) = dearest {
+            slots[free.swap_remove(at) as usize] = i;
+        }
+    }
+    slots
+}
+
+#[cfg(test)]
+mod tests;
