@@ -21,7 +21,7 @@ struct Findings {
 
 impl Findings {
     fn expect(&mut self, met: bool, text: String) {
-        if met { &mut self.seen } else { &mut self.wrong }.push(text);
+        if met { self.seen.push(text) } else { self.wrong.push(format!("not as expected: {text}")) }
     }
 
     /// No request failed.

@@ -78,10 +78,10 @@ impl Source {
             board.now, board.explained
         );
         replicas(&mut out, &board, &Summary::of(recent.iter().flatten()));
-        let _ = writeln!(out, "\n{:<36}{:>8}{:>9}{:>9}{:>13}", "where users are", "req/s", "p50 µs", "p99 µs", "failed so far");
+        let _ = writeln!(out, "\n{:<36}{:>8}{:>9}{:>9}{:>15}", "where users are", "req/s", "p50 µs", "p99 µs", "failed so far");
         for (((label, _), samples), failed) in self.paths.iter().zip(&recent).zip(&self.failed) {
             let Summary { requests, p50_us, p99_us, .. } = Summary::of(samples);
-            let _ = writeln!(out, "{label:<36}{:>8}{p50_us:>9}{p99_us:>9}{failed:>13}", requests / WINDOW.as_secs());
+            let _ = writeln!(out, "{label:<36}{:>8}{p50_us:>9}{p99_us:>9}{failed:>15}", requests / WINDOW.as_secs());
         }
         let drops: Vec<_> = self.drops.iter().filter(|(_, n)| *n > 0).map(|(why, n)| format!("{why} {n}")).collect();
         let drops = if drops.is_empty() { "none".to_owned() } else { drops.join(", ") };

@@ -100,7 +100,10 @@ pub fn on_signals(farewell: fn()) {
         });
         ENDING.store(true, Ordering::Relaxed);
         for &child in CHILDREN.lock().unwrap_or_else(|e| e.into_inner()).iter() {
-            let _ = nix::sys::signal::kill(Pid::from_raw(child), Signal::SIGKILL);
+            let child = Pid::from_raw(child);
+            if nix::sys::signal::kill(child, Signal::SIGKILL).is_ok() {
+                let _ = nix::sys::wait::waitpid(child, None);
+            }
         }
         let ours = format!("sw-{}-", std::process::id());
         // Twice: a namespace may have been in the making.

@@ -14,9 +14,11 @@ pub mod ethtool;
 pub mod lab;
 pub mod ns;
 pub mod probe;
+pub mod scene;
 
 
 pub use agent::Agent;
 pub use device::Device;
 pub use lab::Lab;
 pub use ns::Ns;
+pub use scene::Scene;
