@@ -4,9 +4,12 @@
 //! Invariant: no packet logic here; that is `lb-common`'s. Sources state facts and decide nothing;
 //! plan is pure; apply is the only writer of maps.
 
+pub mod agent;
+pub mod apply;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod intent;
 pub mod plan;
+pub mod show;
 pub mod source;

@@ -1,9 +1,14 @@
 //! The binary: parses the command line and hands over. Nothing else is here.
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
-use lb_user::cli::{Cli, Command};
+use lb_user::apply::Paths;
+use lb_user::cli::{Cli, Command, Listing};
+use lb_user::show::Table;
+use lb_user::{agent, apply, show};
+use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -17,12 +22,39 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
+    let paths = Paths::new(&cli.pin_path);
     match &cli.command {
         Command::Check { file } => Ok(check(file)),
-        Command::Run(_) | Command::Unload => anyhow::bail!("the agent is not in this build"),
-        Command::Status(_) | Command::Services(_) | Command::Backends(_) | Command::Flows(_) | Command::Drops(_) => {
-            anyhow::bail!("listings are not in this build")
+        Command::Run(run) => {
+            log();
+            agent::run(&agent::Options { config: run.config.clone(), paths })?;
+            Ok(ExitCode::SUCCESS)
         }
+        Command::Unload => {
+            log();
+            apply::unload(&paths)?.iter().for_each(|line| println!("{line}"));
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Status(listing) => print(show::status(&paths)?, listing),
+        Command::Services(listing) => print(show::services(&paths)?, listing),
+        Command::Backends(listing) => print(show::backends(&paths)?, listing),
+        Command::Flows(listing) => print(show::flows(&paths)?, listing),
+        Command::Drops(listing) => print(show::drops(&paths)?, listing),
+    }
+}
+
+/// Lines of the agent and the data plane; `RUST_LOG` says which.
+fn log() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+}
+
+fn print(table: Table, listing: &Listing) -> anyhow::Result<ExitCode> {
+    let text = if listing.json { table.json()? } else { table.text() };
+    // A reader that has seen enough (`| head`) is no error.
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(ExitCode::SUCCESS),
     }
 }
 

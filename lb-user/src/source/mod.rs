@@ -4,4 +4,6 @@
 //! [`crate::plan`]'s.
 
 pub mod manifests;
+pub mod netlink;
+pub mod readiness;
 pub mod watch;

@@ -1,0 +1,338 @@
+//! The agent: the loop from the sources through the plan to the kernel.
+//!
+//! Invariant: the kernel's tables hold what the last accepted wish and the network's facts lead to,
+//! or are on the way there by steps that are each safe; what was refused changes nothing. When the
+//! agent ends, however it ends, everything stays pinned and goes on. Deliberately not here: what a
+//! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
+
+mod lock;
+mod switch;
+mod wanted;
+mod wish;
+
+use std::future::pending;
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use aya_log::EbpfLogger;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::block_in_place;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tracing::{debug, error, info, warn};
+
+use self::wish::{Undo, Wish};
+use crate::apply::sweep::{Sweeper, Swept};
+use crate::apply::{Kernel, Paths};
+use crate::config::Config;
+use crate::intent::{Capacity, EndpointState, Network};
+use crate::plan::{Apply, Clock, Contents, Ids, Op, diff, plan};
+use crate::source::netlink::{self, Mirror, Wanted};
+use crate::source::readiness::readable;
+use crate::source::watch::{Changed, Watch};
+
+/// How long neighbours may be asked for later than a change that needs them: the kernel resolves
+/// them on the first packet anyway.
+const ASK_LATER: Duration = Duration::from_millis(20);
+const SWEEP: Duration = Duration::from_secs(1);
+const PRUNE: Duration = Duration::from_secs(10);
+const RETRY: Duration = Duration::from_secs(1);
+
+pub use lock::running;
+
+/// What `run` is told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub config: PathBuf,
+    pub paths: Paths,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(options: &Options) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(start(options))
+}
+
+async fn start(options: &Options) -> Result<()> {
+    let lock = lock::take(&options.paths)?;
+    // Before anything is read: no change falls between.
+    let mut watch = None;
+    let wish = Wish::read(&options.config, &options.paths, |config| {
+        watch = Some(Watch::new(&options.config, config.manifests.as_deref())?);
+        prepare(&options.paths, config)
+    })?;
+    let watch = watch.context("the configuration was not watched")?;
+    let (wanted, wanted_by) = watch::channel(Wanted::new());
+    let network_by = block_in_place(|| netlink::spawn(wanted_by))?;
+    let network = network_by.borrow().clone();
+    let mut kernel = block_in_place(|| Kernel::load(&options.paths, &wish.intent.tuning.capacity))?;
+    log_lines(&mut kernel);
+    let current = block_in_place(|| kernel.read())?;
+    let mut agent = Agent {
+        options: options.clone(),
+        ids: Ids::recover(&current),
+        capacity: kernel.capacity,
+        current,
+        kernel,
+        wish,
+        network,
+        wanted,
+        lock,
+        retry: None,
+        deadline: None,
+        ask: None,
+        sweeper: Sweeper::default(),
+        repaired: 0,
+    };
+    block_in_place(|| agent.first())?;
+    agent.serve(watch, network_by).await
+}
+
+/// Makes what a configuration needs, and reads the network as it is then.
+fn prepare(paths: &Paths, config: &Config) -> Result<Network> {
+    if let Some(switch) = &config.internal_switch {
+        switch::ensure(paths, switch)?;
+    }
+    Ok(Mirror::open()?.network().clone())
+}
+
+/// The data plane's own lines, where the object has any.
+fn log_lines(kernel: &mut Kernel) {
+    if kernel.ebpf.map("AYA_LOGS").is_none() {
+        return;
+    }
+    match EbpfLogger::init(&mut kernel.ebpf).context("its log map").and_then(|logger| Ok(readable(logger)?)) {
+        Ok(mut logger) => _ = tokio::spawn(async move {
+            while let Ok(mut ready) = logger.readable_mut().await {
+                ready.get_inner_mut().flush();
+                ready.clear_ready();
+            }
+        }),
+        Err(error) => warn!("the data plane's log is not read: {error:#}"),
+    }
+}
+
+struct Agent {
+    options: Options,
+    kernel: Kernel,
+    wish: Wish,
+    network: Network,
+    /// What the tables hold, as far as we wrote them.
+    current: Contents,
+    ids: Ids,
+    /// The capacities in force.
+    capacity: Capacity,
+    wanted: watch::Sender<Wanted>,
+    lock: lock::Lock,
+    /// When to try again what failed.
+    retry: Option<Instant>,
+    /// When the next leaving endpoint's time is up.
+    deadline: Option<Instant>,
+    /// When to look which neighbours are wanted.
+    ask: Option<Instant>,
+    sweeper: Sweeper,
+    /// Entries that others broke and we set right.
+    repaired: u64,
+}
+
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => pending().await,
+    }
+}
+
+impl Agent {
+    fn first(&mut self) -> Result<()> {
+        self.wish.intent.revision = self.lock.revision() + 1;
+        self.replan(None)?;
+        self.kernel.forget_other_layouts()?;
+        self.ask_neighbours();
+        let revision = self.wish.intent.revision;
+        info!("ready: revision {revision}, {} services", self.wish.intent.services.len());
+        let mut out = std::io::stdout();
+        // Whoever waits for the line may be gone; traffic is not.
+        _ = writeln!(out, "ready: revision {revision}").and_then(|()| out.flush());
+        Ok(())
+    }
+
+    async fn serve(&mut self, mut watch: Watch, mut network: watch::Receiver<Network>) -> Result<()> {
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut sweep, mut prune) = (interval(SWEEP), interval(PRUNE));
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        prune.reset();
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+                changed = watch.changed() => {
+                    block_in_place(|| self.files_changed(&changed));
+                    if changed.config {
+                        watch = self.watch_again(watch);
+                    }
+                }
+                Ok(()) = network.changed() => {
+                    let now = network.borrow_and_update().clone();
+                    block_in_place(|| self.network_changed(now));
+                }
+                () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
+                () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
+                () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
+                _ = sweep.tick() => block_in_place(|| self.sweep()),
+                _ = prune.tick() => block_in_place(|| self.prune()),
+            }
+        }
+        info!("stopped; traffic goes on, and a new agent takes over");
+        Ok(())
+    }
+
+    /// The manifests may be elsewhere by now.
+    fn watch_again(&self, old: Watch) -> Watch {
+        Watch::new(&self.options.config, self.wish.manifests()).unwrap_or_else(|error| {
+            error!("still watching the former files: {error}");
+            old
+        })
+    }
+
+    fn files_changed(&mut self, changed: &Changed) {
+        let paths = self.options.paths.clone();
+        let result = match (changed.config, &changed.manifests) {
+            (true, _) => self.wish.config_changed(&self.options.config, |config| prepare(&paths, config)),
+            (false, Some(scope)) => self.wish.manifests_changed(scope),
+            (false, None) => return,
+        };
+        match result {
+            Ok(None) => debug!("files changed, but not what they mean"),
+            Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
+            Err(error) => error!("refused, and what runs stays:\n{error:#}"),
+        }
+    }
+
+    fn network_changed(&mut self, network: Network) {
+        self.network = network;
+        self.replan_or_retry(None);
+    }
+
+    fn replan_or_retry(&mut self, undo: Option<Undo>) {
+        if let Err(error) = self.replan(undo) {
+            error!("{error:#}");
+        }
+    }
+
+    /// Plans, and brings the kernel there. A wish that can't be planned is taken back by `undo`.
+    fn replan(&mut self, undo: Option<Undo>) -> Result<()> {
+        (self.retry, self.deadline) = (None, None);
+        let clock = Clock {
+            now: SystemTime::now(),
+            tick: self.kernel.now()?,
+            ticks_per_second: self.kernel.ticks_per_second,
+        };
+        // What the tables have room for was settled when they were made.
+        self.wish.intent.tuning.capacity = self.capacity;
+        let desired = match plan(&self.wish.intent, &self.network, &mut self.ids, clock) {
+            Ok(desired) => desired,
+            Err(error) => {
+                if let Some(undo) = undo {
+                    self.wish.take_back(undo);
+                }
+                return Err(error).context("refused, and what runs stays");
+            }
+        };
+        if undo.is_some() {
+            self.wish.keep();
+        }
+        let ops = diff(&self.current, &desired);
+        self.carry_out(&ops, desired)?;
+        if undo.is_some() {
+            info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
+        }
+        self.lock.note(self.wish.intent.revision);
+        self.deadline = self.next_deadline();
+        self.ask = Some(Instant::now() + ASK_LATER);
+        Ok(())
+    }
+
+    fn carry_out(&mut self, ops: &[Op], desired: Contents) -> Result<()> {
+        match self.kernel.apply_all(ops) {
+            Ok(()) => {
+                self.current = desired;
+                self.ids.applied();
+                Ok(())
+            }
+            Err(error) => {
+                self.retry = Some(Instant::now() + RETRY);
+                self.current = self.kernel.read().context("reading the tables back after a failure")?;
+                self.ids.settle(&self.current);
+                Err(error.context("the kernel took a part of the change; trying again"))
+            }
+        }
+    }
+
+    /// The next moment at which a leaving endpoint's time is up, if any still leaves.
+    fn next_deadline(&self) -> Option<Instant> {
+        let now = SystemTime::now();
+        let endpoints = self.wish.intent.services.iter().flat_map(|s| &s.endpoints);
+        let left = endpoints.filter_map(|e| match e.state {
+            // What is over has gone with the plan that has just been made.
+            EndpointState::Draining { until } => until.duration_since(now).ok(),
+            EndpointState::Ready => None,
+        });
+        Some(Instant::now() + left.min()? + Duration::from_millis(5))
+    }
+
+    fn ask_neighbours(&mut self) {
+        self.ask = None;
+        let wanted = wanted::wanted(&self.wish.intent, &self.network);
+        if *self.wanted.borrow() == wanted {
+            return;
+        }
+        let recorded = self.kernel.state.change(&self.options.paths, |state| state.neighbours.clone_from(&wanted));
+        if let Err(error) = recorded {
+            error!("{error:#}");
+        }
+        self.wanted.send_replace(wanted);
+    }
+
+    fn sweep(&mut self) {
+        let swept = self.kernel.now().and_then(|now| self.sweeper.step(&self.kernel.maps, now));
+        match swept {
+            Ok(swept) if swept == Swept::default() => {}
+            Ok(swept) => debug!(?swept, total = ?self.sweeper.total, "expired"),
+            Err(error) => warn!("sweeping: {error:#}"),
+        }
+    }
+
+    /// Compares what is really there with what shall be, and repairs.
+    fn prune(&mut self) {
+        let real = match self.kernel.read() {
+            Ok(real) => real,
+            Err(error) => return error!("reading the tables: {error:#}"),
+        };
+        let ops = diff(&real, &self.current);
+        if ops.is_empty() {
+            return;
+        }
+        self.repaired += ops.len() as u64;
+        warn!("{} entries were not as they should be ({} so far): {}", ops.len(), self.repaired, kinds(&ops));
+        let desired = self.current.clone();
+        self.current = real;
+        if let Err(error) = self.carry_out(&ops, desired) {
+            error!("repairing: {error:#}");
+        }
+    }
+}
+
+/// The first few operations, for people.
+fn kinds(ops: &[Op]) -> String {
+    let mut text = String::new();
+    for op in ops.iter().take(3) {
+        let op = format!("{op:?}");
+        let end = op.floor_char_boundary(120);
+        text.push_str(&op[..end]);
+        text.push_str("; ");
+    }
+    text
+}

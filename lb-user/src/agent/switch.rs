@@ -1,0 +1,34 @@
+//! The internal switch: a bridge with its address, made where there is none.
+//!
+//! Invariant: what was there is used as it is; what is made is recorded, so that `unload` removes it.
+
+use anyhow::{Context, Result};
+
+use crate::apply::{Paths, State};
+use crate::intent::InternalSwitch;
+use crate::source::netlink::message::Connection;
+use crate::source::netlink::{Mirror, write};
+
+pub fn ensure(paths: &Paths, switch: &InternalSwitch) -> Result<()> {
+    let name = &switch.interface;
+    let mut state = State::read(paths)?;
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    let there = |mirror: &Mirror| mirror.network().links.iter().any(|l| l.name == *name);
+    let mut mirror = Mirror::open()?;
+    if !there(&mirror) {
+        state.change(paths, |state| state.bridge = Some(name.clone()))?;
+        write::create_bridge(&mut connection, name)?;
+        tracing::info!("created the internal switch {name}");
+        mirror = Mirror::open()?;
+    }
+    let network = mirror.network();
+    let link = network.links.iter().find(|l| l.name == *name).with_context(|| format!("{name} has vanished"))?.index;
+    let Some(net) = switch.address else { return Ok(()) };
+    if network.addresses.iter().any(|a| a.link == link && a.net == net) {
+        return Ok(());
+    }
+    state.change(paths, |state| state.address = Some((name.clone(), net)))?;
+    write::add_address(&mut connection, link, net).with_context(|| format!("adding {net} to {name}"))?;
+    tracing::info!("added {net} to {name}");
+    Ok(())
+}

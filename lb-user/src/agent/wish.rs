@@ -1,0 +1,157 @@
+//! The wish as the files say it, and how it changes: whole, or not at all.
+//!
+//! Invariant: [`Wish::intent`] is always what some moment's files said and what a plan accepted. A
+//! change is tried and either kept or taken back. Not here: when files are read.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use anyhow::{Result, anyhow};
+use tracing::warn;
+
+use crate::apply::{Maps, Paths};
+use crate::config::{Config, Error, Errors, verify};
+use crate::intent::{Intent, Network, ServicePort};
+use crate::source::manifests::{Manifests, Scope, ServiceName, Update};
+
+pub struct Wish {
+    pub intent: Intent,
+    config: Config,
+    manifests: Option<Manifests>,
+    /// The manifests know services that a plan has refused: the next change takes all of them.
+    refused: bool,
+}
+
+/// How to take a change back.
+pub enum Undo {
+    Services(Update),
+    All(Box<(Intent, Config, Option<Manifests>)>),
+}
+
+fn notices(all: &[Error]) {
+    for notice in all {
+        warn!("{notice}");
+    }
+}
+
+/// Addresses that services were given by an agent before, by what is pinned.
+fn remember(manifests: &mut Manifests, config: &Config, paths: &Paths) {
+    let Ok(maps) = Maps::open(&paths.maps()) else { return };
+    let (Ok(v4), Ok(v6)) = (maps.v4.services.entries(), maps.v6.services.entries()) else { return };
+    let keys = v4.into_iter().map(|(k, s)| (lb_common::wire::Addr::to_ip(k.addr), s.id));
+    for (addr, id) in keys.chain(v6.into_iter().map(|(k, s)| (lb_common::wire::Addr::to_ip(k.addr), s.id))) {
+        let given = config.service_ranges.iter().any(|r| r.first <= addr && addr <= r.last);
+        let Ok(Some(name)) = maps.names.get(&id) else { continue };
+        if let (true, Some((namespace, rest))) = (given, name.as_str().split_once('/'))
+            && let Some((name, _)) = rest.rsplit_once(':')
+        {
+            manifests.remember(ServiceName { namespace: namespace.into(), name: name.into() }, addr);
+        }
+    }
+}
+
+/// Refuses what the kernel's facts speak against.
+fn check(config: &Config, network: &Network) -> Result<()> {
+    let errors = verify(config, network);
+    if errors.is_empty() { Ok(()) } else { Err(anyhow!(Errors(errors))) }
+}
+
+impl Wish {
+    /// Reads everything, for a start. `prepare` makes what the configuration needs before it can be
+    /// judged, and says what the network is then.
+    pub fn read(file: &Path, paths: &Paths, prepare: impl FnOnce(&Config) -> Result<Network>) -> Result<Self> {
+        let config = Config::load(file)?;
+        check(&config, &prepare(&config)?)?;
+        notices(&config.notices);
+        let mut manifests = config.manifests.clone().map(|path| Manifests::new(path, config.rules()));
+        let mut services = Vec::new();
+        if let Some(manifests) = &mut manifests {
+            remember(manifests, &config, paths);
+            notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
+            services = manifests.services();
+        }
+        let intent = config.intent(1, services);
+        Ok(Wish { intent, config, manifests, refused: false })
+    }
+
+    pub fn manifests(&self) -> Option<&Path> {
+        self.config.manifests.as_deref()
+    }
+
+    /// Takes changed manifests. None: nothing that matters changed.
+    pub fn manifests_changed(&mut self, scope: &Scope) -> Result<Option<Undo>> {
+        let Some(manifests) = &mut self.manifests else { return Ok(None) };
+        let update = manifests.load(scope, SystemTime::now())?;
+        notices(&update.notices);
+        if self.refused {
+            let undo = Undo::All(Box::new((self.intent.clone(), self.config.clone(), self.manifests.clone())));
+            self.intent.services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
+            self.intent.revision += 1;
+            return Ok(Some(undo));
+        }
+        if update.changed.is_empty() {
+            return Ok(None);
+        }
+        let undo = Undo::Services(inverse(&update, &self.intent.services));
+        update.apply_to(&mut self.intent.services);
+        self.intent.revision += 1;
+        Ok(Some(undo))
+    }
+
+    /// Takes a changed configuration, with all manifests.
+    pub fn config_changed(
+        &mut self,
+        file: &Path,
+        prepare: impl FnOnce(&Config) -> Result<Network>,
+    ) -> Result<Option<Undo>> {
+        let config = Config::load(file)?;
+        check(&config, &prepare(&config)?)?;
+        let mut manifests = match (&config.manifests, &self.manifests) {
+            (Some(path), Some(old)) if old.path() == path => Some(old.clone()),
+            (path, _) => path.clone().map(|path| Manifests::new(path, config.rules())),
+        };
+        let mut services = Vec::new();
+        if let Some(manifests) = &mut manifests {
+            manifests.set_rules(config.rules());
+            notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
+            services = manifests.services();
+        }
+        let intent = config.intent(self.intent.revision, services);
+        if intent == self.intent && !self.refused {
+            (self.config, self.manifests) = (config, manifests);
+            return Ok(None);
+        }
+        notices(&config.notices);
+        let new = Intent { revision: self.intent.revision + 1, ..intent };
+        let old = (
+            std::mem::replace(&mut self.intent, new),
+            std::mem::replace(&mut self.config, config),
+            std::mem::replace(&mut self.manifests, manifests),
+        );
+        Ok(Some(Undo::All(Box::new(old))))
+    }
+
+    /// A plan took the change.
+    pub fn keep(&mut self) {
+        self.refused = false;
+    }
+
+    /// A plan refused the change.
+    pub fn take_back(&mut self, undo: Undo) {
+        match undo {
+            Undo::Services(update) => update.apply_to(&mut self.intent.services),
+            Undo::All(all) => (self.intent, self.config, self.manifests) = *all,
+        }
+        self.refused = true;
+    }
+}
+
+/// What brings the services back to what they are now.
+fn inverse(update: &Update, services: &[ServicePort]) -> Update {
+    let before = |name: &ServiceName| {
+        let key = |s: &ServicePort| (s.namespace.as_str(), s.name.as_str()).cmp(&(&name.namespace, &name.name));
+        let first = services.partition_point(|s| key(s).is_lt());
+        services[first..].iter().take_while(|s| key(s).is_eq()).cloned().collect()
+    };
+    Update { changed: update.changed.keys().map(|name| (name.clone(), before(name))).collect(), notices: Vec::new() }
+}

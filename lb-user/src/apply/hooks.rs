@@ -1,0 +1,333 @@
+//! Programs on links: pinned XDP and tcx links or, before 6.6, filters of a clsact qdisc.
+//!
+//! Invariant: a program is replaced in one step, never detached and attached: no packet meets a
+//! link without one. What hangs on a link is read from the kernel, not remembered.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::{fs, io, mem};
+
+use anyhow::{Context, Result, bail};
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{
+    self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
+};
+use aya::programs::xdp::{XdpLink, XdpMode};
+use aya::programs::{Link as _, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
+use aya::sys::SyscallError;
+use aya::util::KernelVersion;
+
+use super::load;
+use super::maps::Paths;
+use super::state::State;
+use super::sys;
+use crate::plan::Hooks;
+use crate::source::netlink::message::Connection;
+use crate::source::netlink::write::{Filter, filters};
+
+/// Ours among the filters of a clsact qdisc.
+const PRIORITY: u16 = 87;
+const HANDLE: u32 = 0x57;
+
+/// Where a program hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Point {
+    Xdp,
+    Ingress,
+    Egress,
+}
+
+impl Point {
+    pub const ALL: [Point; 3] = [Point::Xdp, Point::Ingress, Point::Egress];
+
+    pub fn label(self) -> &'static str {
+        match self {
+            Point::Xdp => "xdp",
+            Point::Ingress => "ingress",
+            Point::Egress => "egress",
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Point::Xdp => load::XDP,
+            Point::Ingress => load::INGRESS,
+            Point::Egress => load::EGRESS,
+        }
+    }
+
+    fn direction(self) -> TcAttachType {
+        if self == Point::Egress { TcAttachType::Egress } else { TcAttachType::Ingress }
+    }
+
+    fn flag(self, hooks: &mut Hooks) -> &mut bool {
+        match self {
+            Point::Xdp => &mut hooks.xdp,
+            Point::Ingress => &mut hooks.tc_ingress,
+            Point::Egress => &mut hooks.tc_egress,
+        }
+    }
+}
+
+fn pin(paths: &Paths, link: u32, point: Point) -> PathBuf {
+    paths.links().join(format!("{link}-{}", point.label()))
+}
+
+/// The links and points that pins name.
+fn pins(paths: &Paths) -> Result<Vec<(u32, Point, PathBuf)>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(paths.links()).with_context(|| paths.links().display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some((link, label)) = name.split_once('-') else { continue };
+        let point = Point::ALL.into_iter().find(|point| point.label() == label);
+        if let (Ok(link), Some(point)) = (link.parse(), point) {
+            all.push((link, point, path));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
+/// What hangs where, with the id of its program: pinned links whose interface lives, and our
+/// filters on the interfaces that got a clsact qdisc or have been recorded.
+pub fn attached(paths: &Paths, state: &State) -> Result<BTreeMap<(u32, Point), u32>> {
+    let mut all = BTreeMap::new();
+    for (link, point, path) in pins(paths)? {
+        match sys::link_facts(&path) {
+            Ok(facts) if facts.ifindex == link => _ = all.insert((link, point), facts.program),
+            Ok(_) => {}
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    for (&link, _) in state.filters.iter() {
+        for point in [Point::Ingress, Point::Egress] {
+            if let Some(filter) = ours(&mut connection, link, point) {
+                all.insert((link, point), filter.program);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Our filter on a link. A link or qdisc that isn't there has none.
+fn ours(connection: &mut Connection, link: u32, point: Point) -> Option<Filter> {
+    let all = filters(connection, link, point == Point::Egress).ok()?;
+    all.into_iter().find(|f| f.priority == PRIORITY && f.handle == HANDLE)
+}
+
+/// Attaches and detaches the programs of one object.
+pub struct Attacher {
+    tcx: bool,
+    /// Ids of our programs.
+    programs: BTreeMap<Point, u32>,
+}
+
+impl Attacher {
+    pub fn new(ebpf: &Ebpf) -> Result<Self> {
+        let mut programs = BTreeMap::new();
+        for point in Point::ALL {
+            let program = ebpf.program(point.program()).context("the programs are loaded")?;
+            programs.insert(point, program.info()?.id());
+        }
+        Ok(Attacher { tcx: KernelVersion::current()? >= KernelVersion::new(6, 6, 0), programs })
+    }
+
+    /// What hangs on links and is this object's. A link that carries another's is listed without.
+    pub fn read(&self, paths: &Paths, state: &State) -> Result<BTreeMap<u32, Hooks>> {
+        let mut all: BTreeMap<u32, Hooks> = BTreeMap::new();
+        for ((link, point), program) in attached(paths, state)? {
+            let hooks = all.entry(link).or_default();
+            *point.flag(hooks) = self.programs.get(&point) == Some(&program);
+        }
+        for (&link, hooks) in &mut all {
+            hooks.interface = interface_name(link).unwrap_or_default();
+        }
+        Ok(all)
+    }
+
+    /// Makes a link carry what `hooks` says, and nothing else of ours.
+    pub fn set(
+        &self,
+        ebpf: &mut Ebpf,
+        paths: &Paths,
+        state: &mut State,
+        link: u32,
+        hooks: Option<&Hooks>,
+    ) -> Result<()> {
+        let mut wanted = hooks.cloned().unwrap_or_default();
+        let there: BTreeSet<Point> =
+            attached(paths, state)?.into_keys().filter(|(l, _)| *l == link).map(|(_, point)| point).collect();
+        for point in Point::ALL {
+            let name = wanted.interface.clone();
+            match (*point.flag(&mut wanted), there.contains(&point)) {
+                (true, _) => self
+                    .attach(ebpf, paths, state, link, &name, point)
+                    .with_context(|| format!("attaching {} to {name}", point.label()))?,
+                (false, true) => {
+                    detach(paths, state, link, point).with_context(|| format!("detaching from link {link}"))?;
+                }
+                (false, false) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        paths: &Paths,
+        state: &mut State,
+        link: u32,
+        name: &str,
+        point: Point,
+    ) -> Result<()> {
+        let path = pin(paths, link, point);
+        let program = ebpf.program_mut(point.program()).context("the programs are loaded")?;
+        match point {
+            Point::Xdp => attach_xdp(program.try_into()?, &path, link, name),
+            _ if self.tcx => attach_tcx(program.try_into()?, &path, name, point),
+            _ => attach_filter(program.try_into()?, paths, state, link, name, point),
+        }
+    }
+}
+
+pub fn interface_name(link: u32) -> Option<String> {
+    fs::read_dir("/sys/class/net").ok()?.flatten().find_map(|entry| {
+        let index = fs::read_to_string(entry.path().join("ifindex")).ok()?;
+        (index.trim() == link.to_string()).then(|| entry.file_name().to_string_lossy().into_owned())
+    })
+}
+
+/// The pinned link, if there is one.
+fn pinned(path: &Path) -> Result<Option<FdLink>> {
+    match PinnedLink::from_pin(path) {
+        Ok(link) => Ok(Some(FdLink::from(link))),
+        Err(LinkError::SyscallError(SyscallError { io_error, .. })) if io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// The errno behind an attachment's failure.
+fn errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+/// The link's interface is gone; another may have its name and even its index.
+fn is_defunct(error: &ProgramError) -> bool {
+    errno(error) == Some(libc::ENOLINK)
+}
+
+fn attach_xdp(program: &mut Xdp, path: &Path, link: u32, name: &str) -> Result<()> {
+    if let Some(old) = pinned(path)? {
+        match program.attach_to_link(XdpLink::try_from(old)?) {
+            Ok(id) => return Ok(drop(FdLink::try_from(program.take_link(id)?)?)),
+            Err(error) if is_defunct(&error) => fs::remove_file(path)?,
+            Err(error) => return Err(error).context("replacing the XDP program"),
+        }
+    }
+    let id = match program.attach_to_if_index(link, XdpMode::Driver) {
+        Err(error) if errno(&error) == Some(libc::EBUSY) => {
+            bail!("another XDP program is attached to {name}; detach it, or set this port's hook to tc")
+        }
+        Err(error) => {
+            let id = program.attach_to_if_index(link, XdpMode::Skb)?;
+            tracing::warn!(
+                "{name}: its driver takes no native XDP ({}); generic XDP serves it, more slowly than hook: tc would",
+                reason(&error)
+            );
+            id
+        }
+        Ok(id) => id,
+    };
+    let link = program.take_link(id)?;
+    FdLink::try_from(link).context("this kernel has no XDP links")?.pin(path)?;
+    Ok(())
+}
+
+fn reason(error: &ProgramError) -> String {
+    match error {
+        ProgramError::SyscallError(SyscallError { io_error, .. }) => io_error.to_string(),
+        other => other.to_string(),
+    }
+}
+
+fn attach_tcx(program: &mut SchedClassifier, path: &Path, name: &str, point: Point) -> Result<()> {
+    if let Some(old) = pinned(path)? {
+        match program.attach_to_link(SchedClassifierLink::try_from(old)?) {
+            Ok(id) => return Ok(drop(FdLink::try_from(program.take_link(id)?)?)),
+            Err(error) if is_defunct(&error) => fs::remove_file(path)?,
+            Err(error) => return Err(error).context("replacing the tcx program"),
+        }
+    }
+    let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = program.attach_with_options(name, point.direction(), options)?;
+    FdLink::try_from(program.take_link(id)?)?.pin(path)?;
+    Ok(())
+}
+
+fn attach_filter(
+    program: &mut SchedClassifier,
+    paths: &Paths,
+    state: &mut State,
+    link: u32,
+    name: &str,
+    point: Point,
+) -> Result<()> {
+    state.change(paths, |state| _ = state.filters.insert(link, name.to_owned()))?;
+    if ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some() {
+        let id = program.attach_to_link(filter(name, point)?)?;
+        return keep(program, id);
+    }
+    match tc::qdisc_add_clsact(name) {
+        Ok(()) => state.change(paths, |state| _ = state.clsact.insert(link, name.to_owned()))?,
+        // There is one; the next call tells if there isn't.
+        Err(TcError::NetlinkError(_)) => {}
+        Err(error) => return Err(error).context("adding a clsact qdisc"),
+    }
+    let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(HANDLE), classid: None };
+    let id = program.attach_with_options(name, point.direction(), TcAttachOptions::Netlink(options))?;
+    keep(program, id)
+}
+
+fn filter(name: &str, point: Point) -> Result<SchedClassifierLink> {
+    Ok(SchedClassifierLink::attached(name, point.direction(), PRIORITY, TcHandle::from(HANDLE), None)?)
+}
+
+/// A filter has no pin, and aya would take it away with its handle.
+fn keep(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<()> {
+    mem::forget(program.take_link(id)?);
+    Ok(())
+}
+
+/// Takes our program off a point. What is gone already is fine.
+pub fn detach(paths: &Paths, state: &State, link: u32, point: Point) -> Result<()> {
+    match fs::remove_file(pin(paths, link, point)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let name = interface_name(link);
+    if let (Some(name), true) = (name, state.filters.contains_key(&link))
+        && ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some()
+    {
+        filter(&name, point)?.detach()?;
+    }
+    Ok(())
+}
+
+/// Removes pins whose interface is gone.
+pub fn prune(paths: &Paths) -> Result<()> {
+    for (link, _, path) in pins(paths)? {
+        if sys::link_facts(&path).is_ok_and(|facts| facts.ifindex != link) {
+            fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,281 @@
+//! [`Apply`] on the real thing: operations into maps and onto links, and what is there read back.
+//!
+//! Invariant: operations take effect in their order. Neighbouring ones of one kind and table go to
+//! the kernel in one batched call; anything else flushes the batch first, so that no prefix of the
+//! list is ever in force in another order.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::slice;
+
+use anyhow::{Context, Error, Result};
+use aya::Ebpf;
+use aya::programs::SchedClassifier;
+use lb_common::table::{Backend, Counters, Flow, FlowKey, NextHop, Plain, Settings};
+use lb_common::wire::Addr;
+
+use super::clock;
+use super::hooks::{self, Attacher};
+use super::load::{self, Loaded};
+use super::maps::{FamilyMaps, Maps, Paths};
+use super::state::State;
+use super::sys::{Cursor, RawMap, bytes};
+use super::sysctl;
+use super::table::{Table, add, remove_many, set_many};
+use crate::intent::Capacity;
+use crate::plan::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
+
+/// The loaded programs with their maps and links.
+pub struct Kernel {
+    pub maps: Maps,
+    pub paths: Paths,
+    pub state: State,
+    pub capacity: Capacity,
+    pub ticks_per_second: u32,
+    pub ebpf: Ebpf,
+    attacher: Attacher,
+}
+
+/// Neighbouring operations on one table.
+struct Run<'a> {
+    name: &'static str,
+    raw: &'a RawMap,
+    remove: bool,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+}
+
+#[derive(Default)]
+struct Pending<'a>(Option<Run<'a>>);
+
+impl<'a> Pending<'a> {
+    fn push<K: Plain, V: Plain>(&mut self, table: &'a Table<K, V>, key: &K, value: Option<&V>) -> Result<()> {
+        let same = |run: &Run| run.name == table.name && run.remove == value.is_none();
+        if !self.0.as_ref().is_some_and(same) {
+            self.flush()?;
+        }
+        let run = self.0.get_or_insert_with(|| Run {
+            name: table.name,
+            raw: table.raw(),
+            remove: value.is_none(),
+            keys: Vec::new(),
+            values: Vec::new(),
+        });
+        run.keys.extend_from_slice(bytes(slice::from_ref(key)));
+        if let Some(value) = value {
+            run.values.extend_from_slice(bytes(slice::from_ref(value)));
+        }
+        Ok(())
+    }
+
+    fn change<K: Plain, V: Plain>(&mut self, table: &'a Table<K, V>, change: &Change<K, V>) -> Result<()> {
+        match change {
+            Change::Set(key, value) => self.push(table, key, Some(value)),
+            Change::Remove(key) => self.push(table, key, None),
+        }
+    }
+
+    /// An array's entry is gone when it is zero.
+    fn change_array<V: Plain + Default>(&mut self, table: &'a Table<u32, V>, change: &Change<u32, V>) -> Result<()> {
+        match change {
+            Change::Set(index, value) => self.push(table, index, Some(value)),
+            Change::Remove(index) => self.push(table, index, Some(&V::default())),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        match self.0.take() {
+            None => Ok(()),
+            Some(run) if run.remove => remove_many(run.name, run.raw, &run.keys).map(drop),
+            Some(run) => set_many(run.name, run.raw, &run.keys, &run.values),
+        }
+    }
+}
+
+impl Kernel {
+    /// Loads the programs on the maps that are there, or on new ones. Nothing is attached yet.
+    pub fn load(paths: &Paths, wanted: &Capacity) -> Result<Self> {
+        let mut state = State::read(paths)?;
+        let Loaded { ebpf, maps, capacity } = load::load(paths, &mut state, wanted)?;
+        sysctl::forwarding(paths, &mut state)?;
+        hooks::prune(paths)?;
+        let attacher = Attacher::new(&ebpf)?;
+        let mut kernel = Kernel { maps, paths: paths.clone(), state, capacity, ticks_per_second: 0, ebpf, attacher };
+        kernel.ticks_per_second = clock::rate(kernel.clock()?, &kernel.maps)?;
+        Ok(kernel)
+    }
+
+    fn clock(&self) -> Result<&SchedClassifier> {
+        Ok(self.ebpf.program(clock::PROGRAM).context("the clock is loaded")?.try_into()?)
+    }
+
+    /// The current tick.
+    pub fn now(&self) -> Result<u32> {
+        Ok(clock::read(self.clock()?, &self.maps)?.tick())
+    }
+
+    /// Applies operations in their order, and stops at the first that fails.
+    pub fn apply_all(&mut self, ops: &[Op]) -> Result<()> {
+        let Kernel { maps, paths, state, ebpf, attacher, .. } = self;
+        let mut pending = Pending::default();
+        for op in ops {
+            match op {
+                Op::Settings(settings) => pending.push(&maps.settings, &0, Some(settings))?,
+                Op::FilterWord { index, value } => pending.push(&maps.filter, index, Some(value))?,
+                Op::NextHop(change) => pending.change_array(&maps.next_hops, change)?,
+                Op::Name(change) => {
+                    // A service's past goes with its name.
+                    if let Change::Remove(id) = change {
+                        maps.retired.set(id, &Counters::default())?;
+                    }
+                    pending.change_array(&maps.names, change)?;
+                }
+                Op::V4(op) => family(maps, &maps.v4, op, &mut pending)?,
+                Op::V6(op) => family(maps, &maps.v6, op, &mut pending)?,
+                Op::Row { first, backends } => {
+                    pending.flush()?;
+                    maps.slots.write(*first, backends)?;
+                }
+                Op::Hooks(change) => {
+                    pending.flush()?;
+                    let (link, hooks) = match change {
+                        Change::Set(link, hooks) => (*link, Some(hooks)),
+                        Change::Remove(link) => (*link, None),
+                    };
+                    if let Some(hooks) = hooks {
+                        sysctl::interface(paths, state, &hooks.interface)?;
+                    }
+                    attacher.set(ebpf, paths, state, link, hooks)?;
+                }
+                Op::EndFlows { backends } => {
+                    pending.flush()?;
+                    end_flows(maps, backends)?;
+                }
+            }
+        }
+        pending.flush()
+    }
+
+    /// Once the new programs serve on filled tables, what older ones left can go.
+    pub fn forget_other_layouts(&self) -> Result<()> {
+        load::remove_other_layouts(&self.paths)
+    }
+}
+
+fn family<'a, A: Addr>(
+    maps: &Maps,
+    tables: &'a FamilyMaps<A>,
+    op: &FamilyOp<A>,
+    pending: &mut Pending<'a>,
+) -> Result<()> {
+    match op {
+        FamilyOp::Service(change) => pending.change(&tables.services, change),
+        FamilyOp::Owned(change) => pending.change(&tables.owned, change),
+        FamilyOp::Route(change) => pending.change(&tables.routes, change),
+        FamilyOp::Backend(change) => {
+            if let Change::Remove(id) = change {
+                retire(maps, &tables.backends, *id)?;
+            }
+            pending.change_array(&tables.backends, change)
+        }
+    }
+}
+
+/// Adds what a backend has counted to its service's past, so that the service's totals never go
+/// back, and zeroes it. What is counted between the two is lost: a packet or two of a backend that
+/// has ended.
+fn retire<A: Addr>(maps: &Maps, backends: &Table<u32, Backend<A>>, id: u32) -> Result<()> {
+    let counted = maps.counters.sum(id)?;
+    if counted == Counters::default() {
+        return Ok(());
+    }
+    let service = backends.get(&id)?.unwrap_or_default();
+    if service.state != 0 && service.service < maps.retired.capacity() {
+        let past = maps.retired.get(&service.service)?.unwrap_or_default();
+        maps.retired.set(&service.service, &add(past, counted))?;
+        maps.counters.zero(id)?;
+    }
+    Ok(())
+}
+
+fn end_flows(maps: &Maps, backends: &BTreeSet<u32>) -> Result<()> {
+    end_family(&maps.v4, backends)?;
+    end_family(&maps.v6, backends)?;
+    for &id in backends {
+        retire(maps, &maps.v4.backends, id)?;
+        retire(maps, &maps.v6.backends, id)?;
+        // Of a backend that nothing is known of any more.
+        maps.counters.zero(id)?;
+    }
+    Ok(())
+}
+
+fn end_family<A: Addr>(tables: &FamilyMaps<A>, backends: &BTreeSet<u32>) -> Result<()> {
+    remove_where(&tables.flows, |_: &FlowKey<A>, flow: &Flow<A>| backends.contains(&flow.backend))?;
+    remove_where(&tables.half, |_, flow| backends.contains(&flow.backend))?;
+    remove_where(&tables.affinity, |_, affinity| backends.contains(&affinity.backend))?;
+    Ok(())
+}
+
+/// Removes the entries that `gone` names.
+fn remove_where<K: Plain, V: Plain>(table: &Table<K, V>, mut gone: impl FnMut(&K, &V) -> bool) -> Result<usize> {
+    let mut keys = Vec::new();
+    let mut cursor = Cursor::default();
+    let mut end = false;
+    while !end {
+        end = table.walk(&mut cursor, |key, value| {
+            if gone(&key, &value) {
+                keys.push(key);
+            }
+        })?;
+    }
+    remove_many(table.name, table.raw(), bytes(&keys))
+}
+
+fn present<V: PartialEq + Default>(entries: Vec<(u32, V)>) -> BTreeMap<u32, V> {
+    entries.into_iter().filter(|(_, value)| *value != V::default()).collect()
+}
+
+fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
+    Ok(Family {
+        services: tables.services.entries()?.into_iter().collect(),
+        backends: present(tables.backends.entries()?),
+        owned: tables.owned.entries()?.into_iter().collect(),
+        routes: tables.routes.entries()?.into_iter().collect(),
+    })
+}
+
+/// What the maps hold; `hooks` is what hangs on links.
+pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
+    let (v4, v6) = (read_family(&maps.v4)?, read_family(&maps.v6)?);
+    let mut rows = BTreeMap::new();
+    for service in v4.services.values().chain(v6.services.values()).filter(|s| s.count > 0) {
+        if !rows.contains_key(&service.first) {
+            rows.insert(service.first, maps.slots.read(service.first, service.count)?);
+        }
+    }
+    // Zero is what index 0 means, not that it is missing.
+    let mut next_hops = present(maps.next_hops.entries()?);
+    next_hops.entry(NextHop::UNRESOLVED).or_default();
+    Ok(Contents {
+        settings: maps.settings.get(&0)?.unwrap_or(Settings::default()),
+        filter: present(maps.filter.entries()?),
+        rows,
+        next_hops,
+        names: present(maps.names.entries()?),
+        v4,
+        v6,
+        hooks,
+    })
+}
+
+impl Apply for Kernel {
+    type Error = Error;
+
+    fn apply(&mut self, op: &Op) -> Result<()> {
+        self.apply_all(slice::from_ref(op))
+    }
+
+    fn read(&self) -> Result<Contents> {
+        read_maps(&self.maps, self.attacher.read(&self.paths, &self.state)?)
+    }
+}

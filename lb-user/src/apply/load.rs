@@ -1,0 +1,208 @@
+//! Programs and maps into the kernel, with the maps that are already there.
+//!
+//! Invariant: pinned maps are never resized, emptied or read as another layout. A capacity that
+//! differs from the configuration's stays in force and is told; another layout's maps stay until
+//! the new programs run on filled tables.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::process::Command;
+use std::{env, fs, io};
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::MapInfo;
+use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+
+use super::clock;
+use super::maps::{Maps, Paths, SPECS, layout};
+use super::state::{State, namespace};
+use super::sys;
+use crate::intent::Capacity;
+
+/// Where the object may be instead of in this binary.
+const OBJECT: &str = "STELLWERK_EBPF_OBJECT";
+static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/stellwerk.o"));
+
+pub const XDP: &str = "stellwerk_xdp";
+pub const INGRESS: &str = "stellwerk_ingress";
+pub const EGRESS: &str = "stellwerk_egress";
+
+/// The eBPF object's bytes.
+pub fn object() -> Result<Cow<'static, [u8]>> {
+    if let Some(path) = env::var_os(OBJECT) {
+        let bytes = fs::read(&path).with_context(|| format!("{OBJECT}={}", path.display()))?;
+        return Ok(Cow::Owned(bytes));
+    }
+    ensure!(
+        !EMBEDDED.is_empty(),
+        "this stellwerk was built without its eBPF programs: run `cargo xtask build`, which builds both \
+         (or name the object in {OBJECT})"
+    );
+    Ok(Cow::Borrowed(EMBEDDED))
+}
+
+/// What is in the kernel now.
+pub struct Loaded {
+    pub ebpf: Ebpf,
+    pub maps: Maps,
+    /// The capacities in force.
+    pub capacity: Capacity,
+}
+
+/// Loads all programs. Nothing is attached yet.
+pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity) -> Result<Loaded> {
+    let object = object()?;
+    sys::raise_memlock();
+    mount(paths, state)?;
+    same_namespace(paths, state)?;
+    let dir = paths.maps();
+    for dir in [&dir, &paths.links(), &paths.programs()] {
+        fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
+    }
+    for other in other_layouts(paths)? {
+        tracing::warn!("maps of another layout are pinned ({other}): tables and connections begin anew in {}", layout());
+    }
+    let capacity = in_force(&dir, wanted)?;
+    let mut loader = EbpfLoader::new();
+    for spec in SPECS {
+        loader.map_pin_path(spec.name, dir.join(spec.name));
+        if let Some(entries) = spec.capacity {
+            loader.map_max_entries(spec.name, entries(&capacity).max(1));
+        }
+    }
+    let mut ebpf = loader.load(&object).context("loading the eBPF object")?;
+    let xdp: &mut Xdp = ebpf.program_mut(XDP).context("the object has no XDP program")?.try_into()?;
+    verified(XDP, xdp.load())?;
+    for name in [INGRESS, EGRESS, clock::PROGRAM] {
+        let program: &mut SchedClassifier =
+            ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
+        verified(name, program.load())?;
+    }
+    repin_clock(&mut ebpf, paths)?;
+    Ok(Loaded { ebpf, maps: Maps::open(&dir)?, capacity })
+}
+
+/// A verifier's log is long; its end says what it didn't like.
+fn verified(name: &str, result: Result<(), ProgramError>) -> Result<()> {
+    match result {
+        Err(ProgramError::LoadError { io_error, verifier_log }) => {
+            let log = verifier_log.to_string();
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines[lines.len().saturating_sub(30)..].join("\n");
+            tracing::debug!("verifier log of {name}:\n{log}");
+            bail!("the kernel refuses the program {name}: {io_error}\n{tail}")
+        }
+        result => result.with_context(|| format!("loading the program {name}")),
+    }
+}
+
+fn repin_clock(ebpf: &mut Ebpf, paths: &Paths) -> Result<()> {
+    let path = paths.programs().join(clock::PROGRAM);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error).context("replacing the clock"),
+        _ => {}
+    }
+    let program = ebpf.program_mut(clock::PROGRAM).context("the object has no clock")?;
+    program.pin(&path).context("pinning the clock program")
+}
+
+/// The wanted capacities, but those of maps that are there where they differ.
+fn in_force(dir: &Path, wanted: &Capacity) -> Result<Capacity> {
+    let mut capacity = *wanted;
+    for spec in SPECS {
+        let (Some(entries), path) = (spec.capacity, dir.join(spec.name)) else { continue };
+        if !path.exists() {
+            continue;
+        }
+        let real = MapInfo::from_pin(&path).with_context(|| path.display().to_string())?.max_entries();
+        if real != entries(wanted).max(1) {
+            tracing::warn!(
+                "the table {} keeps its room for {real} entries, not {} as configured: it holds live state; \
+                 `stellwerk unload` first for another capacity",
+                spec.name,
+                entries(wanted)
+            );
+            adopt(&mut capacity, spec.name, real);
+        }
+    }
+    Ok(capacity)
+}
+
+fn adopt(capacity: &mut Capacity, name: &str, entries: u32) {
+    match name.trim_end_matches(['4', '6']) {
+        "SLOTS" => capacity.slots = entries.saturating_mul(2),
+        "NEXT_HOPS" => capacity.next_hops = entries,
+        "COUNTERS" | "BACKENDS" => capacity.backends = entries,
+        "NAMES" | "RETIRED" | "SERVICES" => capacity.services = entries,
+        "ROUTES" => capacity.routes = entries,
+        "FLOWS" => capacity.connections = entries / 2,
+        "HALF" => capacity.half_open = entries / 2,
+        "AFFINITY" => capacity.affinity = entries,
+        "FRAGMENTS" => capacity.fragments = entries,
+        _ => {}
+    }
+}
+
+/// Folders of maps that have not this layout.
+pub fn other_layouts(paths: &Paths) -> Result<Vec<String>> {
+    let mut others = Vec::new();
+    for entry in fs::read_dir(&paths.pin).with_context(|| paths.pin.display().to_string())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("maps-") && name != layout() {
+            others.push(name);
+        }
+    }
+    Ok(others)
+}
+
+/// Removes maps of other layouts, once nothing runs on them.
+pub fn remove_other_layouts(paths: &Paths) -> Result<()> {
+    for name in other_layouts(paths)? {
+        fs::remove_dir_all(paths.pin.join(&name)).with_context(|| format!("removing {name}"))?;
+        tracing::info!("removed {name}, the maps of another layout");
+    }
+    Ok(())
+}
+
+/// Pins of one network namespace are no use in another.
+fn same_namespace(paths: &Paths, state: &mut State) -> Result<()> {
+    let here = namespace()?;
+    let any_link = fs::read_dir(paths.links()).is_ok_and(|mut links| links.next().is_some());
+    if state.namespace != 0 && state.namespace != here && any_link {
+        bail!(
+            "{} belongs to an agent in another network namespace: choose another pin path, or `stellwerk unload` there",
+            paths.pin.display()
+        );
+    }
+    state.change(paths, |state| state.namespace = here)
+}
+
+/// Mounts a BPF file system where there is none.
+fn mount(paths: &Paths, state: &mut State) -> Result<()> {
+    let parent = paths.pin.parent().context("the pin path is no folder of a BPF file system")?;
+    if mounted(parent)? {
+        return Ok(());
+    }
+    let at = parent.display().to_string();
+    let done = Command::new("mount").args(["-t", "bpf", "bpf", &at]).output().context("running mount")?;
+    ensure!(
+        done.status.success(),
+        "mounting a BPF file system at {at}: {}",
+        String::from_utf8_lossy(&done.stderr).trim()
+    );
+    tracing::info!("mounted a BPF file system at {at}");
+    state.change(paths, |state| state.mounted = Some(at))
+}
+
+/// Whether a folder lies on a BPF file system: the deepest mount above it decides.
+pub fn mounted(dir: &Path) -> Result<bool> {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
+    let kinds = mounts.lines().filter_map(|line| {
+        let (left, right) = line.split_once(" - ")?;
+        let point = Path::new(left.split(' ').nth(4)?);
+        dir.starts_with(point).then(|| (point.as_os_str().len(), right.split(' ').next() == Some("bpf")))
+    });
+    // Of several mounts at one point the last is on top.
+    Ok(kinds.max_by_key(|&(len, _)| len).is_some_and(|(_, bpf)| bpf))
+}

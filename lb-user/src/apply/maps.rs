@@ -1,0 +1,257 @@
+//! Typed handles of all maps, and where they are pinned.
+//!
+//! Invariant: a handle exists only for a map whose key and value sizes are those of its types, and
+//! maps are pinned under a hash of all sizes and names, so that a table of another layout is never
+//! reinterpreted. What an entry means, and in which order entries change, is [`crate::plan`]'s.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+
+use anyhow::{Result, ensure};
+use lb_common::drop::{Drop as Reason, Note};
+use lb_common::table::service::SlotPair;
+use lb_common::table::{
+    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix,
+    Service, ServiceKey, Settings, filter,
+};
+use lb_common::wire::{Addr, Ip4, Ip6};
+
+use super::sys::{Words, bytes};
+use super::table::{PerCpu, Table, set_many};
+use crate::intent::Capacity;
+
+/// Rises when a layout changes that sizes and names don't show.
+const LAYOUT: u32 = 1;
+/// A map as it is expected: its name, sizes, and what the configuration says of its capacity.
+pub struct Spec {
+    pub name: &'static str,
+    key: usize,
+    value: usize,
+    pub capacity: Option<fn(&Capacity) -> u32>,
+}
+
+const fn spec<K, V>(name: &'static str, capacity: Option<fn(&Capacity) -> u32>) -> Spec {
+    Spec { name, key: size_of::<K>(), value: size_of::<V>(), capacity }
+}
+
+/// Service addresses, and the ranges' prefixes, which no configuration counts: a trie takes memory
+/// only for what is in it.
+fn owned(capacity: &Capacity) -> u32 {
+    capacity.services.saturating_add(1 << 16)
+}
+
+/// All maps that are pinned.
+pub const SPECS: &[Spec] = &[
+    spec::<u32, Settings>("SETTINGS", None),
+    spec::<u32, u64>("FILTER", None),
+    spec::<u32, SlotPair>("SLOTS", Some(|c| c.slots.div_ceil(2))),
+    spec::<u32, NextHop>("NEXT_HOPS", Some(|c| c.next_hops)),
+    spec::<u32, Counters>("COUNTERS", Some(|c| c.backends)),
+    spec::<u32, u64>("DROPS", None),
+    spec::<u32, u64>("NOTES", None),
+    spec::<u32, Name>("NAMES", Some(|c| c.services)),
+    spec::<u32, Counters>("RETIRED", Some(|c| c.services)),
+    spec::<u32, [u64; 2]>("CLOCK", None),
+    spec::<ServiceKey<Ip4>, Service>("SERVICES4", Some(|c| c.services)),
+    spec::<ServiceKey<Ip6>, Service>("SERVICES6", Some(|c| c.services)),
+    spec::<u32, Backend<Ip4>>("BACKENDS4", Some(|c| c.backends)),
+    spec::<u32, Backend<Ip6>>("BACKENDS6", Some(|c| c.backends)),
+    spec::<Prefix<Ip4>, u32>("ROUTES4", Some(|c| c.routes)),
+    spec::<Prefix<Ip6>, u32>("ROUTES6", Some(|c| c.routes)),
+    spec::<Prefix<Ip4>, Owned>("OWNED4", Some(owned)),
+    spec::<Prefix<Ip6>, Owned>("OWNED6", Some(owned)),
+    spec::<FlowKey<Ip4>, Flow<Ip4>>("FLOWS4", Some(|c| c.connections.saturating_mul(2))),
+    spec::<FlowKey<Ip6>, Flow<Ip6>>("FLOWS6", Some(|c| c.connections.saturating_mul(2))),
+    spec::<FlowKey<Ip4>, Flow<Ip4>>("HALF4", Some(|c| c.half_open.saturating_mul(2))),
+    spec::<FlowKey<Ip6>, Flow<Ip6>>("HALF6", Some(|c| c.half_open.saturating_mul(2))),
+    spec::<AffinityKey<Ip4>, Affinity>("AFFINITY4", Some(|c| c.affinity)),
+    spec::<AffinityKey<Ip6>, Affinity>("AFFINITY6", Some(|c| c.affinity)),
+    spec::<FragmentKey<Ip4>, FragmentPorts>("FRAGMENTS4", Some(|c| c.fragments)),
+    spec::<FragmentKey<Ip6>, FragmentPorts>("FRAGMENTS6", Some(|c| c.fragments)),
+];
+
+/// The name of this layout's folder: FNV-1a over all names and sizes.
+pub fn layout() -> String {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut mix = |bytes: &[u8]| {
+        for &b in bytes {
+            hash = (hash ^ b as u64).wrapping_mul(0x0100_0000_01b3);
+        }
+    };
+    mix(&LAYOUT.to_le_bytes());
+    mix(&filter::WORDS.to_le_bytes());
+    mix(&[Reason::ALL.len() as u8, Note::ALL.len() as u8]);
+    for spec in SPECS {
+        mix(spec.name.as_bytes());
+        mix(&[spec.key as u8, spec.value as u8]);
+    }
+    format!("maps-{hash:016x}")
+}
+
+/// Where everything of one instance is: pins on a BPF file system, and what they can't hold beside it.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    pub pin: PathBuf,
+    /// State, lock: `/run/<the pin folder's name>`.
+    pub run: PathBuf,
+}
+
+impl Default for Paths {
+    fn default() -> Self {
+        Paths::new("/sys/fs/bpf/stellwerk")
+    }
+}
+
+impl Paths {
+    pub fn new(pin: impl Into<PathBuf>) -> Self {
+        let pin = pin.into();
+        let run = Path::new("/run").join(pin.file_name().unwrap_or("stellwerk".as_ref()));
+        Paths { pin, run }
+    }
+
+    pub fn maps(&self) -> PathBuf {
+        self.pin.join(layout())
+    }
+
+    pub fn links(&self) -> PathBuf {
+        self.pin.join("links")
+    }
+
+    pub fn programs(&self) -> PathBuf {
+        self.pin.join("programs")
+    }
+
+    pub fn state(&self) -> PathBuf {
+        self.run.join("state.json")
+    }
+
+    pub fn lock(&self) -> PathBuf {
+        self.run.join("agent.lock")
+    }
+}
+
+/// The flat array of slots, mapped where the kernel's map allows it.
+#[derive(Debug)]
+pub struct Slots {
+    table: Table<u32, SlotPair>,
+    words: Option<Words>,
+}
+
+impl Slots {
+    fn open(dir: &Path) -> Result<Self> {
+        let table = Table::<u32, SlotPair>::open(dir, "SLOTS")?;
+        let words = table.raw().words()?;
+        Ok(Slots { table, words })
+    }
+
+    pub fn capacity(&self) -> u32 {
+        self.table.capacity().saturating_mul(2)
+    }
+
+    /// Writes a row that no service uses yet. The system call that switches the service comes after
+    /// it and orders these stores before it.
+    pub fn write(&self, first: u32, backends: &[u32]) -> Result<()> {
+        let end = first as usize + backends.len();
+        ensure!(end <= self.capacity() as usize, "a row ends at slot {end} of {}", self.capacity());
+        match &self.words {
+            Some(words) => {
+                for (word, &backend) in words.get()[first as usize..end].iter().zip(backends) {
+                    word.store(backend, Ordering::Relaxed);
+                }
+                Ok(())
+            }
+            None => self.write_pairs(first, backends),
+        }
+    }
+
+    fn write_pairs(&self, first: u32, backends: &[u32]) -> Result<()> {
+        let (start, end) = (first / 2, (first as usize + backends.len()).div_ceil(2) as u32);
+        let mut slots = Vec::new();
+        for index in start..end {
+            slots.extend(self.table.get(&index)?.unwrap_or_default());
+        }
+        let skip = (first % 2) as usize;
+        slots[skip..skip + backends.len()].copy_from_slice(backends);
+        let keys: Vec<u32> = (start..end).collect();
+        set_many("SLOTS", self.table.raw(), bytes(&keys), bytes(&slots))
+    }
+
+    pub fn read(&self, first: u32, count: u32) -> Result<Vec<u32>> {
+        let end = (first as usize).saturating_add(count as usize);
+        ensure!(end <= self.capacity() as usize, "a service's row ends at slot {end} of {}", self.capacity());
+        match &self.words {
+            Some(words) => {
+                Ok(words.get()[first as usize..end].iter().map(|w| w.load(Ordering::Relaxed)).collect())
+            }
+            None => (first..end as u32)
+                .map(|slot| Ok(self.table.get(&(slot / 2))?.unwrap_or_default()[(slot % 2) as usize]))
+                .collect(),
+        }
+    }
+}
+
+/// The tables of one address family.
+#[derive(Debug)]
+pub struct FamilyMaps<A: Addr> {
+    pub services: Table<ServiceKey<A>, Service>,
+    pub backends: Table<u32, Backend<A>>,
+    pub routes: Table<Prefix<A>, u32>,
+    pub owned: Table<Prefix<A>, Owned>,
+    pub flows: Table<FlowKey<A>, Flow<A>>,
+    pub half: Table<FlowKey<A>, Flow<A>>,
+    pub affinity: Table<AffinityKey<A>, Affinity>,
+    pub fragments: Table<FragmentKey<A>, FragmentPorts>,
+}
+
+impl<A: Addr> FamilyMaps<A> {
+    fn open(dir: &Path) -> Result<Self> {
+        let name = |v4, v6| if A::IS_V6 { v6 } else { v4 };
+        Ok(FamilyMaps {
+            services: Table::open(dir, name("SERVICES4", "SERVICES6"))?,
+            backends: Table::open(dir, name("BACKENDS4", "BACKENDS6"))?,
+            routes: Table::open(dir, name("ROUTES4", "ROUTES6"))?,
+            owned: Table::open(dir, name("OWNED4", "OWNED6"))?,
+            flows: Table::open(dir, name("FLOWS4", "FLOWS6"))?,
+            half: Table::open(dir, name("HALF4", "HALF6"))?,
+            affinity: Table::open(dir, name("AFFINITY4", "AFFINITY6"))?,
+            fragments: Table::open(dir, name("FRAGMENTS4", "FRAGMENTS6"))?,
+        })
+    }
+}
+
+/// All maps.
+#[derive(Debug)]
+pub struct Maps {
+    pub settings: Table<u32, Settings>,
+    pub filter: Table<u32, u64>,
+    pub slots: Slots,
+    pub next_hops: Table<u32, NextHop>,
+    pub names: Table<u32, Name>,
+    pub retired: Table<u32, Counters>,
+    pub clock: Table<u32, [u64; 2]>,
+    pub counters: PerCpu<Counters>,
+    pub drops: PerCpu<u64>,
+    pub notes: PerCpu<u64>,
+    pub v4: FamilyMaps<Ip4>,
+    pub v6: FamilyMaps<Ip6>,
+}
+
+impl Maps {
+    /// Opens what is pinned.
+    pub fn open(dir: &Path) -> Result<Self> {
+        Ok(Maps {
+            settings: Table::open(dir, "SETTINGS")?,
+            filter: Table::open(dir, "FILTER")?,
+            slots: Slots::open(dir)?,
+            next_hops: Table::open(dir, "NEXT_HOPS")?,
+            names: Table::open(dir, "NAMES")?,
+            retired: Table::open(dir, "RETIRED")?,
+            clock: Table::open(dir, "CLOCK")?,
+            counters: PerCpu::open(dir, "COUNTERS")?,
+            drops: PerCpu::open(dir, "DROPS")?,
+            notes: PerCpu::open(dir, "NOTES")?,
+            v4: FamilyMaps::open(dir)?,
+            v6: FamilyMaps::open(dir)?,
+        })
+    }
+}

@@ -1,0 +1,23 @@
+//! The only writer: programs, maps, hooks and kernel settings, made to be what the plan says.
+//!
+//! Invariant: everything that is made here is pinned or written to the state file before it matters,
+//! so that a killed agent leaves traffic flowing and `unload` finds all of it, and nothing else.
+//! Deliberately not here: what the tables shall hold ([`crate::plan`]).
+
+pub mod clock;
+mod hooks;
+pub mod kernel;
+pub mod load;
+pub mod maps;
+mod state;
+pub mod sweep;
+mod sys;
+pub mod sysctl;
+pub mod table;
+mod unload;
+
+pub use hooks::{Point, attached};
+pub use kernel::Kernel;
+pub use maps::{Maps, Paths};
+pub use state::State;
+pub use unload::unload;

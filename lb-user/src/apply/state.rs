@@ -1,0 +1,73 @@
+//! What was changed outside of the pins, written down beside them so that `unload` can undo it.
+//!
+//! Invariant: a change is recorded before it is made, with the value that it replaces; the first
+//! record of a thing wins, since later agents find what earlier ones made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::maps::Paths;
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct State {
+    /// The network namespace that links, filters and sysctls are in.
+    pub namespace: u64,
+    /// Where a BPF file system was mounted.
+    pub mounted: Option<String>,
+    /// Values of sysctls before we set them, by path below /proc/sys.
+    pub sysctls: BTreeMap<String, String>,
+    /// Interfaces that got a clsact qdisc, by index.
+    pub clsact: BTreeMap<u32, String>,
+    /// Interfaces that got our filters (kernels before 6.6), by index.
+    pub filters: BTreeMap<u32, String>,
+    /// A bridge that we created.
+    pub bridge: Option<String>,
+    /// An address that we added, and its interface.
+    pub address: Option<(String, IpNet)>,
+    /// Neighbours that the kernel keeps fresh for us.
+    pub neighbours: BTreeSet<(u32, IpAddr)>,
+}
+
+impl State {
+    /// What was recorded; nothing, if nothing was.
+    pub fn read(paths: &Paths) -> Result<Self> {
+        let path = paths.state();
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(State::default()),
+            Err(error) => Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+
+    /// Records a change. Whole or not at all: a new file takes the old one's place.
+    pub fn change(&mut self, paths: &Paths, change: impl FnOnce(&mut State)) -> Result<()> {
+        // Others may have recorded something since, by a copy of their own.
+        let old = State::read(paths)?;
+        let mut new = old.clone();
+        change(&mut new);
+        if new == old {
+            *self = old;
+            return Ok(());
+        }
+        let path = paths.state();
+        let beside = path.with_extension("new");
+        fs::create_dir_all(&paths.run)
+            .and_then(|()| fs::write(&beside, serde_json::to_vec_pretty(&new)?))
+            .and_then(|()| fs::rename(&beside, &path))
+            .with_context(|| format!("writing {}", path.display()))?;
+        *self = new;
+        Ok(())
+    }
+}
+
+/// The number of the network namespace that we are in.
+pub fn namespace() -> Result<u64> {
+    Ok(fs::metadata("/proc/self/ns/net").context("/proc/self/ns/net")?.ino())
+}

@@ -1,0 +1,46 @@
+//! Kernel settings that forwarding needs.
+//!
+//! Invariant: a setting is changed only where it must be, and its old value is recorded first.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use super::maps::Paths;
+use super::state::State;
+
+fn read(name: &str) -> Option<String> {
+    Some(fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().to_owned())
+}
+
+pub fn write(name: &str, value: &str) -> Result<()> {
+    fs::write(Path::new("/proc/sys").join(name), value).with_context(|| format!("setting {name} to {value}"))
+}
+
+fn ensure(paths: &Paths, state: &mut State, name: &str, value: &str) -> Result<()> {
+    let Some(old) = read(name).filter(|old| old != value) else { return Ok(()) };
+    state.change(paths, |state| _ = state.sysctls.entry(name.to_owned()).or_insert_with(|| old.clone()))?;
+    write(name, value)?;
+    tracing::info!("{name}: {old} is now {value}");
+    Ok(())
+}
+
+/// The node forwards.
+pub fn forwarding(paths: &Paths, state: &mut State) -> Result<()> {
+    ensure(paths, state, "net/ipv4/ip_forward", "1")?;
+    ensure(paths, state, "net/ipv6/conf/all/forwarding", "1")
+}
+
+/// An interface that carries our programs: the source of a packet may be translated to an address
+/// of ours before the kernel gets it, which it would else take for a martian.
+pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {
+    let conf = |name: &str, key: &str| format!("net/ipv4/conf/{name}/{key}");
+    // The stricter of "all" and the interface's own is in force: 1 strict, 2 loose, the higher wins.
+    let filter = conf(name, "rp_filter");
+    let strict = |path: &str| read(path).is_some_and(|value| value == "1");
+    if strict(&filter) || (strict(&conf("all", "rp_filter")) && read(&filter).is_some_and(|value| value == "0")) {
+        ensure(paths, state, &filter, "2")?;
+    }
+    ensure(paths, state, &conf(name, "accept_local"), "1")
+}

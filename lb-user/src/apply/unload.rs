@@ -1,0 +1,150 @@
+//! The way out: everything that was made, and nothing else.
+//!
+//! Invariant: traffic first loses the programs, then the tables they read, then the kernel settings
+//! that they needed. Each step tells its failure and lets the next go on, so that a second `unload`
+//! has only the rest to do.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::hooks;
+use super::load::mounted;
+use super::maps::Paths;
+use super::state::{State, namespace};
+use super::sysctl;
+use crate::source::netlink::message::Connection;
+use crate::source::netlink::{Mirror, release, write};
+
+/// Removes links, filters, maps, and restores what was changed. Says what it did, a line each.
+pub fn unload(paths: &Paths) -> Result<Vec<String>> {
+    let state = State::read(paths)?;
+    let mut done = Vec::new();
+    let mut failed = Vec::new();
+    if !paths.pin.exists() && state == State::default() {
+        return Ok(vec!["nothing is loaded".into()]);
+    }
+    if state.namespace != 0 && state.namespace != namespace()? {
+        bail!("what {} holds was loaded in another network namespace: unload it there", paths.pin.display());
+    }
+    let mut step = |what: &str, result: Result<usize>| match result {
+        Ok(0) => {}
+        Ok(count) => done.push(format!("{what}: {count}")),
+        Err(error) => failed.push(format!("{what}: {error:#}")),
+    };
+    step("programs detached", detach(paths, &state));
+    step("qdiscs removed", remove_qdiscs(&state));
+    step("pins removed", remove_pins(paths));
+    step("kernel settings restored", restore(&state));
+    step("neighbours left to the kernel", neighbours(&state));
+    step("switch and addresses removed", remove_switch(&state));
+    step("file systems unmounted", unmount(paths, &state));
+    if failed.is_empty() {
+        remove_run(paths)?;
+        return Ok(done);
+    }
+    bail!("{}", failed.join("\n"))
+}
+
+fn detach(paths: &Paths, state: &State) -> Result<usize> {
+    if !paths.links().exists() {
+        return Ok(0);
+    }
+    let all = hooks::attached(paths, state)?;
+    for &(link, point) in all.keys() {
+        hooks::detach(paths, state, link, point)?;
+    }
+    Ok(all.len())
+}
+
+fn remove_qdiscs(state: &State) -> Result<usize> {
+    let mut count = 0;
+    for (&link, name) in &state.clsact {
+        // The index may be another interface's by now; ours took its qdisc along.
+        if hooks::interface_name(link).as_ref() == Some(name) {
+            write::delete_clsact(&mut Connection::open(libc::NETLINK_ROUTE)?, link).context(name.clone())?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
+
+fn remove_pins(paths: &Paths) -> Result<usize> {
+    let count = |dir: &Path| fs::read_dir(dir).map_or(0, Iterator::count);
+    if !paths.pin.exists() {
+        return Ok(0);
+    }
+    let folders = fs::read_dir(&paths.pin)?.collect::<Result<Vec<_>, _>>()?;
+    let all = folders.iter().map(|folder| count(&folder.path())).sum();
+    fs::remove_dir_all(&paths.pin).with_context(|| paths.pin.display().to_string())?;
+    Ok(all)
+}
+
+fn restore(state: &State) -> Result<usize> {
+    for (name, value) in &state.sysctls {
+        match sysctl::write(name, value) {
+            // An interface that is gone took its settings along.
+            Err(_) if !Path::new("/proc/sys").join(name).exists() => {}
+            result => result?,
+        }
+    }
+    Ok(state.sysctls.len())
+}
+
+fn neighbours(state: &State) -> Result<usize> {
+    if state.neighbours.is_empty() {
+        return Ok(0);
+    }
+    let mirror = Mirror::open()?;
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    for &(link, addr) in &state.neighbours {
+        // One that isn't there must not be made.
+        let there = mirror.network().neighbours.iter().any(|n| n.link == link && n.addr == addr);
+        if there {
+            release(&mut connection, link, addr, mirror.is_permanent(link, addr));
+        }
+    }
+    Ok(state.neighbours.len())
+}
+
+fn remove_switch(state: &State) -> Result<usize> {
+    let mirror = Mirror::open()?;
+    let index = |name: &str| mirror.network().links.iter().find(|l| l.name == name).map(|l| l.index);
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    let mut count = 0;
+    if let Some((name, net)) = &state.address
+        && let Some(link) = index(name)
+        && mirror.network().addresses.iter().any(|a| a.link == link && a.net == *net)
+    {
+        write::delete_address(&mut connection, link, *net).with_context(|| format!("{net} on {name}"))?;
+        count += 1;
+    }
+    if let Some(name) = &state.bridge
+        && let Some(link) = index(name)
+    {
+        write::delete_link(&mut connection, link).context(name.clone())?;
+        count += 1;
+    }
+    Ok(count)
+}
+
+/// Unmounts what was mounted, unless somebody else keeps pins there.
+fn unmount(paths: &Paths, state: &State) -> Result<usize> {
+    let Some(at) = &state.mounted else { return Ok(0) };
+    let parent = paths.pin.parent().unwrap_or(&paths.pin);
+    if !mounted(parent)? || fs::read_dir(at).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Ok(0);
+    }
+    let status = Command::new("umount").arg(at).status().context("running umount")?;
+    Ok(status.success() as usize)
+}
+
+fn remove_run(paths: &Paths) -> Result<()> {
+    match fs::remove_dir_all(&paths.run) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(paths.run.display().to_string()),
+        _ => Ok(()),
+    }
+}

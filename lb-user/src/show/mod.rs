@@ -1,0 +1,92 @@
+//! What is in the kernel, for people and programs.
+//!
+//! Invariant: read from pinned maps alone, so that every listing works while no agent runs, and
+//! nothing is changed by looking. `docs/json.md` describes the fields.
+
+mod flows;
+mod services;
+mod status;
+mod table;
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context, Result, bail};
+use lb_common::drop::{Drop as Reason, Note};
+use lb_common::table::NextHop;
+
+pub use flows::flows;
+pub use services::{backends, services};
+pub use status::status;
+pub use table::{Cell, Table};
+
+use crate::apply::{Maps, Paths, load};
+
+/// Opens what is pinned, or says why it can't.
+fn open(paths: &Paths) -> Result<Maps> {
+    let dir = paths.maps();
+    match dir.metadata() {
+        Ok(_) => Maps::open(&dir).map_err(|error| {
+            let denied = error.chain().any(|e| e.to_string().contains("Operation not permitted"));
+            if denied { error.context("reading the kernel's tables needs root (CAP_BPF)") } else { error }
+        }),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+            bail!("reading {} needs root: try again by sudo", paths.pin.display())
+        }
+        Err(_) if load::other_layouts(paths).is_ok_and(|others| !others.is_empty()) => {
+            bail!("what is loaded at {} is of another version of stellwerk", paths.pin.display())
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            bail!("nothing is loaded at {}: `stellwerk run --config FILE` loads it", paths.pin.display())
+        }
+        Err(error) => Err(error).with_context(|| dir.display().to_string()),
+    }
+}
+
+/// Dropped packets, and what else was worth counting, by reason.
+pub fn drops(paths: &Paths) -> Result<Table> {
+    let maps = open(paths)?;
+    let mut table = Table::new(&["kind", "reason", "count", "text"]);
+    for (index, reason) in Reason::ALL.iter().enumerate() {
+        let count = maps.drops.sum(index as u32)?;
+        table.push(["drop".into(), reason.label().into(), count.into(), reason.text().into()]);
+    }
+    for (index, note) in Note::ALL.iter().enumerate() {
+        let count = maps.notes.sum(index as u32)?;
+        table.push(["note".into(), note.label().into(), count.into(), note.text().into()]);
+    }
+    Ok(table)
+}
+
+fn protocol(number: u8) -> String {
+    use lb_common::wire::header::{SCTP, TCP, UDP};
+    match number {
+        TCP => "TCP".into(),
+        UDP => "UDP".into(),
+        SCTP => "SCTP".into(),
+        other => other.to_string(),
+    }
+}
+
+fn endpoint(addr: IpAddr, port: u16) -> String {
+    SocketAddr::new(addr, port).to_string()
+}
+
+/// Names of services by id.
+fn names(maps: &Maps) -> Result<BTreeMap<u32, String>> {
+    let all = maps.names.entries()?.into_iter();
+    Ok(all.map(|(id, name)| (id, name.as_str().to_owned())).filter(|(_, name)| !name.is_empty()).collect())
+}
+
+fn next_hop(hop: &NextHop, interfaces: &BTreeMap<u32, String>) -> String {
+    match hop.kind {
+        NextHop::LOCAL => "this node".into(),
+        NextHop::LINK => {
+            let [a, b, c, d, e, f] = hop.dst.0;
+            let name = interfaces.get(&hop.ifindex).cloned().unwrap_or_else(|| format!("link {}", hop.ifindex));
+            format!("{name} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+        }
+        _ => "kernel".into(),
+    }
+}

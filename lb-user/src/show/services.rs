@@ -1,0 +1,169 @@
+//! Services and their backends.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lb_common::table::{Backend, Counters, NextHop};
+use lb_common::wire::Addr;
+
+use super::{Cell, Table, endpoint, names, next_hop, open, protocol};
+use crate::apply::clock;
+use crate::apply::maps::FamilyMaps;
+use crate::apply::table::add;
+use crate::apply::{Maps, Paths};
+use crate::source::netlink::Mirror;
+
+/// A backend of either family.
+struct Entry {
+    id: u32,
+    service: u32,
+    address: std::net::IpAddr,
+    port: u16,
+    state: u8,
+    weight: u32,
+    remote: bool,
+    next_hop: u32,
+    deadline: u32,
+    counters: Counters,
+}
+
+fn entries<A: Addr>(maps: &Maps, tables: &FamilyMaps<A>) -> Result<Vec<Entry>> {
+    let there = tables.backends.entries()?.into_iter().filter(|(_, b)| b.state != 0);
+    there
+        .map(|(id, b)| {
+            Ok(Entry {
+                id,
+                service: b.service,
+                address: b.addr.to_ip(),
+                port: b.port.get(),
+                state: b.state,
+                weight: b.weight,
+                remote: b.flags & Backend::<A>::REMOTE != 0,
+                next_hop: b.next_hop,
+                deadline: b.deadline,
+                counters: maps.counters.sum(id)?,
+            })
+        })
+        .collect()
+}
+
+fn all_backends(maps: &Maps) -> Result<Vec<Entry>> {
+    let mut all = entries(maps, &maps.v4)?;
+    all.extend(entries(maps, &maps.v6)?);
+    all.sort_by_key(|b| (b.service, b.id));
+    Ok(all)
+}
+
+/// Where a service is reached: protocol and (port, address).
+#[derive(Default)]
+struct Reached {
+    protocol: u8,
+    at: Vec<(u16, std::net::IpAddr)>,
+    affinity: u32,
+}
+
+fn reached<A: Addr>(tables: &FamilyMaps<A>, all: &mut BTreeMap<u32, Reached>) -> Result<()> {
+    for (key, service) in tables.services.entries()? {
+        let entry = all.entry(service.id).or_default();
+        entry.protocol = key.proto;
+        entry.at.push((key.port.get(), key.addr.to_ip()));
+        entry.affinity = entry.affinity.max(service.affinity);
+    }
+    Ok(())
+}
+
+/// Services.
+pub fn services(paths: &Paths) -> Result<Table> {
+    let maps = open(paths)?;
+    let names = names(&maps)?;
+    let backends = all_backends(&maps)?;
+    let ticks = maps.settings.get(&0)?.unwrap_or_default().ticks_per_second.max(1);
+    let mut all = BTreeMap::new();
+    reached(&maps.v4, &mut all)?;
+    reached(&maps.v6, &mut all)?;
+    let mut table = Table::new(&[
+        "name", "id", "addresses", "protocol", "port", "backends", "affinity_s", "connections", "packets", "bytes",
+        "reply_packets", "reply_bytes",
+    ]);
+    let mut rows: Vec<_> = all.into_iter().map(|(id, at)| (names.get(&id).cloned(), id, at)).collect();
+    rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+    for (name, id, mut reached) in rows {
+        // Node ports lie above the service's own port, which all other addresses share.
+        reached.at.sort_unstable();
+        let port = reached.at.first().map(|(port, _)| *port);
+        let address = |&(p, addr): &(u16, std::net::IpAddr)| match Some(p) == port {
+            true => addr.to_string(),
+            false => endpoint(addr, p),
+        };
+        let mine = || backends.iter().filter(|b| b.service == id);
+        let past = maps.retired.get(&id)?.unwrap_or_default();
+        let sum = mine().fold(past, |sum, b| add(sum, b.counters));
+        table.push([
+            name.into(),
+            id.into(),
+            Cell::List(reached.at.iter().map(address).collect()),
+            protocol(reached.protocol).into(),
+            port.into(),
+            mine().filter(|b| b.state == Backend::<lb_common::wire::Ip4>::ACTIVE).count().into(),
+            (reached.affinity != 0).then(|| reached.affinity / ticks).into(),
+            sum.connections.into(),
+            sum.packets.into(),
+            sum.bytes.into(),
+            sum.reply_packets.into(),
+            sum.reply_bytes.into(),
+        ]);
+    }
+    Ok(table)
+}
+
+/// Shares of the rows by backend, in percent.
+fn shares<A: Addr>(maps: &Maps, tables: &FamilyMaps<A>, all: &mut BTreeMap<u32, f64>) -> Result<()> {
+    let rows: BTreeMap<u32, u32> = tables.services.entries()?.iter().map(|(_, s)| (s.first, s.count)).collect();
+    for (&first, &count) in rows.iter().filter(|(_, count)| **count > 0) {
+        for backend in maps.slots.read(first, count)? {
+            *all.entry(backend).or_default() += 100.0 / f64::from(count);
+        }
+    }
+    Ok(())
+}
+
+/// Backends.
+pub fn backends(paths: &Paths) -> Result<Table> {
+    let maps = open(paths)?;
+    let names = names(&maps)?;
+    let mut share = BTreeMap::new();
+    shares(&maps, &maps.v4, &mut share)?;
+    shares(&maps, &maps.v6, &mut share)?;
+    let now = clock::read_pinned(paths, &maps).map(|reading| reading.tick());
+    let ticks = maps.settings.get(&0)?.unwrap_or_default().ticks_per_second.max(1);
+    let interfaces: BTreeMap<u32, String> =
+        Mirror::open().map(|m| m.network().links.iter().map(|l| (l.index, l.name.clone())).collect()).unwrap_or_default();
+    let mut table = Table::new(&[
+        "service", "id", "address", "port", "state", "weight", "share", "remote", "next_hop", "left_s", "connections",
+        "packets", "bytes", "reply_packets", "reply_bytes",
+    ]);
+    for b in all_backends(&maps)? {
+        let active = b.state == Backend::<lb_common::wire::Ip4>::ACTIVE;
+        let hop = maps.next_hops.get(&b.next_hop)?.unwrap_or(NextHop::default());
+        let left = now.as_ref().ok().filter(|_| b.deadline != 0);
+        let left = left.map(|now| Cell::Seconds(f64::from(b.deadline.wrapping_sub(*now) as i32) / f64::from(ticks)));
+        table.push([
+            names.get(&b.service).cloned().into(),
+            b.id.into(),
+            b.address.to_string().into(),
+            b.port.into(),
+            if active { "active" } else { "draining" }.into(),
+            b.weight.into(),
+            Cell::Percent(share.get(&b.id).copied().unwrap_or(0.0)),
+            Cell::Flag(b.remote),
+            next_hop(&hop, &interfaces).into(),
+            left.unwrap_or(Cell::None),
+            b.counters.connections.into(),
+            b.counters.packets.into(),
+            b.counters.bytes.into(),
+            b.counters.reply_packets.into(),
+            b.counters.reply_bytes.into(),
+        ]);
+    }
+    Ok(table)
+}

@@ -1,0 +1,91 @@
+//! Everything at a glance: the agent, the kernel, what hangs on which interface, how full tables are.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use lb_common::table::Plain;
+use lb_common::wire::Addr;
+
+use super::{Cell, Table as Listing, open};
+use crate::agent::running;
+use crate::apply::maps::FamilyMaps;
+use crate::apply::table::Table;
+use crate::apply::{Maps, Paths, Point, State, attached};
+use crate::source::netlink::Mirror;
+
+/// The whole.
+pub fn status(paths: &Paths) -> Result<Listing> {
+    let maps = open(paths)?;
+    let mut listing = Listing::new(&["what", "name", "state", "used", "capacity", "detail"]);
+    let (about, runs) = running(paths);
+    let mut fact = |what: &str, name: String, state: &str, detail: String| {
+        listing.push([what.into(), name.into(), state.into(), Cell::None, Cell::None, detail.into()]);
+    };
+    let process = if about.pid == 0 { String::new() } else { format!("process {}", about.pid) };
+    fact("agent", process, if runs { "running" } else { "stopped" }, format!("revision {}", about.revision));
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let settings = maps.settings.get(&0)?.unwrap_or_default();
+    fact("kernel", release.trim().to_owned(), "", format!("{} ticks/s", settings.ticks_per_second));
+    for (name, state, detail) in hooks(paths)? {
+        fact("hook", name, state, detail);
+    }
+    for (name, used, capacity) in fills(&maps)? {
+        listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
+    }
+    Ok(listing)
+}
+
+/// Interface, mode and point of each program that hangs on a link.
+fn hooks(paths: &Paths) -> Result<Vec<(String, &'static str, String)>> {
+    let state = State::read(paths)?;
+    let mirror = Mirror::open()?;
+    let names: BTreeMap<u32, &str> = mirror.network().links.iter().map(|l| (l.index, l.name.as_str())).collect();
+    let all = attached(paths, &state)?.into_iter().map(|((link, point), program)| {
+        let name = names.get(&link).map_or_else(|| format!("link {link}"), ToString::to_string);
+        let mode = match (point, mirror.xdp_modes().get(&link)) {
+            (Point::Xdp, Some(1)) => "native",
+            (Point::Xdp, Some(2)) => "generic",
+            (Point::Xdp, _) => "attached",
+            _ if state.filters.contains_key(&link) => "filter",
+            _ => "tcx",
+        };
+        (name, mode, format!("{} (program {program})", point.label()))
+    });
+    Ok(all.collect())
+}
+
+fn count<K: Plain, V: Plain + Default + PartialEq>(table: &Table<K, V>) -> Result<(String, u64, u32)> {
+    let entries = table.entries()?;
+    // An array's entry is there when it isn't zero.
+    let used = entries.iter().filter(|(_, value)| !table.raw().is_array() || *value != V::default()).count();
+    Ok((table.name.into(), used as u64, table.capacity()))
+}
+
+fn fills(maps: &Maps) -> Result<Vec<(String, u64, u32)>> {
+    let mut all = vec![count(&maps.names)?, slots(maps)?, count(&maps.next_hops)?];
+    family(&maps.v4, &mut all)?;
+    family(&maps.v6, &mut all)?;
+    Ok(all)
+}
+
+fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) -> Result<()> {
+    all.extend([
+        count(&tables.services)?,
+        count(&tables.backends)?,
+        count(&tables.routes)?,
+        count(&tables.owned)?,
+        count(&tables.flows)?,
+        count(&tables.half)?,
+        count(&tables.affinity)?,
+        count(&tables.fragments)?,
+    ]);
+    Ok(())
+}
+
+/// Slots in rows that services use.
+fn slots(maps: &Maps) -> Result<(String, u64, u32)> {
+    let mut rows = BTreeMap::new();
+    rows.extend(maps.v4.services.entries()?.into_iter().map(|(_, s)| (s.first, s.count)));
+    rows.extend(maps.v6.services.entries()?.into_iter().map(|(_, s)| (s.first, s.count)));
+    Ok(("SLOTS".into(), rows.values().map(|&count| u64::from(count)).sum(), maps.slots.capacity()))
+}

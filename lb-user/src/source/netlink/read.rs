@@ -1,0 +1,203 @@
+//! The kernel's tables as [`Network`]'s facts: links, addresses, neighbours, routes.
+//!
+//! Invariant: facts, no decisions. A message that lacks what every message of its kind has is left
+//! out; the whole is never refused for one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use anyhow::Result;
+use ipnet::IpNet;
+
+use super::message::{Attrs, Connection, Message, text, u16_at, u32_at};
+use crate::intent::{Address, Link, Neighbour, Route};
+
+const GET_LINK: u16 = 18;
+const GET_ADDRESS: u16 = 22;
+const GET_ROUTE: u16 = 26;
+const GET_NEIGHBOUR: u16 = 30;
+const ETHERNET: u16 = 1;
+const IFF_UP: u32 = 1;
+const IFF_LOWER_UP: u32 = 1 << 16;
+const MAIN_TABLE: u32 = 254;
+const UNICAST: u8 = 1;
+/// Not usable: dead, or its link is down (`RTNH_F_DEAD`, `RTNH_F_LINKDOWN`).
+const UNUSABLE: u32 = 1 | 16;
+/// Reachable, stale, delay, probe, permanent: states in which the link-layer address is known.
+const RESOLVED: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
+const PERMANENT: u16 = 0x80;
+const PROXY: u8 = 0x08;
+
+/// Links, and what XDP program is attached to each: 1 native, 2 generic.
+#[derive(Default)]
+pub struct Links {
+    pub links: Vec<Link>,
+    pub xdp: BTreeMap<u32, u8>,
+}
+
+/// Neighbours, and those that somebody set for good.
+#[derive(Default)]
+pub struct Neighbours {
+    pub neighbours: Vec<Neighbour>,
+    pub permanent: BTreeSet<(u32, IpAddr)>,
+}
+
+pub fn links(connection: &mut Connection) -> Result<Links> {
+    let mut all: Links = connection.dump(|| Message::new(GET_LINK, 0, &[0; 16]), |all, payload| {
+        link(all, payload);
+    })?;
+    let kinds: BTreeMap<u32, Option<String>> = all.links.iter().map(|l| (l.index, l.kind.clone())).collect();
+    for link in &mut all.links {
+        link.master_kind = link.master.and_then(|master| kinds.get(&master).cloned().flatten());
+    }
+    all.links.sort_by_key(|l| l.index);
+    Ok(all)
+}
+
+fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
+    let (kind, index, flags) = (u16_at(payload, 2)?, u32_at(payload, 4)?, u32_at(payload, 8)?);
+    let attrs = Attrs(payload.get(16..)?);
+    let mac = attrs.find(1).and_then(|a| <[u8; 6]>::try_from(a).ok()).filter(|_| kind == ETHERNET);
+    if let Some(mode) = attrs.find(43).and_then(|xdp| Attrs(xdp).find(2)?.first().copied()).filter(|&m| m != 0) {
+        all.xdp.insert(index, mode);
+    }
+    all.links.push(Link {
+        index,
+        name: text(attrs.find(3)?),
+        mac,
+        mtu: attrs.u32(4)?,
+        up: flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0,
+        master: attrs.u32(10),
+        kind: attrs.find(18).and_then(|info| Attrs(info).find(1)).map(text),
+        master_kind: None,
+        xdp_transmit: false,
+    });
+    Some(())
+}
+
+pub fn addresses(connection: &mut Connection) -> Result<Vec<Address>> {
+    let mut all: Vec<Address> = connection.dump(|| Message::new(GET_ADDRESS, 0, &[0; 8]), |all: &mut Vec<_>, payload| {
+        all.extend(address(payload));
+    })?;
+    all.sort_by_key(|a| (a.link, a.net));
+    Ok(all)
+}
+
+fn address(payload: &[u8]) -> Option<Address> {
+    let (bits, link) = (*payload.get(1)?, u32_at(payload, 4)?);
+    let attrs = Attrs(payload.get(8..)?);
+    let addr = ip(attrs.find(2).or(attrs.find(1))?)?;
+    let lifetime = attrs.find(6).and_then(|info| u32_at(info, 4));
+    let temporary = lifetime.is_some_and(|seconds| seconds != u32::MAX);
+    Some(Address { link, net: IpNet::new(addr, bits).ok()?, temporary })
+}
+
+pub fn neighbours(connection: &mut Connection) -> Result<Neighbours> {
+    let mut all: Neighbours = connection.dump(|| Message::new(GET_NEIGHBOUR, 0, &[0; 12]), |all, payload| {
+        neighbour(all, payload);
+    })?;
+    all.neighbours.sort_by_key(|n| (n.link, n.addr));
+    Ok(all)
+}
+
+fn neighbour(all: &mut Neighbours, payload: &[u8]) -> Option<()> {
+    let (link, state) = (u32_at(payload, 4)?, u16_at(payload, 8)?);
+    let (flags, kind) = (*payload.get(10)?, *payload.get(11)?);
+    if flags & PROXY != 0 || kind != UNICAST {
+        return None;
+    }
+    let attrs = Attrs(payload.get(12..)?);
+    let addr = ip(attrs.find(1)?)?;
+    let mac = attrs.find(2).and_then(|a| <[u8; 6]>::try_from(a).ok()).filter(|_| state & RESOLVED != 0);
+    if state & PERMANENT != 0 {
+        all.permanent.insert((link, addr));
+    }
+    all.neighbours.push(Neighbour { link, addr, mac });
+    Some(())
+}
+
+pub fn routes(connection: &mut Connection) -> Result<Vec<Route>> {
+    let mut all: Vec<Route> = connection.dump(|| Message::new(GET_ROUTE, 0, &[0; 12]), |all: &mut Vec<_>, payload| {
+        route(all, payload);
+    })?;
+    all.sort_by_key(|r| (r.prefix, r.metric, r.link, r.gateway));
+    Ok(all)
+}
+
+fn route(all: &mut Vec<Route>, payload: &[u8]) -> Option<()> {
+    let &[family, bits, _, _, table, _, _, kind, ..] = payload else { return None };
+    let attrs = Attrs(payload.get(12..)?);
+    let flags = u32_at(payload, 8)?;
+    let table = attrs.u32(15).unwrap_or(table as u32);
+    if table != MAIN_TABLE || kind != UNICAST || flags & (UNUSABLE | 0x200) != 0 {
+        return None;
+    }
+    let dst = match (attrs.find(1), family as i32) {
+        (Some(dst), _) => ip(dst)?,
+        (None, libc::AF_INET) => IpAddr::from([0; 4]),
+        (None, libc::AF_INET6) => IpAddr::from([0; 16]),
+        _ => return None,
+    };
+    let prefix = IpNet::new(dst, bits).ok()?.trunc();
+    let (metric, source) = (attrs.u32(6).unwrap_or(0), attrs.find(7).and_then(ip));
+    let mut push = |link, attrs| all.push(Route { prefix, gateway: gateway(attrs), link, metric, source });
+    match (attrs.u32(4), attrs.find(9)) {
+        (Some(link), _) => push(link, attrs),
+        (None, Some(mut hops)) => {
+            // struct rtnexthop: length, flags, weight, interface; then the hop's own attributes.
+            while let (Some(len), Some(link)) = (u16_at(hops, 0), u32_at(hops, 4)) {
+                let Some(attrs) = hops.get(8..len as usize) else { break };
+                if hops[2] as u32 & UNUSABLE == 0 {
+                    push(link, Attrs(attrs));
+                }
+                hops = hops.get((len as usize).next_multiple_of(4)..).unwrap_or_default();
+            }
+        }
+        (None, None) => {}
+    }
+    Some(())
+}
+
+/// A gateway of the route's family, or (`RTA_VIA`) of another.
+fn gateway(attrs: Attrs) -> Option<IpAddr> {
+    attrs.find(5).and_then(ip).or_else(|| ip(attrs.find(18)?.get(2..)?))
+}
+
+pub fn ip(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => Some(IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?)),
+        16 => Some(IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?)),
+        _ => None,
+    }
+}
+
+/// The kernel's "netdev" family (6.3+), which says what a device's XDP can do.
+pub struct Features {
+    connection: Connection,
+    family: u16,
+}
+
+impl Features {
+    /// None: a kernel without it.
+    pub fn open() -> Option<Self> {
+        let mut connection = Connection::open(libc::NETLINK_GENERIC).ok()?;
+        let mut family = None;
+        // CTRL_CMD_GETFAMILY by CTRL_ATTR_FAMILY_NAME gives CTRL_ATTR_FAMILY_ID.
+        let message = Message::new(16, 0, &[3, 1, 0, 0]).attr(2, b"netdev\0");
+        connection.ask(message, |_, payload| family = payload.get(4..).and_then(|p| u16_at(Attrs(p).find(1)?, 0))).ok()?;
+        Some(Features { connection, family: family? })
+    }
+
+    /// Links that XDP can transmit on: NETDEV_XDP_ACT_NDO_XMIT.
+    pub fn transmit(&mut self) -> Result<BTreeSet<u32>> {
+        let family = self.family;
+        self.connection.dump(|| Message::new(family, 0, &[1, 1, 0, 0]), |all: &mut BTreeSet<u32>, payload| {
+            let attrs = Attrs(payload.get(4..).unwrap_or_default());
+            if let (Some(index), Some(features)) = (attrs.u32(1), attrs.find(3))
+                && features.first().is_some_and(|bits| bits & 4 != 0)
+            {
+                all.insert(index);
+            }
+        })
+    }
+}

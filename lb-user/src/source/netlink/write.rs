@@ -1,0 +1,128 @@
+//! What is asked of the kernel by rtnetlink: neighbours to resolve, the internal switch, and the
+//! traffic-control hooks of kernels before 6.6.
+//!
+//! Invariant: each is idempotent, and none touches what it was not given.
+
+use std::io;
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+
+use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
+
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
+const NEW_NEIGHBOUR: u16 = 28;
+const DEL_QDISC: u16 = 37;
+const GET_FILTER: u16 = 46;
+const CLSACT: u32 = 0xffff_fff1;
+
+fn family(addr: IpAddr) -> u8 {
+    if addr.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
+}
+
+pub fn octets(addr: IpAddr) -> Vec<u8> {
+    match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    }
+}
+
+fn exists_is_fine(result: io::Result<()>) -> io::Result<bool> {
+    match result {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks the kernel to resolve a neighbour and, on 5.16 and later, to keep it resolved. Must not be
+/// asked for permanent ones: their state would be lost.
+pub fn resolve(connection: &mut Connection, link: u32, addr: IpAddr, keep: bool) -> io::Result<()> {
+    let mut header = vec![family(addr), 0, 0, 0];
+    header.extend_from_slice(&link.to_ne_bytes());
+    // State none; NTF_USE: as if a packet had asked for it.
+    header.extend_from_slice(&[0, 0, 1, 0]);
+    let message = Message::new(NEW_NEIGHBOUR, CREATE | REPLACE, &header).attr(1, &octets(addr));
+    if !keep {
+        return connection.change(message);
+    }
+    let managed = 1u32; // NTF_EXT_MANAGED in NDA_FLAGS_EXT
+    match connection.change(message.attr(15, &managed.to_ne_bytes())) {
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => resolve(connection, link, addr, false),
+        result => result,
+    }
+}
+
+/// Creates a bridge that is up; false: there was one.
+pub fn create_bridge(connection: &mut Connection, name: &str) -> Result<bool> {
+    let mut header = [0; 16];
+    // ifi_flags and ifi_change: IFF_UP
+    header[8..12].copy_from_slice(&1u32.to_ne_bytes());
+    header[12..16].copy_from_slice(&1u32.to_ne_bytes());
+    let message = Message::new(NEW_LINK, CREATE | EXCLUSIVE, &header)
+        .attr(3, &[name.as_bytes(), &[0]].concat())
+        .nest(18, |info| info.attr(1, b"bridge\0"));
+    exists_is_fine(connection.change(message)).with_context(|| format!("creating the bridge {name}"))
+}
+
+pub fn delete_link(connection: &mut Connection, link: u32) -> io::Result<()> {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&link.to_ne_bytes());
+    connection.change(Message::new(DEL_LINK, 0, &header))
+}
+
+/// Adds an address; false: it was there.
+pub fn add_address(connection: &mut Connection, link: u32, net: IpNet) -> io::Result<bool> {
+    let message = address(NEW_ADDRESS, CREATE | EXCLUSIVE, link, net);
+    exists_is_fine(connection.change(message))
+}
+
+pub fn delete_address(connection: &mut Connection, link: u32, net: IpNet) -> io::Result<()> {
+    connection.change(address(DEL_ADDRESS, 0, link, net))
+}
+
+fn address(kind: u16, flags: u16, link: u32, net: IpNet) -> Message {
+    let mut header = vec![family(net.addr()), net.prefix_len(), 0, 0];
+    header.extend_from_slice(&link.to_ne_bytes());
+    let addr = octets(net.addr());
+    Message::new(kind, flags, &header).attr(2, &addr).attr(1, &addr)
+}
+
+fn traffic_control(link: u32, handle: u32, parent: u32) -> Vec<u8> {
+    let mut header = vec![0; 4];
+    for word in [link, handle, parent, 0] {
+        header.extend_from_slice(&word.to_ne_bytes());
+    }
+    header
+}
+
+pub fn delete_clsact(connection: &mut Connection, link: u32) -> io::Result<()> {
+    let header = traffic_control(link, 0xffff_0000, CLSACT);
+    connection.change(Message::new(DEL_QDISC, 0, &header).attr(1, b"clsact\0"))
+}
+
+/// A BPF filter on a link's ingress or egress.
+pub struct Filter {
+    pub priority: u16,
+    pub handle: u32,
+    /// Its program's id.
+    pub program: u32,
+}
+
+pub fn filters(connection: &mut Connection, link: u32, egress: bool) -> Result<Vec<Filter>> {
+    let parent = if egress { 0xffff_fff3 } else { 0xffff_fff2 };
+    connection.dump(|| Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent)), |all: &mut Vec<_>, payload| {
+        all.extend(filter(payload));
+    })
+}
+
+fn filter(payload: &[u8]) -> Option<Filter> {
+    let (handle, info) = (u32_at(payload, 8)?, u32_at(payload, 16)?);
+    // TCA_OPTIONS { TCA_BPF_ID }: only a BPF filter has one.
+    let options = Attrs(payload.get(20..)?).find(2)?;
+    Some(Filter { priority: (info >> 16) as u16, handle, program: Attrs(options).u32(11)? })
+}
