@@ -34,6 +34,12 @@ const BEYOND_CASES: &[(&str, &str)] = &[];
 
 #[test]
 fn every_drop_and_note_is_reached() {
+    if ["BLESS", "STELLWERK_CASE"]
+        .iter()
+        .any(|name| std::env::var_os(name).is_some())
+    {
+        return;
+    }
     let cases: Vec<_> = runner::cases().into_iter().map(Result::unwrap).collect();
     let seen: BTreeSet<String> = cases.iter().flat_map(|case| case.labels()).collect();
     let drops = Drop::ALL.iter().map(|d| d.label());

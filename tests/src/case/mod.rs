@@ -11,6 +11,7 @@ use lb_common::verdict::Hook;
 use lb_user::plan::{Contents, Op};
 
 use crate::packet::{Names, Spec};
+use crate::runner::host::Refuses;
 pub use world::{TICKS, World};
 
 /// One file for one IP version.
@@ -61,6 +62,7 @@ pub struct Arriving {
     pub ifindex: u32,
     pub gso_size: u32,
     pub tagged: bool,
+    pub refuses: Refuses,
     pub packet: Spec,
     pub expected: Vec<Expected>,
     /// Link-layer addresses that the packet has unless it says others.

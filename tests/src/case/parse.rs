@@ -9,6 +9,7 @@ use super::world::{BackendLine, Host, Link, Place, ServiceLine};
 use super::{Arriving, Case, Expected, Lines, Step, What, World};
 use crate::packet::build::parse_mac;
 use crate::packet::{End, Spec};
+use crate::runner::host::Refuses;
 
 type Built<T> = Result<T, String>;
 
@@ -173,6 +174,14 @@ impl Reader {
         let gso_size = packet.number("gso", 0)? as u32;
         packet.attrs.remove("gso");
         let tagged = packet.attrs.remove("offtag").is_some();
+        let refuses = match (
+            packet.attrs.remove("noresize"),
+            packet.attrs.remove("nowrite"),
+        ) {
+            (Some(_), _) => Refuses::Resizing,
+            (_, Some(_)) => Refuses::Writing,
+            _ => Refuses::Nothing,
+        };
         // Who sends it: the neighbour that its source is or is behind; at egress, this node.
         let far = |end: &Option<End>| {
             let addr = self.world.names().resolve(&end.as_ref()?.host).ok()?;
@@ -197,6 +206,7 @@ impl Reader {
             ifindex: link.index,
             gso_size,
             tagged,
+            refuses,
             packet,
             expected: Vec::new(),
             names,

@@ -100,7 +100,7 @@ pub struct Fake {
     pub tally: RefCell<Tally>,
     pub state4: RefCell<State<Ip4>>,
     pub state6: RefCell<State<Ip6>>,
-    /// The second that ICMP errors are counted in, and how many it has had.
+    /// The tick since which ICMP errors are counted, and how many there were.
     permits: Cell<(u32, u32)>,
 }
 
@@ -193,7 +193,8 @@ impl Fake {
     pub fn age(&self, ticks: u32) {
         self.state4.borrow_mut().age(ticks);
         self.state6.borrow_mut().age(ticks);
-        self.permits.set((self.permits.get().0, 0));
+        let (since, used) = self.permits.get();
+        self.permits.set((since.wrapping_sub(ticks), used));
     }
 
     /// A flow, without marking it as used.
@@ -243,10 +244,10 @@ impl Common for Fake {
     }
 
     fn icmp_permit(&self, now: u32) -> bool {
-        let second = now / self.settings.ticks_per_second.max(1);
-        let (last, used) = self.permits.get();
-        let used = if last == second { used } else { 0 };
-        self.permits.set((second, used.saturating_add(1)));
+        let (since, used) = self.permits.get();
+        let over = now.wrapping_sub(since) >= self.settings.ticks_per_second;
+        let (since, used) = if over { (now, 0) } else { (since, used) };
+        self.permits.set((since, used.saturating_add(1)));
         used < self.settings.icmp_rate
     }
 
@@ -326,7 +327,7 @@ impl<A: InFake> Tables<A> for Fake {
         let table = state.set_mut(set);
         match (table.contains(key), put) {
             (true, Put::New) => return Err(PutError::Exists),
-            (false, _) if set == FlowSet::Established && table.is_full() => {
+            (false, _) if table.refuses(set == FlowSet::HalfOpen) => {
                 return Err(PutError::Full);
             }
             _ => table.put(*key, *flow),

@@ -16,12 +16,26 @@ pub struct Buffer {
     bytes: Vec<u8>,
     /// `bytes`' own start, taken by a mutable borrow after every change of its length.
     start: *mut u8,
+    refuses: Refuses,
+}
+
+/// What a kernel may refuse, and this one can be told to.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Refuses {
+    #[default]
+    Nothing,
+    Writing,
+    Resizing,
 }
 
 impl Buffer {
-    pub fn new(mut bytes: Vec<u8>) -> Self {
+    pub fn new(mut bytes: Vec<u8>, refuses: Refuses) -> Self {
         let start = bytes.as_mut_ptr();
-        Buffer { bytes, start }
+        Buffer {
+            bytes,
+            start,
+            refuses,
+        }
     }
 
     pub fn into_bytes(self) -> Vec<u8> {
@@ -45,6 +59,9 @@ impl Packet for Buffer {
         offset: u32,
         value: T,
     ) -> Result<(), Drop> {
+        if self.refuses == Refuses::Writing {
+            return Err(Drop::RewriteFailed);
+        }
         self.frame().store(offset, value)
     }
 
@@ -57,6 +74,9 @@ impl Packet for Buffer {
     }
 
     fn resize(&mut self, len: u32) -> Result<(), Drop> {
+        if self.refuses == Refuses::Resizing {
+            return Err(Drop::ResizeFailed);
+        }
         self.bytes.resize(len as usize, 0);
         self.start = self.bytes.as_mut_ptr();
         Ok(())
@@ -64,9 +84,9 @@ impl Packet for Buffer {
 }
 
 /// Runs one packet, counting a drop as the hooks do.
-pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>) -> (Verdict, Vec<u8>) {
-    let mut packet = Buffer::new(bytes);
-    let verdict = path::run(&mut packet, arrival, fake);
+pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
+    let mut packet = Buffer::new(bytes, refuses);
+    let verdict = path::run(&mut packet, arrival, fake, &mut path::Scratch::default());
     if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
         fake.dropped(reason);
     }

@@ -80,7 +80,7 @@ impl<'a> Host<'a> {
             tagged: arriving.tagged,
         };
         let before = self.fake.tally.borrow().notes.clone();
-        let (verdict, bytes) = host::run(&self.fake, &at, bytes);
+        let (verdict, bytes) = host::run(&self.fake, &at, bytes, arriving.refuses);
         let notes = gained(&before, &self.fake.tally.borrow().notes);
         Fate {
             verdict,
