@@ -3,16 +3,28 @@
 //! Invariant: what we can't do ourselves the kernel does with the packet as it shall be; a packet
 //! whose TTL ends here goes to the kernel as it came, so that the sender's own packet is quoted.
 
-use super::Context;
-use super::flow::{Hit, is_reply};
+use super::flow::is_reply;
 use super::parse::{Ip, Parsed};
+use super::{Context, Outcome, Work};
 use crate::apply::{self, Link, Packet, Rewrite};
 use crate::drop::{Drop, Note};
-use crate::table::NextHop;
+use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Verdict};
-use crate::wire::Mac;
+use crate::wire::{Be16, Mac};
 use crate::wire::header::TCP;
+
+/// What a packet becomes, and where it goes.
+pub struct Way<A> {
+    pub src: A,
+    pub dst: A,
+    pub sport: Be16,
+    pub dport: Be16,
+    /// Index of the next hop.
+    pub next_hop: u32,
+    /// From a backend to a client.
+    pub reply: bool,
+}
 
 /// Sends a packet the way its entry says.
 #[inline(always)]
@@ -20,47 +32,63 @@ pub fn along<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,
-    hit: &Hit<A>,
-) -> Result<Verdict, Drop> {
-    let flow = &hit.flow;
-    context.tables.count(flow.backend, is_reply(flow), parsed.len);
-    let new = Rewrite {
-        src: flow.src,
-        dst: flow.dst,
-        sport: flow.sport,
-        dport: flow.dport,
-        ttl: parsed.ttl,
-        link: None,
-    };
-    rewritten(packet, parsed, context, hit, new)
+    flow: &Flow<A>,
+) -> Outcome {
+    let Flow { src, dst, sport, dport, next_hop, .. } = *flow;
+    let way = Way { src, dst, sport, dport, next_hop, reply: is_reply(flow) };
+    context.tables.count(flow.backend, way.reply, parsed.len);
+    send(packet, parsed, context, &way)
 }
 
-/// Sends a packet by the next hop of an entry, rewritten to `new`.
+/// The same, as a function of its own, for an entry whose next hop may not be known.
+#[inline(never)]
+pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    work: &mut Work<A>,
+    context: &Context<T>,
+    outcome: &mut Outcome,
+) {
+    let tables = context.tables;
+    let epoch = tables.settings().epoch;
+    let Work { parsed, hit, .. } = work;
+    if hit.flow.next_hop == NextHop::UNRESOLVED || hit.flow.epoch != epoch {
+        hit.flow.next_hop = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
+        if hit.flow.next_hop != NextHop::UNRESOLVED {
+            tables.flow_next_hop(hit.set, &parsed.key, hit.flow.next_hop, epoch);
+        }
+    }
+    *outcome = along(packet, &work.parsed, context, &work.hit.flow);
+}
+
+/// Rewrites a packet and sends it.
 #[inline(always)]
-pub fn rewritten<A: Ip, P: Packet, T: Tables<A>>(
+pub fn send<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,
-    hit: &Hit<A>,
-    mut new: Rewrite<A>,
-) -> Result<Verdict, Drop> {
+    way: &Way<A>,
+) -> Outcome {
+    let Way { src, dst, sport, dport, next_hop, reply } = *way;
+    let mut new = Rewrite { src, dst, sport, dport, ttl: parsed.ttl, link: None };
     let own = context.at.hook == Hook::Egress;
-    if own && is_reply(&hit.flow) {
+    if own && reply {
         // The kernel has routed it to the client already.
         apply::rewrite(packet, parsed, &new)?;
         return Ok(Verdict::Continue);
     }
-    let hop = next_hop(context, hit);
-    if hop.kind == NextHop::LINK && !own && parsed.ttl <= 1 {
+    let hop = context.tables.next_hop(next_hop).unwrap_or_default();
+    if expires(parsed, context, &hop) {
         return Ok(Verdict::Pass);
     }
-    if transmits(parsed, context, &hop) {
+    let transmits = transmits(parsed, context, &hop);
+    if transmits {
         new.link = Some(Link { dst: hop.dst, src: hop.src });
         new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
-        apply::rewrite(packet, parsed, &new)?;
-        return Ok(Verdict::Transmit { ifindex: hop.ifindex });
     }
     apply::rewrite(packet, parsed, &new)?;
+    if transmits {
+        return Ok(Verdict::Transmit { ifindex: hop.ifindex });
+    }
     if own {
         // Received again, it must be addressed to the link it left by.
         let from = packet.frame().read::<Mac>(6).ok_or(Drop::RewriteFailed)?;
@@ -70,19 +98,10 @@ pub fn rewritten<A: Ip, P: Packet, T: Tables<A>>(
     Ok(Verdict::Continue)
 }
 
-/// The next hop that the entry remembers, or the route's, when routes have changed since.
+/// Whether the packet's TTL ends at this node.
 #[inline(always)]
-fn next_hop<A: Ip, T: Tables<A>>(context: &Context<T>, hit: &Hit<A>) -> NextHop {
-    let tables = context.tables;
-    let epoch = context.settings.epoch;
-    let mut index = hit.flow.next_hop;
-    if index == NextHop::UNRESOLVED || hit.flow.epoch != epoch {
-        index = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
-        if index != NextHop::UNRESOLVED {
-            tables.flow_next_hop(hit.set, &hit.key, index, epoch);
-        }
-    }
-    tables.next_hop(index).unwrap_or_default()
+pub fn expires<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
+    parsed.ttl <= 1 && hop.kind == NextHop::LINK && context.at.hook != Hook::Egress
 }
 
 /// Whether we transmit it ourselves.

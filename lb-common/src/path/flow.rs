@@ -5,55 +5,77 @@
 //! time of its own direction. Two CPUs may step the same connection at once: every write sets one
 //! field to a value that both would agree on, and the later packet's step repairs a lost one.
 
-use super::Context;
+use zerocopy::FromZeros;
+
 use super::parse::{Ip, Parsed};
+use super::{Context, Work};
 use crate::drop::Note;
-use crate::table::{Flow, FlowKey, FlowSet, Put, Settings};
+use crate::table::{Flow, FlowKey, FlowSet, NextHop, Put, Settings};
 use crate::tables::Tables;
 use crate::tcp;
 use crate::wire::Addr;
 use crate::wire::header::{SCTP, TCP, TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// An entry, and where it was found.
+#[derive(FromZeros)]
+#[repr(C)]
 pub struct Hit<A: Addr> {
-    pub key: FlowKey<A>,
-    pub flow: Flow<A>,
     pub set: FlowSet,
+    pub flow: Flow<A>,
 }
 
-/// The packet's connection, stepped by the packet; None when there is none (any more).
+/// Whether a packet changes nothing of its established connection, not even its time.
 #[inline(always)]
-pub fn find<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>) -> Option<Hit<A>> {
+pub fn is_quiet<A: Ip, T: Tables<A>>(flow: &Flow<A>, parsed: &Parsed<A>, context: &Context<T>) -> bool {
+    let settings = context.tables.settings();
+    let opens_or_ends = parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0;
+    let routed = flow.epoch == settings.epoch && flow.next_hop != NextHop::UNRESOLVED;
+    !opens_or_ends && routed && age(context.at.now, flow.last) < settings.ticks_per_second
+}
+
+/// Finds the packet's connection and steps it by the packet; false when there is none (any more).
+/// `known`: it may be in the established table.
+#[inline(never)]
+pub fn find<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, known: bool) -> bool {
     let tables = context.tables;
-    let key = parsed.key;
-    if let Some(flow) = tables.flow(FlowSet::Established, &key) {
-        let hit = Hit { key, flow, set: FlowSet::Established };
-        refresh(&hit, context)?;
-        if parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_FIN | TCP_RST) != 0 {
-            return established(hit, parsed, context);
-        }
-        return Some(hit);
+    let Work { parsed, hit, .. } = work;
+    if known && let Some(flow) = tables.flow(FlowSet::Established, &parsed.key) {
+        *hit = Hit { set: FlowSet::Established, flow };
+    } else if let Some(flow) = tables.flow(FlowSet::HalfOpen, &parsed.key) {
+        *hit = Hit { set: FlowSet::HalfOpen, flow };
+    } else {
+        return false;
     }
-    let flow = tables.flow(FlowSet::HalfOpen, &key)?;
-    let hit = Hit { key, flow, set: FlowSet::HalfOpen };
-    let refreshed = refresh(&hit, context)?;
-    half_open(hit, parsed, context, refreshed)
+    let age = refresh(hit, parsed, context);
+    if age == Age::Over || reopens(hit, parsed) {
+        remove(hit, parsed, context);
+        return false;
+    }
+    step(hit, parsed, context, age == Age::Refreshed);
+    true
 }
 
-/// Keeps an entry alive, about once a second; None when it is past its time, and gone now.
+#[derive(PartialEq, Eq)]
+enum Age {
+    Young,
+    Refreshed,
+    Over,
+}
+
+/// Keeps an entry alive, about once a second.
 #[inline(always)]
-fn refresh<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) -> Option<bool> {
+fn refresh<A: Ip, T: Tables<A>>(hit: &Hit<A>, parsed: &Parsed<A>, context: &Context<T>) -> Age {
+    let settings = context.tables.settings();
     let age = age(context.at.now, hit.flow.last);
-    if age < context.settings.ticks_per_second {
-        return Some(false);
+    if age < settings.ticks_per_second {
+        return Age::Young;
     }
-    let limit = idle_limit(&context.settings, hit.key.proto as u8, hit.flow.state);
-    if age > limit && !other_alive(hit, context, limit) {
-        remove(hit, context);
-        return None;
+    let limit = idle_limit(&settings, parsed.proto, hit.flow.state);
+    if age > limit && !other_alive(hit, parsed, context, limit) {
+        return Age::Over;
     }
-    context.tables.flow_touch(hit.set, &hit.key, context.at.now);
-    Some(true)
+    context.tables.flow_touch(hit.set, &parsed.key, context.at.now);
+    Age::Refreshed
 }
 
 /// Ticks since `last`. Another CPU may have written a later one: that is now.
@@ -65,8 +87,8 @@ pub fn age(now: u32, last: u32) -> u32 {
 
 /// A connection may speak in one direction only.
 #[inline(always)]
-fn other_alive<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>, limit: u32) -> bool {
-    let other = context.tables.flow(hit.set, &hit.flow.reverse_key(hit.key.proto));
+fn other_alive<A: Ip, T: Tables<A>>(hit: &Hit<A>, parsed: &Parsed<A>, context: &Context<T>, limit: u32) -> bool {
+    let other = context.tables.flow(hit.set, &hit.flow.reverse_key(parsed.key.proto));
     other.is_some_and(|other| age(context.at.now, other.last) <= limit)
 }
 
@@ -85,47 +107,22 @@ pub fn idle_limit(settings: &Settings, proto: u8, state: u8) -> u32 {
     }
 }
 
-/// SYN, FIN or RST on an answered TCP connection.
+/// Moves a connection to its next state, and to the established table when both sides have shown themselves.
 #[inline(always)]
-fn established<A: Ip, T: Tables<A>>(hit: Hit<A>, parsed: &Parsed<A>, context: &Context<T>) -> Option<Hit<A>> {
-    if reopens(&hit, parsed) {
-        remove(&hit, context);
-        return None;
-    }
-    let state = tcp::step(hit.flow.state, is_reply(&hit.flow), parsed.flags);
-    set_state(&hit, state, context);
-    Some(hit)
-}
-
-/// Any packet of a connection that is not in the established table.
-#[inline(always)]
-fn half_open<A: Ip, T: Tables<A>>(
-    mut hit: Hit<A>,
-    parsed: &Parsed<A>,
-    context: &Context<T>,
-    refreshed: bool,
-) -> Option<Hit<A>> {
-    let reply = is_reply(&hit.flow);
-    let state = if parsed.proto == TCP {
-        if reopens(&hit, parsed) {
-            remove(&hit, context);
-            return None;
-        }
-        tcp::step(hit.flow.state, reply, parsed.flags)
-    } else if reply {
-        tcp::ESTABLISHED
-    } else {
-        hit.flow.state
+fn step<A: Ip, T: Tables<A>>(hit: &mut Hit<A>, parsed: &Parsed<A>, context: &Context<T>, refreshed: bool) {
+    let state = match (parsed.proto, is_reply(&hit.flow)) {
+        (TCP, reply) => tcp::step(hit.flow.state, reply, parsed.flags),
+        (_, true) => tcp::ESTABLISHED,
+        (_, false) => hit.flow.state,
     };
-    let changed = state != hit.flow.state;
     let confirmed = matches!(state, tcp::ESTABLISHED | tcp::FIN_CLIENT | tcp::FIN_BACKEND);
     // A guest that found the established table full tries again about once a second.
-    if confirmed && (changed || refreshed) {
-        promote(&mut hit, state, context);
-    } else if changed {
-        set_state(&hit, state, context);
+    let due = state != hit.flow.state || refreshed;
+    if hit.set == FlowSet::HalfOpen && confirmed && due {
+        promote(hit, parsed, state, context);
+    } else {
+        set_state(hit, parsed, state, context);
     }
-    Some(hit)
 }
 
 /// A SYN on a connection that was closed starts a new one.
@@ -140,58 +137,60 @@ pub fn is_reply<A: Addr>(flow: &Flow<A>) -> bool {
 }
 
 #[inline(always)]
-fn set_state<A: Ip, T: Tables<A>>(hit: &Hit<A>, state: u8, context: &Context<T>) {
+fn set_state<A: Ip, T: Tables<A>>(hit: &Hit<A>, parsed: &Parsed<A>, state: u8, context: &Context<T>) {
     if state == hit.flow.state {
         return;
     }
     if state == tcp::RESET {
         context.tables.note(Note::Reset);
-        remove(hit, context);
+        remove(hit, parsed, context);
         return;
     }
-    context.tables.flow_state(hit.set, &hit.key, state);
-    context.tables.flow_state(hit.set, &hit.flow.reverse_key(hit.key.proto), state);
+    context.tables.flow_state(hit.set, &parsed.key, state);
+    context.tables.flow_state(hit.set, &hit.flow.reverse_key(parsed.key.proto), state);
 }
 
 #[inline(always)]
-fn remove<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) {
-    context.tables.flow_delete(hit.set, &hit.key);
-    context.tables.flow_delete(hit.set, &hit.flow.reverse_key(hit.key.proto));
+fn remove<A: Ip, T: Tables<A>>(hit: &Hit<A>, parsed: &Parsed<A>, context: &Context<T>) {
+    context.tables.flow_delete(hit.set, &parsed.key);
+    context.tables.flow_delete(hit.set, &hit.flow.reverse_key(parsed.key.proto));
 }
 
 /// Moves both entries to the established table; where that is full, they stay.
 #[inline(always)]
-fn promote<A: Ip, T: Tables<A>>(hit: &mut Hit<A>, state: u8, context: &Context<T>) {
+fn promote<A: Ip, T: Tables<A>>(hit: &mut Hit<A>, parsed: &Parsed<A>, state: u8, context: &Context<T>) {
     let tables = context.tables;
-    let other_key = hit.flow.reverse_key(hit.key.proto);
-    let mut other = tables.flow(FlowSet::HalfOpen, &other_key).unwrap_or_else(|| reverse(hit));
+    let key = &parsed.key;
+    let other_key = hit.flow.reverse_key(key.proto);
+    let found = tables.flow(FlowSet::HalfOpen, &other_key);
+    let mut other = found.unwrap_or_else(|| reverse(key, &hit.flow));
     hit.flow.state = state;
     hit.flow.last = context.at.now;
     other.state = state;
     other.last = context.at.now;
-    let first = tables.flow_put(FlowSet::Established, &hit.key, &hit.flow, Put::Any);
+    let first = tables.flow_put(FlowSet::Established, key, &hit.flow, Put::Any);
     if first.is_err() || tables.flow_put(FlowSet::Established, &other_key, &other, Put::Any).is_err() {
-        tables.flow_delete(FlowSet::Established, &hit.key);
+        tables.flow_delete(FlowSet::Established, key);
         tables.note(Note::FlowTableFull);
-        tables.flow_state(FlowSet::HalfOpen, &hit.key, state);
+        tables.flow_state(FlowSet::HalfOpen, key, state);
         tables.flow_state(FlowSet::HalfOpen, &other_key, state);
         return;
     }
-    tables.flow_delete(FlowSet::HalfOpen, &hit.key);
+    tables.flow_delete(FlowSet::HalfOpen, key);
     tables.flow_delete(FlowSet::HalfOpen, &other_key);
     hit.set = FlowSet::Established;
 }
 
 /// The other direction's entry, made anew from this one's.
 #[inline(always)]
-pub fn reverse<A: Addr>(hit: &Hit<A>) -> Flow<A> {
+pub fn reverse<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
     Flow {
-        src: hit.key.dst,
-        dst: hit.key.src,
-        sport: hit.key.dport,
-        dport: hit.key.sport,
-        flags: hit.flow.flags ^ Flow::<A>::REPLY,
+        src: key.dst,
+        dst: key.src,
+        sport: key.dport,
+        dport: key.sport,
+        flags: flow.flags ^ Flow::<A>::REPLY,
         next_hop: 0,
-        ..hit.flow
+        ..*flow
     }
 }

@@ -4,12 +4,11 @@
 //! fragment's checksum accounts for all of them.
 
 use super::parse::{Ip, Parsed};
-use super::{Context, deliver, flow, owned};
+use super::{Context, Outcome, Work, deliver, flow, owner};
 use crate::apply::Packet;
 use crate::drop::{Drop, Note};
 use crate::table::{FragmentKey, FragmentPorts, Owned};
 use crate::tables::Tables;
-use crate::verdict::Verdict;
 
 #[inline(always)]
 fn key<A: Ip>(parsed: &Parsed<A>) -> FragmentKey<A> {
@@ -17,34 +16,37 @@ fn key<A: Ip>(parsed: &Parsed<A>) -> FragmentKey<A> {
 }
 
 /// Remembers a first fragment's ports.
-#[inline(always)]
-pub fn remember<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>) {
-    let ports = FragmentPorts { sport: parsed.key.sport, dport: parsed.key.dport, last: context.at.now };
-    context.tables.fragment_put(&key(parsed), &ports);
+#[inline(never)]
+pub fn remember<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) {
+    let tuple = &work.parsed.key;
+    let ports = FragmentPorts { sport: tuple.sport, dport: tuple.dport, last: context.at.now };
+    context.tables.fragment_put(&key(&work.parsed), &ports);
 }
 
 /// A fragment behind the first.
-#[inline(always)]
+#[inline(never)]
 pub fn later<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
-    mut parsed: Parsed<A>,
+    work: &mut Work<A>,
     context: &Context<T>,
-) -> Result<Verdict, Drop> {
+    outcome: &mut Outcome,
+) {
     let tables = context.tables;
-    let first = tables.fragment(&key(&parsed));
-    let first = first.filter(|first| flow::age(context.at.now, first.last) <= context.settings.fragment);
+    let first = tables.fragment(&key(&work.parsed));
+    let first = first.filter(|first| flow::age(context.at.now, first.last) <= tables.settings().fragment);
     if let Some(first) = first {
-        parsed.key.sport = first.sport;
-        parsed.key.dport = first.dport;
-        if let Some(hit) = flow::find(&parsed, context) {
+        work.parsed.key.sport = first.sport;
+        work.parsed.key.dport = first.dport;
+        if flow::find(work, context, true) {
             tables.note(Note::FragmentFollowed);
-            return deliver::along(packet, &parsed, context, &hit);
+            deliver::outlined(packet, work, context, outcome);
+            return;
         }
     }
     // Without its first fragment nobody knows where it belongs.
-    match owned(tables, parsed.key.dst) {
-        Some(Owned::VIP) => Err(Drop::FragmentOutOfOrder),
-        Some(Owned::UNUSED) => Err(Drop::UnusedServiceAddress),
-        _ => Ok(Verdict::Pass),
+    match owner(tables, work.parsed.key.dst) {
+        Owned::VIP => *outcome = Err(Drop::FragmentOutOfOrder),
+        Owned::UNUSED => *outcome = Err(Drop::UnusedServiceAddress),
+        _ => {}
     }
 }

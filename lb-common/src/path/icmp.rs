@@ -6,41 +6,45 @@
 
 use zerocopy::FromBytes;
 
-use super::flow::Hit;
+use super::deliver::Way;
+use super::flow::is_reply;
 use super::parse::{Header, Ip, Parsed, Part};
-use super::{Context, claimed, deliver, owned};
+use super::{Context, Outcome, Work, claimed, deliver, owner};
 use crate::apply::{Diff, Link, Packet, Rewrite, fold, rewrite};
 use crate::drop::{Drop, Note};
-use crate::table::{FlowKey, FlowSet, Owned};
+use crate::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
 use crate::tables::Tables;
-use crate::verdict::{Arrival, Verdict};
+use crate::verdict::{Hook, Verdict};
 use crate::wire::header::{SCTP, TCP, UDP};
 use crate::wire::{Be16, Mac};
 
 /// Bytes of an ICMP header.
 const ICMP_LEN: u32 = 8;
-/// Words of the refused packet that are quoted at the most: IPv6 with extension headers and 8 bytes more.
+/// Words of the refused packet that are quoted at the most: IPv6 with extension headers and TCP.
 const QUOTE_WORDS: u32 = 32;
 /// TTL of packets that we make ourselves.
 const OWN_TTL: u8 = 64;
 
 /// Any ICMP message.
-#[inline(always)]
+#[inline(never)]
 pub fn message<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
-    parsed: &Parsed<A>,
+    work: &mut Work<A>,
     context: &Context<T>,
-) -> Result<Verdict, Drop> {
-    if A::is_error(parsed.icmp_type) {
-        return error(packet, parsed, context);
-    }
-    match owned(context.tables, parsed.key.dst) {
-        Some(Owned::UNUSED) => Err(Drop::UnusedServiceAddress),
-        Some(Owned::VIP) if parsed.icmp_type == A::ECHO_REQUEST && parsed.part == Part::Whole => {
-            echo(packet, parsed, context)
+    outcome: &mut Outcome,
+) {
+    let parsed = &work.parsed;
+    *outcome = if A::is_error(parsed.icmp_type) {
+        error(packet, parsed, context)
+    } else {
+        match owner(context.tables, parsed.key.dst) {
+            Owned::UNUSED => Err(Drop::UnusedServiceAddress),
+            Owned::VIP if parsed.icmp_type == A::ECHO_REQUEST && parsed.part == Part::Whole => {
+                echo(packet, parsed, context)
+            }
+            _ => Ok(Verdict::Pass),
         }
-        _ => Ok(Verdict::Pass),
-    }
+    };
 }
 
 /// Answers an echo request in place (RFC 792, RFC 4443 §4.2).
@@ -49,7 +53,7 @@ fn echo<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,
-) -> Result<Verdict, Drop> {
+) -> Outcome {
     let old = u16::from_ne_bytes([A::ECHO_REQUEST, 0]);
     let new = u16::from_ne_bytes([A::ECHO_REPLY, 0]);
     packet.checksum4(parsed.l4 + 2, Diff::default(), Diff::of16(old, new), false)?;
@@ -89,27 +93,30 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,
-) -> Result<Verdict, Drop> {
+) -> Outcome {
     let tables = context.tables;
     let Some(quoted) = quoted::<A, P>(packet, parsed) else {
-        return match owned(tables, parsed.key.dst) {
-            Some(Owned::VIP) => Err(Drop::IcmpQuoteTooShort),
+        return match owner(tables, parsed.key.dst) {
+            Owned::VIP => Err(Drop::IcmpQuoteTooShort),
             _ => Ok(Verdict::Pass),
         };
     };
-    let Some(hit) = about(&quoted, tables) else {
+    let Some(flow) = about(&quoted, tables) else {
         return Ok(Verdict::Pass);
     };
-    let flow = &hit.flow;
+    let next_hop = tables.route(flow.dst).unwrap_or(NextHop::UNRESOLVED);
+    if deliver::expires(parsed, context, &tables.next_hop(next_hop).unwrap_or_default()) {
+        // Before the quote changes: the kernel gets it as it came.
+        return Ok(Verdict::Pass);
+    }
     let key = &parsed.key;
-    let plain = rewrite_quoted(packet, &quoted, &hit)?;
+    let plain = rewrite_quoted(packet, &quoted, &flow)?;
     packet.checksum4(parsed.l4 + 2, Diff::default(), plain, false)?;
     // A router on the way keeps its address; the backend itself is known by its service's.
     let src = if key.src == quoted.header.dst { flow.src } else { key.src };
-    let new =
-        Rewrite { src, dst: flow.dst, sport: key.sport, dport: key.dport, ttl: parsed.ttl, link: None };
     tables.note(Note::IcmpTranslated);
-    deliver::rewritten(packet, parsed, context, &hit, new)
+    let way = Way { src, dst: flow.dst, sport: key.sport, dport: key.dport, next_hop, reply: is_reply(&flow) };
+    deliver::send(packet, parsed, context, &way)
 }
 
 #[inline(always)]
@@ -124,7 +131,7 @@ fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>>
 
 /// The entry of the direction in which the error travels: that of an answer to the quoted packet.
 #[inline(always)]
-fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T) -> Option<Hit<A>> {
+fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T) -> Option<Flow<A>> {
     let header = &quoted.header;
     if !claimed(tables, header.dst, quoted.dport, header.proto)
         && !claimed(tables, header.src, quoted.sport, header.proto)
@@ -138,17 +145,12 @@ fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T) -> Option<Hit<A>> 
         dport: quoted.sport,
         proto: header.proto as u32,
     };
-    if let Some(flow) = tables.flow(FlowSet::Established, &key) {
-        return Some(Hit { key, flow, set: FlowSet::Established });
-    }
-    let flow = tables.flow(FlowSet::HalfOpen, &key)?;
-    Some(Hit { key, flow, set: FlowSet::HalfOpen })
+    tables.flow(FlowSet::Established, &key).or_else(|| tables.flow(FlowSet::HalfOpen, &key))
 }
 
 /// Rewrites the quoted packet to what its sender sent; returns what that does to the ICMP checksum.
 #[inline(always)]
-fn rewrite_quoted<A: Ip, P: Packet>(packet: &mut P, quoted: &Quoted<A>, hit: &Hit<A>) -> Result<Diff, Drop> {
-    let flow = &hit.flow;
+fn rewrite_quoted<A: Ip, P: Packet>(packet: &mut P, quoted: &Quoted<A>, flow: &Flow<A>) -> Result<Diff, Drop> {
     let header = &quoted.header;
     let addrs = Diff::of_addrs((header.src, header.dst), (flow.dst, flow.src));
     let ports = Diff::of16(quoted.sport.raw(), flow.dport.raw())
@@ -193,52 +195,110 @@ struct IcmpHeader {
 }
 
 /// Turns a packet into "port unreachable", as kube-proxy refuses, also for TCP.
-#[inline(always)]
+#[inline(never)]
 pub fn refuse<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
-    parsed: &Parsed<A>,
-    at: &Arrival,
-    tables: &T,
+    work: &mut Work<A>,
+    context: &Context<T>,
     reason: Drop,
-) -> Result<Verdict, Drop> {
+    outcome: &mut Outcome,
+) {
+    *outcome = try_refuse(packet, &work.parsed, context, reason);
+}
+
+#[inline(always)]
+fn try_refuse<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    parsed: &Parsed<A>,
+    context: &Context<T>,
+    reason: Drop,
+) -> Outcome {
     let link = turned(packet)?;
     // No error about what was sent to many (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
     if link.src.0[0] & 1 != 0 || !parsed.has_l4 {
         return Err(reason);
     }
-    if !tables.icmp_permit(at.now) {
+    if !context.tables.icmp_permit(context.at.now) {
         return Err(Drop::IcmpRateLimited);
     }
-    let words = ((parsed.l4 + 8 - parsed.l3) / 4).min(QUOTE_WORDS);
+    let quoted_l4 = match parsed.proto {
+        TCP => 20,
+        UDP => 8,
+        // A local stack may leave SCTP's CRC to be filled in later, in the midst of our answer.
+        _ if context.at.hook != Hook::Xdp => return Err(reason),
+        _ => 12,
+    };
+    let words = ((parsed.l4 - parsed.l3 + quoted_l4) / 4).min(QUOTE_WORDS);
     let moved = A::LEN + ICMP_LEN;
     packet.resize(parsed.l3 + moved + words * 4)?;
-    let mut sum = move_quote(packet, parsed.l3, moved, words)?;
+    let mut sum = move_quote(packet, parsed, moved, words)?;
+    if context.at.hook != Hook::Xdp {
+        sum.total += neutralize(packet, parsed, moved, sum.transport)?;
+    }
     let key = &parsed.key;
     let payload = ICMP_LEN + words * 4;
+    let mut total = sum.total;
     if A::IS_V6 {
-        sum += key.src.sum() + key.dst.sum() + Be16::new(payload as u16).raw() as u64;
-        sum += Be16::new(A::ICMP as u16).raw() as u64;
+        total += key.src.sum() + key.dst.sum() + Be16::new(payload as u16).raw() as u64;
+        total += Be16::new(A::ICMP as u16).raw() as u64;
     }
     let kind = A::PORT_UNREACHABLE;
-    let check = !fold(sum + u16::from_ne_bytes(kind) as u64);
+    let check = !fold(total + u16::from_ne_bytes(kind) as u64);
     packet.store(parsed.l3 + A::LEN, IcmpHeader { kind, check, rest: 0 })?;
     A::write_header(packet, parsed.l3, key.dst, key.src, payload)?;
     packet.store(0, [link.dst, link.src])?;
     Ok(Verdict::Refuse(reason))
 }
 
-/// Moves the packet's first words behind the new headers, the last one first; returns their sum.
+/// One's complement sums of a quote.
+struct QuoteSum {
+    total: u64,
+    /// Of the transport header alone.
+    transport: u64,
+}
+
+/// Moves the packet's first words behind the new headers, the last one first.
 #[inline(always)]
-fn move_quote<P: Packet>(packet: &mut P, l3: u32, by: u32, words: u32) -> Result<u64, Drop> {
-    let mut sum = 0;
+fn move_quote<A: Ip, P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed<A>,
+    by: u32,
+    words: u32,
+) -> Result<QuoteSum, Drop> {
+    let mut sum = QuoteSum { total: 0, transport: 0 };
     for done in 0..QUOTE_WORDS {
         if done >= words {
             break;
         }
-        let from = l3 + (words - 1 - done) * 4;
+        let from = parsed.l3 + (words - 1 - done) * 4;
         let word = packet.frame().read::<u32>(from).ok_or(Drop::RewriteFailed)?;
-        sum += word as u64;
+        sum.total += word as u64;
+        if from >= parsed.l4 {
+            sum.transport += word as u64;
+        }
         packet.store(from + by, word)?;
     }
     Ok(sum)
+}
+
+/// Makes the ICMP checksum right whether or not the kernel still fills in the quoted one.
+///
+/// A packet of a local stack carries its transport checksum unfinished (CHECKSUM_PARTIAL); when the
+/// answer made of it is sent, the kernel finishes the checksum inside the quote, and no program can
+/// see whether it will. So the quoted field gets the value `f` for which both ways give the quoted
+/// header the same sum: with `s` the sum of the rest, s + f (left alone) = !f (finished), hence
+/// 2 f = !s in one's complement. Returns what that adds to the quote's sum.
+#[inline(always)]
+fn neutralize<A: Ip, P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed<A>,
+    moved: u32,
+    transport: u64,
+) -> Result<u64, Drop> {
+    let at = parsed.l4 + moved + if parsed.proto == TCP { 16 } else { 6 };
+    let old = packet.frame().read::<u16>(at).ok_or(Drop::RewriteFailed)?;
+    let twice = !fold(transport + !old as u64) as u32;
+    let half = ((twice + (twice & 1) * 0xffff) / 2) as u16;
+    packet.store(at, half)?;
+    Ok(Diff::of16(old, half).0)
 }

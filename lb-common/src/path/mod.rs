@@ -11,97 +11,183 @@ pub mod icmp;
 pub mod parse;
 pub mod service;
 
+use zerocopy::FromZeros;
+
 use crate::apply::Packet;
 use crate::drop::Drop;
-use crate::table::{Owned, ServiceKey, Settings, filter};
+use crate::table::{FlowSet, Owned, ServiceKey, filter};
 use crate::tables::Tables;
 use crate::verdict::{Arrival, Verdict};
 use crate::wire::header::{ETH_P_IP, ETH_P_IPV6};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
+use flow::Hit;
 use parse::{Ip, Link, Parsed, Part};
 
-/// What every stage is handed: the tables, the packet's circumstances, and the settings in force.
+/// What every stage is handed: the tables, and the packet's circumstances.
 pub struct Context<'a, T> {
     pub tables: &'a T,
     pub at: &'a Arrival,
-    pub settings: Settings,
 }
+
+/// What the stages hand on to each other about one packet.
+///
+/// It lies outside the stack, which in the kernel has 512 bytes for all stages together. What the
+/// last packet left in it doesn't matter; zeros are as good (`FromZeros`).
+#[derive(FromZeros)]
+#[repr(C)]
+pub struct Work<A: Addr> {
+    pub parsed: Parsed<A>,
+    pub hit: Hit<A>,
+}
+
+/// Room for a packet's [`Work`].
+#[derive(FromZeros)]
+#[repr(C)]
+pub struct Scratch {
+    v4: Work<Ip4>,
+    v6: Work<Ip6>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch::new_zeroed()
+    }
+}
+
+/// What becomes of a packet; a stage leaves it alone when it has nothing to say.
+pub type Outcome = Result<Verdict, Drop>;
 
 /// Decides what becomes of a packet, and makes it so.
 #[inline(always)]
-pub fn run<P: Packet, T: Tables<Ip4> + Tables<Ip6>>(packet: &mut P, at: &Arrival, tables: &T) -> Verdict {
+pub fn run<P, T>(packet: &mut P, at: &Arrival, tables: &T, scratch: &mut Scratch) -> Verdict
+where
+    P: Packet,
+    T: Tables<Ip4> + Tables<Ip6>,
+{
     let Some(link) = parse::link(&packet.frame()) else {
         return Verdict::Pass;
     };
-    let walked = match link.ethertype {
-        ETH_P_IP => family::<Ip4, P, T>(packet, &link, at, tables),
-        ETH_P_IPV6 => family::<Ip6, P, T>(packet, &link, at, tables),
+    let context = Context { tables, at };
+    let outcome = match link.ethertype {
+        ETH_P_IP => family(packet, &link, &context, &mut scratch.v4),
+        ETH_P_IPV6 => family(packet, &link, &context, &mut scratch.v6),
         _ => Ok(Verdict::Pass),
     };
-    walked.unwrap_or_else(Verdict::Drop)
+    outcome.unwrap_or_else(Verdict::Drop)
 }
 
 #[inline(always)]
 fn family<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     link: &Link,
-    at: &Arrival,
-    tables: &T,
-) -> Result<Verdict, Drop> {
-    let Some(parsed) = parse::packet::<A>(&packet.frame(), link, at.tagged) else {
-        return Ok(Verdict::Pass);
-    };
-    if parsed.part == Part::Later {
-        return fragment::later(packet, parsed, &Context { tables, at, settings: tables.settings() });
+    context: &Context<T>,
+    work: &mut Work<A>,
+) -> Outcome {
+    let mut outcome = Ok(Verdict::Pass);
+    match fast(packet, link, context, work, &mut outcome) {
+        Next::Done => {}
+        Next::Special => special(packet, work, context, &mut outcome),
+        Next::Known => connection(packet, work, context, true, &mut outcome),
+        Next::Unknown => connection(packet, work, context, false, &mut outcome),
     }
-    if parsed.proto == A::ICMP {
-        return icmp::message(packet, &parsed, &Context { tables, at, settings: tables.settings() });
+    outcome
+}
+
+/// Where a packet goes behind the fast path.
+#[repr(u8)]
+enum Next {
+    Done,
+    /// Fragments and ICMP.
+    Special,
+    /// Maybe of an established connection.
+    Known,
+    /// Not of an established connection.
+    Unknown,
+}
+
+/// Deals with an established connection's ordinary packet, in one flow lookup, and with what is not
+/// ours. It and the slow stages are functions of their own in the kernel, each with its own part of
+/// the stack (`docs/decisions/0003-outlined-stages.md`).
+#[inline(never)]
+fn fast<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    link: &Link,
+    context: &Context<T>,
+    work: &mut Work<A>,
+    outcome: &mut Outcome,
+) -> Next {
+    let tables = context.tables;
+    let Some(parsed) = parse::packet::<A>(&packet.frame(), link, context.at.tagged) else {
+        return Next::Done;
+    };
+    if parsed.part != Part::Whole || parsed.proto == A::ICMP {
+        work.parsed = parsed;
+        return Next::Special;
     }
     let key = &parsed.key;
-    if !claimed(tables, key.dst, key.dport, parsed.proto) && !claimed(tables, key.src, key.sport, parsed.proto) {
-        return unclaimed(packet, &parsed, at, tables);
+    let mut next = Next::Unknown;
+    if claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto) {
+        if let Some(flow) = tables.flow(FlowSet::Established, key) {
+            if flow::is_quiet(&flow, &parsed, context) {
+                *outcome = deliver::along(packet, &parsed, context, &flow);
+                return Next::Done;
+            }
+            next = Next::Known;
+        }
+    } else if !owned(tables, key.dst) {
+        return Next::Done;
     }
-    let context = Context { tables, at, settings: tables.settings() };
-    let verdict = connection(packet, &parsed, &context)?;
-    if parsed.part == Part::First && verdict != Verdict::Pass {
-        fragment::remember(&parsed, &context);
-    }
-    Ok(verdict)
+    work.parsed = parsed;
+    next
 }
 
-/// A packet that a flow or a service may claim.
+/// Fragments and ICMP.
 #[inline(always)]
+fn special<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    work: &mut Work<A>,
+    context: &Context<T>,
+    outcome: &mut Outcome,
+) {
+    if work.parsed.part == Part::Later {
+        fragment::later(packet, work, context, outcome);
+    } else if work.parsed.proto == A::ICMP {
+        icmp::message(packet, work, context, outcome);
+    } else {
+        connection(packet, work, context, true, outcome);
+        if *outcome != Ok(Verdict::Pass) {
+            fragment::remember(work, context);
+        }
+    }
+}
+
+/// A packet that changes a connection, begins one, or has none. `known`: it may be an established one's.
+#[inline(never)]
 fn connection<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
-    parsed: &Parsed<A>,
+    work: &mut Work<A>,
     context: &Context<T>,
-) -> Result<Verdict, Drop> {
-    if let Some(hit) = flow::find(parsed, context) {
-        return deliver::along(packet, parsed, context, &hit);
+    known: bool,
+    outcome: &mut Outcome,
+) {
+    if flow::find(work, context, known) {
+        deliver::outlined(packet, work, context, outcome);
+        return;
     }
-    let key = ServiceKey { addr: parsed.key.dst, port: parsed.key.dport, proto: parsed.proto, pad: 0 };
+    let Parsed { key, proto, .. } = &work.parsed;
+    let key = ServiceKey { addr: key.dst, port: key.dport, proto: *proto, pad: 0 };
     match context.tables.service(&key) {
-        Some(service) if service.count == 0 => icmp::refuse(packet, parsed, context.at, context.tables, Drop::NoBackend),
-        Some(service) => match service::open(parsed, context, &service)? {
-            Some(hit) => deliver::along(packet, parsed, context, &hit),
-            None => Ok(Verdict::Pass),
+        Some(service) if service.count == 0 => icmp::refuse(packet, work, context, Drop::NoBackend, outcome),
+        Some(service) => {
+            if service::open(work, context, &service, outcome) {
+                deliver::outlined(packet, work, context, outcome);
+            }
+        }
+        None => match owner(context.tables, work.parsed.key.dst) {
+            Owned::VIP => icmp::refuse(packet, work, context, Drop::NoService, outcome),
+            Owned::UNUSED => *outcome = Err(Drop::UnusedServiceAddress),
+            _ => {}
         },
-        None => unclaimed(packet, parsed, context.at, context.tables),
-    }
-}
-
-/// A packet of no connection and no service: ours only if its address is.
-#[inline(always)]
-fn unclaimed<A: Ip, P: Packet, T: Tables<A>>(
-    packet: &mut P,
-    parsed: &Parsed<A>,
-    at: &Arrival,
-    tables: &T,
-) -> Result<Verdict, Drop> {
-    match owned(tables, parsed.key.dst) {
-        Some(Owned::VIP) => icmp::refuse(packet, parsed, at, tables, Drop::NoService),
-        Some(Owned::UNUSED) => Err(Drop::UnusedServiceAddress),
-        _ => Ok(Verdict::Pass),
     }
 }
 
@@ -111,11 +197,17 @@ fn claimed<A: Addr, T: Tables<A>>(tables: &T, addr: A, port: Be16, proto: u8) ->
     tables.filter(filter::tuple_bit(addr, port, proto))
 }
 
-/// What the address is, if it is ours.
+/// Whether the filter lets through that the address is ours.
 #[inline(always)]
-fn owned<A: Addr, T: Tables<A>>(tables: &T, addr: A) -> Option<u32> {
-    if !tables.filter(filter::addr_bit(addr)) && !tables.filter(filter::grain_bit(addr)) {
-        return None;
+fn owned<A: Addr, T: Tables<A>>(tables: &T, addr: A) -> bool {
+    tables.filter(filter::addr_bit(addr)) || tables.filter(filter::grain_bit(addr))
+}
+
+/// What the address is, if it is ours: a kind of [`Owned`], else 0.
+#[inline(always)]
+fn owner<A: Addr, T: Tables<A>>(tables: &T, addr: A) -> u32 {
+    if !owned(tables, addr) {
+        return 0;
     }
-    tables.owned(addr).map(|owned| owned.kind)
+    tables.owned(addr).unwrap_or_default().kind
 }

@@ -3,7 +3,7 @@
 //! Invariant: None means "not for us to judge": such a packet goes to the kernel untouched.
 //! Values only; nothing here changes a packet or asks a table.
 
-use zerocopy::FromBytes;
+use zerocopy::{FromBytes, FromZeros};
 
 use crate::apply::{Diff, Packet};
 use crate::drop::Drop;
@@ -22,7 +22,8 @@ pub struct Link {
 }
 
 /// How much of a datagram this is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromZeros)]
+#[repr(u8)]
 pub enum Part {
     Whole,
     First,
@@ -46,7 +47,8 @@ pub struct Header<A> {
 }
 
 /// Everything that the path needs to know of a packet's bytes.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromZeros)]
+#[repr(C)]
 pub struct Parsed<A: Addr> {
     pub l3: u32,
     pub l4: u32,

@@ -3,12 +3,12 @@
 //! Invariant: a backend that leaves gets no new connection. A connection's reply tuple is unique:
 //! where another connection has it, the source is translated to a free port.
 
-use super::Context;
 use super::flow::{Hit, age, reverse};
 use super::parse::{Ip, Parsed};
+use super::{Context, Outcome, Work};
 use crate::drop::{Drop, Note};
 use crate::hash;
-use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowSet, NextHop, Put, Service};
+use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, NextHop, Put, Service};
 use crate::tables::{PutError, Tables};
 use crate::tcp;
 use crate::verdict::Hook;
@@ -18,21 +18,38 @@ use crate::wire::header::{SCTP, TCP, TCP_SYN};
 /// Source ports tried for a translated connection.
 const SNAT_TRIES: u32 = 16;
 
-/// Opens a connection. None: its TTL ends here, so that the kernel shall answer.
-#[inline(always)]
+/// Opens a connection; false when the outcome says what becomes of the packet instead.
+#[inline(never)]
 pub fn open<A: Ip, T: Tables<A>>(
+    work: &mut Work<A>,
+    context: &Context<T>,
+    service: &Service,
+    outcome: &mut Outcome,
+) -> bool {
+    let opened = try_open(&work.parsed, context, service, &mut work.hit);
+    if let Err(reason) = opened {
+        *outcome = Err(reason);
+    }
+    opened == Ok(true)
+}
+
+/// False: its TTL ends here, so that the kernel shall answer.
+#[inline(always)]
+fn try_open<A: Ip, T: Tables<A>>(
     parsed: &Parsed<A>,
     context: &Context<T>,
     service: &Service,
-) -> Result<Option<Hit<A>>, Drop> {
+    hit: &mut Hit<A>,
+) -> Result<bool, Drop> {
     let (id, backend) = choose(parsed, context, service)?;
     let hop = context.tables.next_hop(backend.next_hop).unwrap_or_default();
     let own = context.at.hook == Hook::Egress;
     if parsed.ttl <= 1 && hop.kind != NextHop::LOCAL && !own {
-        return Ok(None);
+        return Ok(false);
     }
     let mid_stream = parsed.proto == TCP && parsed.flags & TCP_SYN == 0;
-    let flow = Flow {
+    hit.set = FlowSet::HalfOpen;
+    hit.flow = Flow {
         src: parsed.key.src,
         dst: backend.addr,
         sport: parsed.key.sport,
@@ -44,20 +61,19 @@ pub fn open<A: Ip, T: Tables<A>>(
         last: context.at.now,
         state: if mid_stream { tcp::MID_STREAM } else { tcp::NEW },
         flags: 0,
-        epoch: context.settings.epoch,
+        epoch: context.tables.settings().epoch,
     };
-    let mut hit = Hit { key: parsed.key, flow, set: FlowSet::HalfOpen };
     // The answer comes back through this node only if it must: from elsewhere, or to the very link
     // that the backend is on (there the two would talk directly, or the client is the backend).
     let remote = backend.flags & Backend::<A>::REMOTE != 0;
     let same_link = hop.kind == NextHop::LINK && hop.ifindex == context.at.ifindex;
     let snat = !own && (remote || same_link);
-    insert(&mut hit, context, &backend, snat)?;
+    insert(hit, &parsed.key, context, &backend, snat)?;
     context.tables.count_connection(id);
     if mid_stream {
         context.tables.note(Note::MidStream);
     }
-    Ok(Some(hit))
+    Ok(true)
 }
 
 /// The backend that the client is bound to, or the one on the connection's slot.
@@ -109,30 +125,31 @@ fn on_slot<A: Ip, T: Tables<A>>(tables: &T, service: &Service, hash: u32) -> Res
 #[inline(always)]
 fn insert<A: Ip, T: Tables<A>>(
     hit: &mut Hit<A>,
+    key: &FlowKey<A>,
     context: &Context<T>,
     backend: &Backend<A>,
     snat: bool,
 ) -> Result<(), Drop> {
-    if snat || !claim(hit, context)? {
-        translate_source(hit, context, backend)?;
+    if snat || !claim(&hit.flow, key, context)? {
+        translate_source(hit, key, context, backend)?;
     }
     let tables = context.tables;
-    if tables.flow_put(FlowSet::HalfOpen, &hit.key, &hit.flow, Put::Any).is_err() {
-        tables.flow_delete(FlowSet::HalfOpen, &hit.flow.reverse_key(hit.key.proto));
+    if tables.flow_put(FlowSet::HalfOpen, key, &hit.flow, Put::Any).is_err() {
+        tables.flow_delete(FlowSet::HalfOpen, &hit.flow.reverse_key(key.proto));
         return Err(Drop::HalfOpenFull);
     }
     Ok(())
 }
 
-/// Takes the reply tuple of `hit`; false when another connection has it.
+/// Takes the reply tuple of a connection; false when another has it.
 #[inline(always)]
-fn claim<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) -> Result<bool, Drop> {
+fn claim<A: Ip, T: Tables<A>>(flow: &Flow<A>, key: &FlowKey<A>, context: &Context<T>) -> Result<bool, Drop> {
     let tables = context.tables;
-    let key = hit.flow.reverse_key(hit.key.proto);
-    if tables.flow(FlowSet::Established, &key).is_some() {
+    let reply_key = flow.reverse_key(key.proto);
+    if tables.flow(FlowSet::Established, &reply_key).is_some() {
         return Ok(false);
     }
-    match tables.flow_put(FlowSet::HalfOpen, &key, &reverse(hit), Put::New) {
+    match tables.flow_put(FlowSet::HalfOpen, &reply_key, &reverse(key, flow), Put::New) {
         Ok(()) => Ok(true),
         Err(PutError::Exists) => Ok(false),
         Err(PutError::Full) => Err(Drop::HalfOpenFull),
@@ -144,23 +161,25 @@ fn claim<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) -> Result<bool
 #[inline(always)]
 fn translate_source<A: Ip, T: Tables<A>>(
     hit: &mut Hit<A>,
+    key: &FlowKey<A>,
     context: &Context<T>,
     backend: &Backend<A>,
 ) -> Result<(), Drop> {
     hit.flow.src = backend.snat;
     hit.flow.flags = Flow::<A>::SNAT;
-    if hit.key.proto == SCTP as u32 {
-        return if claim(hit, context)? { Ok(()) } else { Err(Drop::SnatPortsExhausted) };
+    if key.proto == SCTP as u32 {
+        return if claim(&hit.flow, key, context)? { Ok(()) } else { Err(Drop::SnatPortsExhausted) };
     }
-    let first = context.settings.snat_first as u32;
-    let count = (context.settings.snat_last as u32).wrapping_sub(first).wrapping_add(1).max(1);
-    let own = (hit.key.sport.get() as u32).wrapping_sub(first);
-    let start = hash::slot(hash::tuple(&hit.key), count);
+    let settings = context.tables.settings();
+    let first = settings.snat_first as u32;
+    let count = (settings.snat_last as u32).wrapping_sub(first).wrapping_add(1).max(1);
+    let own = (key.sport.get() as u32).wrapping_sub(first);
+    let start = hash::slot(hash::tuple(key), count);
     for attempt in 0..SNAT_TRIES {
-        // An odd stride spreads the tries, so that a block of taken ports is left at once.
+        // A prime stride spreads the tries, so that a block of taken ports is left at once.
         let offset = if attempt == 0 && own < count { own } else { (start + attempt * 4_099) % count };
         hit.flow.sport = Be16::new((first + offset) as u16);
-        if claim(hit, context)? {
+        if claim(&hit.flow, key, context)? {
             return Ok(());
         }
     }

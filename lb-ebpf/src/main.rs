@@ -1,0 +1,120 @@
+//! The hooks: kernel context → packet → the engine's path → the kernel's action.
+//!
+//! Invariant: nothing is decided here. What becomes of a packet is `lb_common::path`'s.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod packet;
+mod tables;
+
+use aya_ebpf::bindings::{
+    BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, xdp_action::XDP_ABORTED, xdp_action::XDP_DROP, xdp_action::XDP_PASS,
+    xdp_action::XDP_TX,
+};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_redirect};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use lb_common::apply::Packet;
+use lb_common::path;
+use lb_common::verdict::{Arrival, Hook, Verdict};
+use tables::{Kernel, count_drop, now};
+
+#[inline(always)]
+fn run<P: Packet>(packet: &mut P, at: &Arrival) -> Verdict {
+    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
+        return Verdict::Pass;
+    };
+    // SAFETY: the map's value, of this CPU and this packet alone: zeros, which are a `Scratch`, and
+    // then what packets before left there.
+    path::run(packet, at, &Kernel, unsafe { &mut *scratch })
+}
+
+/// Physical ports.
+#[xdp]
+pub fn stellwerk_xdp(context: XdpContext) -> u32 {
+    let ifindex = context.ingress_ifindex() as u32;
+    let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: false };
+    match run(&mut packet::Xdp(context.ctx), &at) {
+        Verdict::Pass | Verdict::Continue => XDP_PASS,
+        Verdict::Transmit { ifindex: out } if out == ifindex => XDP_TX,
+        // SAFETY: the helper only notes the index for the driver.
+        Verdict::Transmit { ifindex: out } => unsafe { bpf_redirect(out, 0) as u32 },
+        Verdict::Reply => XDP_TX,
+        Verdict::Refuse(reason) => {
+            count_drop(reason);
+            XDP_TX
+        }
+        Verdict::Drop(reason) => {
+            count_drop(reason);
+            XDP_DROP
+        }
+        // Only egress reinjects.
+        Verdict::Reinject => XDP_ABORTED,
+    }
+}
+
+/// Inside interfaces, and ports that XDP can't serve.
+#[classifier]
+pub fn stellwerk_ingress(context: TcContext) -> i32 {
+    traffic_control(&context, Hook::Ingress)
+}
+
+/// Ports: what this node's own stack sends.
+#[classifier]
+pub fn stellwerk_egress(context: TcContext) -> i32 {
+    traffic_control(&context, Hook::Egress)
+}
+
+#[inline(always)]
+fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
+    let skb = context.skb.skb;
+    // SAFETY: fields of the program's own context.
+    let (ifindex, gso_size, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present != 0) };
+    let at = Arrival { hook, ifindex, now: now(), gso_size, tagged };
+    let mut packet = packet::Skb(skb);
+    packet.linearize();
+    let back = if hook == Hook::Egress { BPF_F_INGRESS as u64 } else { 0 };
+    match run(&mut packet, &at) {
+        Verdict::Pass | Verdict::Continue => TC_ACT_OK,
+        Verdict::Transmit { ifindex: out } => redirect(out, 0),
+        Verdict::Reinject => redirect(ifindex, BPF_F_INGRESS as u64),
+        Verdict::Reply => redirect(ifindex, back),
+        Verdict::Refuse(reason) => {
+            count_drop(reason);
+            redirect(ifindex, back)
+        }
+        Verdict::Drop(reason) => {
+            count_drop(reason);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[inline(always)]
+fn redirect(ifindex: u32, flags: u64) -> i32 {
+    // SAFETY: the helper only notes the index for the kernel.
+    unsafe { bpf_redirect(ifindex, flags) as i32 }
+}
+
+/// Tells user space the tick, by BPF_PROG_TEST_RUN; attached nowhere.
+#[classifier]
+pub fn stellwerk_clock(_: TcContext) -> i32 {
+    if let Some(clock) = maps::CLOCK.get_ptr_mut(0) {
+        // SAFETY: the map's value; one user at a time runs this, and a torn pair would show in the
+        // rate that it measures.
+        unsafe { *clock = [bpf_jiffies64(), bpf_ktime_get_ns()] }
+    }
+    TC_ACT_OK
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// The kernel's helpers are GPL-only in part: the object is under the GPL-compatible side of our licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

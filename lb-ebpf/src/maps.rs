@@ -1,0 +1,108 @@
+//! Every map: what it holds, who writes it, who reads it, what happens when it is full.
+//!
+//! The sizes here are placeholders: the agent sets them at load, from the configuration.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::lpm_trie::LpmTrie;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use lb_common::drop::{Drop, Note};
+use lb_common::path::Scratch;
+use lb_common::table::service::SlotPair;
+use lb_common::table::{
+    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Name, NextHop, Owned, Service,
+    ServiceKey, Settings, filter,
+};
+use lb_common::wire::{Ip4, Ip6};
+
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+const SERVICE_COUNT: u32 = 16_384;
+const BACKEND_COUNT: u32 = 65_536;
+const FLOW_COUNT: u32 = 262_144;
+const HALF_COUNT: u32 = 65_536;
+const ROUTE_COUNT: u32 = 65_536;
+
+/// The agent writes, every packet reads; never full.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+/// The agent writes, every packet reads; a fixed number of bits: the more are set, the less it spares.
+#[map]
+pub static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
+
+/// The agent writes, new connections read; full: the plan is refused, the tables in force stay.
+#[map]
+pub static SERVICES4: HashMap<ServiceKey<Ip4>, Service> = HashMap::with_max_entries(SERVICE_COUNT, 0);
+#[map]
+pub static SERVICES6: HashMap<ServiceKey<Ip6>, Service> = HashMap::with_max_entries(SERVICE_COUNT, 0);
+/// The agent writes rows that no service uses yet, new connections read; full: the plan is refused.
+#[map]
+pub static SLOTS: Array<SlotPair> = Array::with_max_entries(1 << 19, BPF_F_MMAPABLE);
+/// The agent writes, new connections read; full: the plan is refused.
+#[map]
+pub static BACKENDS4: Array<Backend<Ip4>> = Array::with_max_entries(BACKEND_COUNT, 0);
+#[map]
+pub static BACKENDS6: Array<Backend<Ip6>> = Array::with_max_entries(BACKEND_COUNT, 0);
+/// Service addresses and ranges: the agent writes, packets of no connection read; full: the plan is refused.
+#[map]
+pub static OWNED4: LpmTrie<Ip4, Owned> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
+#[map]
+pub static OWNED6: LpmTrie<Ip6, Owned> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
+
+/// The kernel's routes and neighbours: the agent writes, connections read once; full: the plan is refused.
+#[map]
+pub static ROUTES4: LpmTrie<Ip4, u32> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
+#[map]
+pub static ROUTES6: LpmTrie<Ip6, u32> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
+/// The agent writes, every packet of a connection reads; full: the plan is refused.
+#[map]
+pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
+
+/// Answered connections: packets write and read, the agent sweeps; full: a connection stays in the
+/// half-open table (noted as `flow_table_full`). Nothing is ever pushed out of here.
+#[map]
+pub static FLOWS4: HashMap<FlowKey<Ip4>, Flow<Ip4>> = HashMap::with_max_entries(FLOW_COUNT, 0);
+#[map]
+pub static FLOWS6: HashMap<FlowKey<Ip6>, Flow<Ip6>> = HashMap::with_max_entries(FLOW_COUNT, 0);
+/// Connections not answered yet: packets write and read, the agent sweeps; full: the least recently used goes.
+#[map]
+pub static HALF4: LruHashMap<FlowKey<Ip4>, Flow<Ip4>> = LruHashMap::with_max_entries(HALF_COUNT, 0);
+#[map]
+pub static HALF6: LruHashMap<FlowKey<Ip6>, Flow<Ip6>> = LruHashMap::with_max_entries(HALF_COUNT, 0);
+/// Clients bound to backends: new connections write and read; full: the least recently used goes.
+#[map]
+pub static AFFINITY4: LruHashMap<AffinityKey<Ip4>, Affinity> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static AFFINITY6: LruHashMap<AffinityKey<Ip6>, Affinity> = LruHashMap::with_max_entries(65_536, 0);
+/// Ports of first fragments: packets write and read; full: the least recently used goes.
+#[map]
+pub static FRAGMENTS4: LruHashMap<FragmentKey<Ip4>, FragmentPorts> = LruHashMap::with_max_entries(8_192, 0);
+#[map]
+pub static FRAGMENTS6: LruHashMap<FragmentKey<Ip6>, FragmentPorts> = LruHashMap::with_max_entries(8_192, 0);
+
+/// By backend: packets write, the agent and the command line read; as many as backends.
+#[map]
+pub static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(BACKEND_COUNT, 0);
+/// By [`Drop`]: packets write, the command line reads.
+#[map]
+pub static DROPS: PerCpuArray<u64> = PerCpuArray::with_max_entries(Drop::ALL.len() as u32, 0);
+/// By [`Note`]: packets write, the command line reads.
+#[map]
+pub static NOTES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Note::ALL.len() as u32, 0);
+/// The second's first tick and the ICMP errors sent since: packets write and read.
+#[map]
+pub static ICMP_BUDGET: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1, 0);
+/// A packet's work between the stages: one packet at a time and CPU, since programs of these hooks run
+/// with bottom halves off and don't interrupt each other.
+#[map]
+pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// The tick and the time in ns: `stellwerk_clock` writes, the agent and the command line read.
+#[map]
+pub static CLOCK: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+
+/// By service id: user space alone writes and reads.
+#[map]
+pub static NAMES: Array<Name> = Array::with_max_entries(SERVICE_COUNT, 0);
+/// What a service's backends that are gone had counted, by service id: user space alone.
+#[map]
+pub static RETIRED: Array<Counters> = Array::with_max_entries(SERVICE_COUNT, 0);

@@ -1,0 +1,127 @@
+//! A kernel context as a [`Packet`]: XDP's by the frame itself, TC's by the kernel's helpers.
+//!
+//! TC sees checksums that aren't there yet (CHECKSUM_PARTIAL) or are kept beside the packet
+//! (CHECKSUM_COMPLETE); only the helpers know, so that nothing here writes to a TC packet directly.
+
+use core::mem::size_of;
+use core::ptr::from_ref;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
+use aya_ebpf::helpers::generated::{
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_xdp_adjust_tail,
+};
+use lb_common::apply::{Diff, Packet};
+use lb_common::drop::Drop;
+use lb_common::frame::Frame;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// A packet at XDP.
+pub struct Xdp(pub *mut xdp_md);
+
+impl Packet for Xdp {
+    #[inline(always)]
+    fn frame(&self) -> Frame<'_> {
+        // SAFETY: the kernel's context: data..data_end is the packet, until it is resized, and
+        // `resize` takes the context by `&mut`.
+        unsafe { Frame::from_range((*self.0).data as usize as *mut u8, (*self.0).data_end as usize as *mut u8) }
+    }
+
+    #[inline(always)]
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
+        self.frame().store(offset, value)
+    }
+
+    #[inline(always)]
+    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
+        self.frame().checksum3(offset, diff)
+    }
+
+    #[inline(always)]
+    fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        self.frame().checksum4(offset, pseudo, plain, udp)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), Drop> {
+        let delta = len as i32 - self.frame().len() as i32;
+        // SAFETY: the program's own context.
+        match unsafe { bpf_xdp_adjust_tail(self.0, delta) } {
+            0 => Ok(()),
+            _ => Err(Drop::ResizeFailed),
+        }
+    }
+}
+
+/// A packet at TC.
+pub struct Skb(pub *mut __sk_buff);
+
+impl Skb {
+    /// Brings the headers into the linear part, where they aren't.
+    #[inline(always)]
+    pub fn linearize(&mut self) {
+        // Ethernet, IPv6 with some extension headers, TCP; ICMP errors quote as much.
+        const HEADERS: u32 = 192;
+        // SAFETY: the program's own context.
+        unsafe {
+            let len = (*self.0).len;
+            let wanted = if len < HEADERS { len } else { HEADERS };
+            if self.frame().len() < wanted {
+                // Where it fails, parsing finds the packet too short, and passes it on.
+                bpf_skb_pull_data(self.0, wanted);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn rewritten(code: i64) -> Result<(), Drop> {
+    if code == 0 { Ok(()) } else { Err(Drop::RewriteFailed) }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn frame(&self) -> Frame<'_> {
+        // SAFETY: the kernel's context: data..data_end is the packet's linear part; every helper
+        // that moves it takes the context by `&mut`.
+        unsafe { Frame::from_range((*self.0).data as usize as *mut u8, (*self.0).data_end as usize as *mut u8) }
+    }
+
+    #[inline(always)]
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
+        // SAFETY: the program's own context, and a value without padding on the stack.
+        rewritten(unsafe {
+            bpf_skb_store_bytes(self.0, offset, from_ref(&value).cast(), size_of::<T>() as u32, 0)
+        })
+    }
+
+    #[inline(always)]
+    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
+        // SAFETY: the program's own context.
+        rewritten(unsafe { bpf_l3_csum_replace(self.0, offset, 0, diff.fold32() as u64, 0) })
+    }
+
+    #[inline(always)]
+    fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        let udp = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        if pseudo != Diff::default() {
+            let flags = BPF_F_PSEUDO_HDR as u64 | udp;
+            // SAFETY: the program's own context.
+            rewritten(unsafe { bpf_l4_csum_replace(self.0, offset, 0, pseudo.fold32() as u64, flags) })?;
+        }
+        if plain != Diff::default() {
+            // SAFETY: as above.
+            rewritten(unsafe { bpf_l4_csum_replace(self.0, offset, 0, plain.fold32() as u64, udp) })?;
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), Drop> {
+        // SAFETY: the program's own context.
+        match unsafe { bpf_skb_change_tail(self.0, len, 0) } {
+            0 => Ok(()),
+            _ => Err(Drop::ResizeFailed),
+        }
+    }
+}

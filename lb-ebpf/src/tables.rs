@@ -1,0 +1,267 @@
+//! The engine's questions, answered by the kernel's maps.
+//!
+//! Invariant: values leave by copy; a change writes the one field it names. Other CPUs and the agent
+//! write the same entries: a torn read of a counter or time is harmless, and an entry's addresses and
+//! ports never change after its insertion.
+
+use core::ptr::{read_volatile, write_volatile};
+
+use aya_ebpf::helpers::bpf_jiffies64;
+use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use lb_common::drop::{Drop, Note};
+use lb_common::table::{
+    Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, NextHop, Owned, Put, Service,
+    ServiceKey, Settings,
+};
+use lb_common::tables::{Common, PutError, Tables};
+use lb_common::wire::{Addr, Ip4, Ip6};
+
+use crate::maps;
+
+const BPF_ANY: u64 = 0;
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+
+/// The live maps.
+pub struct Kernel;
+
+/// The current tick.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: the helper takes nothing and changes nothing.
+    unsafe { bpf_jiffies64() as u32 }
+}
+
+/// The maps of one address family.
+pub trait Family: Addr {
+    const SERVICES: &'static HashMap<ServiceKey<Self>, Service>;
+    const BACKENDS: &'static Array<Backend<Self>>;
+    const OWNED: &'static LpmTrie<Self, Owned>;
+    const ROUTES: &'static LpmTrie<Self, u32>;
+    const FLOWS: &'static HashMap<FlowKey<Self>, Flow<Self>>;
+    const HALF: &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
+    const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
+    const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts>;
+}
+
+impl Family for Ip4 {
+    const SERVICES: &'static HashMap<ServiceKey<Self>, Service> = &maps::SERVICES4;
+    const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS4;
+    const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED4;
+    const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES4;
+    const FLOWS: &'static HashMap<FlowKey<Self>, Flow<Self>> = &maps::FLOWS4;
+    const HALF: &'static LruHashMap<FlowKey<Self>, Flow<Self>> = &maps::HALF4;
+    const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
+    const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS4;
+}
+
+impl Family for Ip6 {
+    const SERVICES: &'static HashMap<ServiceKey<Self>, Service> = &maps::SERVICES6;
+    const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS6;
+    const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED6;
+    const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES6;
+    const FLOWS: &'static HashMap<FlowKey<Self>, Flow<Self>> = &maps::FLOWS6;
+    const HALF: &'static LruHashMap<FlowKey<Self>, Flow<Self>> = &maps::HALF6;
+    const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
+    const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS6;
+}
+
+/// Adds one to a per-CPU counter.
+#[inline(always)]
+pub fn count(map: &PerCpuArray<u64>, index: u32) {
+    if let Some(counter) = map.get_ptr_mut(index) {
+        // SAFETY: the map's value, of this CPU alone; programs on one CPU don't preempt each other
+        // in the same hook, and one lost count across hooks would be harmless.
+        unsafe { *counter += 1 }
+    }
+}
+
+/// Counts a dropped packet.
+#[inline(always)]
+pub fn count_drop(reason: Drop) {
+    count(&maps::DROPS, reason as u32);
+}
+
+impl Common for Kernel {
+    #[inline(always)]
+    fn settings(&self) -> Settings {
+        // The array has one element, always there.
+        maps::SETTINGS.get(0).copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn filter(&self, bit: u32) -> bool {
+        maps::FILTER.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 != 0)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        let [even, odd] = *maps::SLOTS.get(index / 2)?;
+        Some(if index & 1 == 0 { even } else { odd })
+    }
+
+    #[inline(always)]
+    fn next_hop(&self, index: u32) -> Option<NextHop> {
+        maps::NEXT_HOPS.get(index).copied()
+    }
+
+    fn icmp_permit(&self, now: u32) -> bool {
+        let Some(budget) = maps::ICMP_BUDGET.get_ptr_mut(0) else {
+            return false;
+        };
+        let settings = self.settings();
+        // SAFETY: the map's value, of this CPU alone.
+        let [since, used] = unsafe { &mut *budget };
+        if now.wrapping_sub(*since) >= settings.ticks_per_second {
+            *since = now;
+            *used = 0;
+        }
+        *used += 1;
+        *used <= settings.icmp_rate
+    }
+
+    #[inline(always)]
+    fn count(&self, backend: u32, reply: bool, bytes: u32) {
+        let Some(counters) = maps::COUNTERS.get_ptr_mut(backend) else {
+            return;
+        };
+        // SAFETY: the map's value, of this CPU alone, as in `count`.
+        let counters = unsafe { &mut *counters };
+        if reply {
+            counters.reply_packets += 1;
+            counters.reply_bytes += bytes as u64;
+        } else {
+            counters.packets += 1;
+            counters.bytes += bytes as u64;
+        }
+    }
+
+    #[inline(always)]
+    fn count_connection(&self, backend: u32) {
+        if let Some(counters) = maps::COUNTERS.get_ptr_mut(backend) {
+            // SAFETY: as in `count`.
+            unsafe { (*counters).connections += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn note(&self, note: Note) {
+        count(&maps::NOTES, note as u32);
+    }
+}
+
+/// A pointer to a flow's entry, in whichever table.
+#[inline(always)]
+fn entry<A: Family>(set: FlowSet, key: &FlowKey<A>) -> Option<*mut Flow<A>> {
+    match set {
+        FlowSet::Established => A::FLOWS.get_ptr_mut(key),
+        FlowSet::HalfOpen => A::HALF.get_ptr_mut(key),
+    }
+}
+
+#[inline(always)]
+fn put_error(code: i32) -> PutError {
+    if code == EEXIST { PutError::Exists } else { PutError::Full }
+}
+
+impl<A: Family> Tables<A> for Kernel {
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
+        // SAFETY: the agent replaces whole entries; a torn read of (first, count) can't be, since a
+        // hash map's update makes a new element.
+        unsafe { A::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<Backend<A>> {
+        A::BACKENDS.get(id).copied()
+    }
+
+    #[inline(always)]
+    fn route(&self, dst: A) -> Option<u32> {
+        A::ROUTES.get(Key::new(A::BITS, dst)).copied()
+    }
+
+    #[inline(always)]
+    fn owned(&self, addr: A) -> Option<Owned> {
+        A::OWNED.get(Key::new(A::BITS, addr)).copied()
+    }
+
+    #[inline(always)]
+    fn flow(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>> {
+        // SAFETY: the element stays readable until this program ends; its fields are plain words
+        // that others may write, each whole.
+        entry(set, key).map(|flow| unsafe { *flow })
+    }
+
+    #[inline(always)]
+    fn flow_put(&self, set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>, put: Put) -> Result<(), PutError> {
+        let flags = if put == Put::New { BPF_NOEXIST } else { BPF_ANY };
+        match set {
+            FlowSet::Established => A::FLOWS.insert(key, flow, flags),
+            FlowSet::HalfOpen => A::HALF.insert(key, flow, flags),
+        }
+        .map_err(put_error)
+    }
+
+    #[inline(always)]
+    fn flow_touch(&self, set: FlowSet, key: &FlowKey<A>, last: u32) {
+        if let Some(flow) = entry(set, key) {
+            // SAFETY: a map value's field; the later of two writers wins, a second apart at the most.
+            unsafe { write_volatile(&raw mut (*flow).last, last) }
+        }
+    }
+
+    #[inline(always)]
+    fn flow_state(&self, set: FlowSet, key: &FlowKey<A>, state: u8) {
+        if let Some(flow) = entry(set, key) {
+            // SAFETY: a map value's field, one byte; see `path::flow` for two CPUs at once.
+            unsafe { write_volatile(&raw mut (*flow).state, state) }
+        }
+    }
+
+    #[inline(always)]
+    fn flow_next_hop(&self, set: FlowSet, key: &FlowKey<A>, next_hop: u32, epoch: u16) {
+        if let Some(flow) = entry(set, key) {
+            // SAFETY: map value's fields; a reader between the two looks the route up once more.
+            unsafe {
+                write_volatile(&raw mut (*flow).next_hop, next_hop);
+                write_volatile(&raw mut (*flow).epoch, epoch);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn flow_delete(&self, set: FlowSet, key: &FlowKey<A>) {
+        // Gone already is gone.
+        let _ = match set {
+            FlowSet::Established => A::FLOWS.remove(key),
+            FlowSet::HalfOpen => A::HALF.remove(key),
+        };
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity> {
+        // SAFETY: an 8-byte value, read as one.
+        A::AFFINITY.get_ptr(key).map(|affinity| unsafe { read_volatile(affinity) })
+    }
+
+    #[inline(always)]
+    fn affinity_put(&self, key: &AffinityKey<A>, affinity: &Affinity) {
+        // A least-recently-used map makes room; a lost update costs one client its binding.
+        let _ = A::AFFINITY.insert(key, affinity, BPF_ANY);
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey<A>) -> Option<FragmentPorts> {
+        // SAFETY: an 8-byte value, read as one.
+        A::FRAGMENTS.get_ptr(key).map(|ports| unsafe { read_volatile(ports) })
+    }
+
+    #[inline(always)]
+    fn fragment_put(&self, key: &FragmentKey<A>, ports: &FragmentPorts) {
+        // As with affinity: a lost one shows as `fragment_out_of_order`.
+        let _ = A::FRAGMENTS.insert(key, ports, BPF_ANY);
+    }
+}
