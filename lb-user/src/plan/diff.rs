@@ -127,9 +127,9 @@ fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl 
 }
 
 fn end_flows(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
-    let is_gone = |id: &&u32| !to.v4.backends.contains_key(id) && !to.v6.backends.contains_key(id);
-    let backends: BTreeSet<u32> =
-        from.v4.backends.keys().chain(from.v6.backends.keys()).filter(is_gone).copied().collect();
+    let gone4 = from.v4.backends.keys().filter(|id| !to.v4.backends.contains_key(id));
+    let gone6 = from.v6.backends.keys().filter(|id| !to.v6.backends.contains_key(id));
+    let backends: BTreeSet<u32> = gone4.chain(gone6).copied().collect();
     if !backends.is_empty() {
         ops.push(Op::EndFlows { backends });
     }

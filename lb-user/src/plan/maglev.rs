@@ -123,7 +123,7 @@ fn fill(members: &[Member], len: u32) -> Vec<u32> {
         let Some(i) = turns.next(members, &mut had) else { break };
         loop {
             let hash = mix(members[i].key ^ steps[i].wrapping_mul(0xd134_2543_de82_ef95));
-            let at = (u128::from(hash) * u128::from(len) >> 64) as usize;
+            let at = ((u128::from(hash) * u128::from(len)) >> 64) as usize;
             steps[i] += 1;
             if slots[at] == u32::MAX {
                 slots[at] = i as u32;

@@ -17,6 +17,8 @@ pub mod plan;
 mod routing;
 mod services;
 mod slots;
+#[cfg(test)]
+mod tests;
 
 pub use contents::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
 pub use diff::diff;

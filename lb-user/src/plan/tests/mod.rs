@@ -1,0 +1,137 @@
+//! Plan and diff, tested together: worlds to plan for, and a model of the kernel's tables.
+
+mod churn;
+mod plan;
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use lb_common::table::filter::{BITS, addr_bit, tuple_bit};
+use lb_common::table::{Backend, Owned, Settings};
+use lb_common::wire::Addr;
+
+use super::contents::{Change, Contents, Family, FamilyOp, Hooks, Op};
+use super::plan::Clock;
+
+fn clock(seconds: u32) -> Clock {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + u64::from(seconds));
+    Clock { now, tick: 100 * seconds + 7, ticks_per_second: 100 }
+}
+
+/// Tables with nothing in them.
+fn nothing() -> Contents {
+    Contents {
+        settings: Settings::default(),
+        filter: BTreeMap::new(),
+        rows: BTreeMap::new(),
+        next_hops: BTreeMap::new(),
+        names: BTreeMap::new(),
+        v4: Family::default(),
+        v6: Family::default(),
+        hooks: BTreeMap::new(),
+    }
+}
+
+/// The kernel's tables: the slot array is flat, and rows are what services say.
+#[derive(Clone)]
+struct Model {
+    contents: Contents,
+    slots: Vec<u32>,
+    /// Backends whose connections were ended and that haven't been set since.
+    ended: BTreeSet<u32>,
+}
+
+impl Model {
+    fn new(contents: &Contents) -> Self {
+        let mut model = Model { contents: contents.clone(), slots: Vec::new(), ended: BTreeSet::new() };
+        contents.rows.iter().for_each(|(&first, row)| model.write(first, row));
+        model
+    }
+
+    fn write(&mut self, first: u32, row: &[u32]) {
+        let (first, end) = (first as usize, first as usize + row.len());
+        self.slots.resize(self.slots.len().max(end), 0);
+        self.slots[first..end].copy_from_slice(row);
+    }
+
+    fn apply(&mut self, op: &Op) {
+        let c = &mut self.contents;
+        match op {
+            Op::Settings(settings) => c.settings = *settings,
+            Op::FilterWord { index, value: 0 } => drop(c.filter.remove(index)),
+            Op::FilterWord { index, value } => drop(c.filter.insert(*index, *value)),
+            Op::Row { first, backends } => self.write(*first, backends),
+            Op::NextHop(change) => apply(&mut c.next_hops, change),
+            Op::Name(change) => apply(&mut c.names, change),
+            Op::V4(op) => family(&mut c.v4, op, &mut self.ended),
+            Op::V6(op) => family(&mut c.v6, op, &mut self.ended),
+            Op::Hooks(change) => apply(&mut c.hooks, change),
+            Op::EndFlows { backends } => self.ended.extend(backends),
+        }
+    }
+
+    fn read(&self) -> Contents {
+        let mut read = Contents { rows: BTreeMap::new(), ..self.contents.clone() };
+        let services = read.v4.services.values().chain(read.v6.services.values());
+        for service in services.filter(|s| s.count > 0) {
+            let (first, end) = (service.first as usize, (service.first + service.count) as usize);
+            read.rows.insert(service.first, self.slots[first..end].to_vec());
+        }
+        read
+    }
+
+    /// What must hold behind every single operation.
+    fn check(&self) {
+        self.check_family(&self.contents.v4);
+        self.check_family(&self.contents.v6);
+        let hooked = !self.contents.hooks.values().all(|h| *h == Hooks { interface: h.interface.clone(), ..Hooks::default() });
+        assert!(!hooked || self.contents.settings.ticks_per_second > 0, "hooks before settings");
+    }
+
+    fn check_family<A: Addr>(&self, family: &Family<A>) {
+        let filter = |bit: u32| self.contents.filter.get(&(bit / 64)).is_some_and(|w| w >> (bit % 64) & 1 == 1);
+        for (key, service) in &family.services {
+            assert!(filter(tuple_bit(key.addr, key.port, key.proto)), "filter lacks service {key:?}");
+            for slot in service.first..service.first + service.count {
+                let id = self.slots[slot as usize];
+                let backend = family.backends.get(&id).unwrap_or_else(|| panic!("slot {slot} of {key:?}: no backend {id}"));
+                assert_eq!(backend.state, Backend::<A>::ACTIVE, "slot {slot} of {key:?}: backend {id} leaves");
+                assert_eq!(backend.service, service.id, "slot {slot} of {key:?}: backend {id} is another service's");
+                assert!(filter(tuple_bit(backend.addr, backend.port, key.proto)), "filter lacks backend {backend:?}");
+                assert!(!self.ended.contains(&id), "connections of {id} are ended, but it gets new ones");
+            }
+        }
+        for (prefix, _) in family.owned.iter().filter(|(_, o)| o.kind == Owned::VIP) {
+            assert!(filter(addr_bit(prefix.addr)), "filter lacks {prefix:?}");
+        }
+        let led_to = family.routes.values().chain(family.backends.values().map(|b| &b.next_hop));
+        for index in led_to {
+            assert!(self.contents.next_hops.contains_key(index), "no next hop {index}");
+        }
+        assert!(self.contents.filter.keys().all(|&index| index < BITS / 64));
+    }
+}
+
+fn apply<K: Ord + Clone, V: Clone>(table: &mut BTreeMap<K, V>, change: &Change<K, V>) {
+    match change {
+        Change::Set(key, value) => drop(table.insert(key.clone(), value.clone())),
+        Change::Remove(key) => drop(table.remove(key)),
+    }
+}
+
+fn family<A: Addr>(family: &mut Family<A>, op: &FamilyOp<A>, ended: &mut BTreeSet<u32>) {
+    match op {
+        FamilyOp::Service(change) => apply(&mut family.services, change),
+        FamilyOp::Backend(change) => {
+            match change {
+                Change::Set(id, backend) if backend.state == Backend::<A>::ACTIVE => drop(ended.remove(id)),
+                Change::Set(..) => {}
+                Change::Remove(id) => assert!(ended.contains(id), "{id} is removed with its connections"),
+            }
+            apply(&mut family.backends, change);
+        }
+        FamilyOp::Owned(change) => apply(&mut family.owned, change),
+        FamilyOp::Route(change) => apply(&mut family.routes, change),
+    }
+}
