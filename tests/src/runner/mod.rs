@@ -5,6 +5,7 @@
 pub mod bless;
 mod files;
 pub mod host;
+pub mod kernel;
 pub mod tables;
 
 use std::collections::BTreeMap;

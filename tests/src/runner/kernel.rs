@@ -1,0 +1,476 @@
+//! The engine in the kernel: the real programs and maps, run by BPF_PROG_TEST_RUN in step with the
+//! host's engine. After every packet both must agree in verdict, bytes, counters and tables.
+//!
+//! What differs by nature is taken out: the times in entries (the kernel's clock runs by itself, and
+//! `advance` turns the entries' times back instead), and where a redirect leads, which the test run
+//! doesn't tell.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use aya::maps::{PerCpuArray, PerCpuValues};
+use aya::programs::{
+    ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
+};
+use lb_common::drop::{Drop as Reason, Note};
+use lb_common::table::{Flow, FlowSet, Plain};
+use lb_common::verdict::{Hook, Verdict};
+use lb_common::wire::{Addr, Ip4, Ip6};
+use lb_user::apply::table::Table;
+use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, unload};
+use lb_user::intent::Capacity;
+use lb_user::plan::{Apply, Contents, Family, FamilyOp, Op};
+
+use super::{Fate, Host, tables};
+use crate::case::{Arriving, Case, Step, TICKS, What};
+use crate::fake::{Fake, InFake};
+use crate::packet;
+
+/// The index of the loopback device, where a kernel can't be told another for XDP.
+const LOOPBACK: u32 = 1;
+/// The shortest frame that a test run takes.
+const SHORTEST: usize = 14;
+
+/// The loaded programs, in a network namespace of their own with the links of the cases.
+pub struct Machine {
+    kernel: Kernel,
+    paths: Paths,
+    contents: Option<Contents>,
+    /// XDP test runs take a context (5.15).
+    xdp_context: bool,
+}
+
+/// What a machine's capacities are made of, so that cases with the same ones share a machine.
+pub fn capacity(case: &Case) -> Capacity {
+    let small = |own: u32, usual: u32, small: u32| if own == usual { small } else { own };
+    let (own, usual) = (case.world.capacity, Capacity::default());
+    Capacity {
+        connections: small(own.connections, usual.connections, 1024),
+        half_open: small(own.half_open, usual.half_open, 1024),
+        affinity: small(own.affinity, usual.affinity, 1024),
+        fragments: small(own.fragments, usual.fragments, 1024),
+        services: 1024,
+        backends: 1024,
+        slots: 4096,
+        routes: 1024,
+        next_hops: 1024,
+    }
+}
+
+/// Moves this thread into a new network namespace, onto one CPU, and makes the links of the cases.
+#[expect(unsafe_code, reason = "system calls without a safe wrapper here")]
+pub fn namespace(links: &[crate::case::world::Link]) -> Result<()> {
+    // SAFETY: neither call takes or returns memory but the set, which is whole and on the stack.
+    unsafe {
+        ensure!(
+            libc::unshare(libc::CLONE_NEWNET) == 0,
+            "unshare: {}",
+            std::io::Error::last_os_error()
+        );
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut set);
+        libc::sched_setaffinity(0, size_of_val(&set), &set);
+    }
+    ip("link set lo up")?;
+    for link in links {
+        let name = &link.name;
+        ip(&format!(
+            "link add name {name} index {} type veth peer name {name}-peer",
+            link.index
+        ))?;
+        ip(&format!("link set {name} up"))?;
+        ip(&format!("link set {name}-peer up"))?;
+    }
+    Ok(())
+}
+
+fn ip(arguments: &str) -> Result<()> {
+    let output = Command::new("ip")
+        .args(arguments.split(' '))
+        .output()
+        .context("the program ip")?;
+    ensure!(
+        output.status.success(),
+        "ip {arguments}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+impl Machine {
+    pub fn new(links: &[crate::case::world::Link], capacity: &Capacity) -> Result<Self> {
+        let paths = Paths::new(format!(
+            "/sys/fs/bpf/stellwerk-cases-{}",
+            std::process::id()
+        ));
+        let mut kernel = Kernel::load(&paths, capacity)?;
+        // A test run's context may name a device only once its receive queue is known to XDP.
+        let xdp: &mut Xdp = kernel
+            .ebpf
+            .program_mut(load::XDP)
+            .context("the XDP program")?
+            .try_into()?;
+        for link in links {
+            xdp.attach(&link.name, XdpMode::Driver)
+                .with_context(|| format!("XDP on {}", link.name))?;
+        }
+        Ok(Machine {
+            kernel,
+            paths,
+            contents: None,
+            xdp_context: true,
+        })
+    }
+
+    /// Instructions that the verifier walked, by program (5.16).
+    pub fn verified(&self) -> Result<BTreeMap<String, u32>> {
+        let mut counts = BTreeMap::new();
+        for (name, program) in self.kernel.ebpf.programs() {
+            let info = match program {
+                aya::programs::Program::Xdp(p) => p.info(),
+                aya::programs::Program::SchedClassifier(p) => p.info(),
+                _ => continue,
+            };
+            counts.extend(
+                info?
+                    .verified_instruction_count()
+                    .map(|count| (name.to_string(), count)),
+            );
+        }
+        Ok(counts)
+    }
+
+    /// Runs a case on the host and here, and holds the two against each other after every step.
+    pub fn run(&mut self, case: &Case) -> Result<()> {
+        self.clear()?;
+        let mut host = Host::new(case);
+        for step in &case.steps {
+            let at = || format!("{}:{}", case.name, step.at.start + 1);
+            self.step(&mut host, step)
+                .with_context(at)
+                .with_context(|| format!("tables of the host:\n{}", host.fake))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self, host: &mut Host, step: &Step) -> Result<()> {
+        match &step.what {
+            What::Tables(to) => {
+                let ops = host.ops(to);
+                host.apply(&ops).map_err(anyhow::Error::msg)?;
+                self.apply(&ops)?;
+                self.contents = Some((**to).clone());
+            }
+            What::Apply(op) => {
+                host.apply(std::slice::from_ref(op))
+                    .map_err(anyhow::Error::msg)?;
+                self.apply(std::slice::from_ref(op))?;
+            }
+            What::Advance(seconds) => {
+                host.fake.age(seconds * TICKS);
+                self.age(seconds * self.kernel.ticks_per_second)?;
+            }
+            What::Packet(arriving) => {
+                let bytes =
+                    packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
+                if bytes.len() < SHORTEST || arriving.tagged {
+                    return Ok(());
+                }
+                self.packet(host, arriving, bytes)?;
+            }
+            What::Flows(_) | What::Counted { .. } => return Ok(()),
+        }
+        self.agree(&host.fake)
+    }
+
+    fn packet(&mut self, host: &Host, arriving: &Arriving, bytes: Vec<u8>) -> Result<()> {
+        let mut arriving = arriving.clone();
+        let ran = match self.test_run(&arriving, &bytes) {
+            Err(error) if arriving.hook == Hook::Xdp && self.xdp_context => {
+                self.xdp_context = false;
+                self.test_run(&arriving, &bytes)
+                    .with_context(|| format!("with a context: {error:#}"))?
+            }
+            ran => ran?,
+        };
+        if arriving.hook == Hook::Xdp && !self.xdp_context {
+            arriving.ifindex = LOOPBACK;
+        }
+        let fate = host.packet(&arriving, bytes);
+        let code = code(&fate, &arriving);
+        ensure!(
+            ran.0 == code,
+            "the host says {:?} (code {code}), the kernel's code is {}",
+            fate.verdict,
+            ran.0
+        );
+        if !matches!(fate.verdict, Verdict::Drop(_)) && ran.1 != fate.bytes {
+            bail!(
+                "the packets differ (expected: the host's)\n{}",
+                super::byte_diff(&fate.bytes, &ran.1)
+            );
+        }
+        Ok(())
+    }
+
+    fn test_run(&self, arriving: &Arriving, bytes: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; bytes.len() + 256];
+        let context = context(arriving, bytes.len());
+        let wanted = arriving.hook != Hook::Xdp || self.xdp_context;
+        let options = TestRunOptions {
+            data_in: Some(bytes),
+            data_out: Some(&mut out),
+            ctx_in: wanted.then_some(&context),
+            ..TestRunOptions::default()
+        };
+        let ran = self
+            .program(arriving.hook, options)
+            .context("BPF_PROG_TEST_RUN")?;
+        out.truncate(ran.data_size_out as usize);
+        Ok((ran.return_value, out))
+    }
+
+    fn program(&self, hook: Hook, options: TestRunOptions) -> Result<TestRunResult> {
+        let get = |name| {
+            self.kernel
+                .ebpf
+                .program(name)
+                .context("the program is loaded")
+        };
+        let tc = |name| -> Result<&SchedClassifier, anyhow::Error> { Ok(get(name)?.try_into()?) };
+        let ran: Result<_, ProgramError> = match hook {
+            Hook::Xdp => <&Xdp>::try_from(get(load::XDP)?)?.test_run(options),
+            Hook::Ingress => tc(load::INGRESS)?.test_run(options),
+            Hook::Egress => tc(load::EGRESS)?.test_run(options),
+        };
+        Ok(ran?)
+    }
+
+    /// Operations in the kernel's own ticks.
+    fn apply(&mut self, ops: &[Op]) -> Result<()> {
+        let rate = self.kernel.ticks_per_second;
+        ops.iter()
+            .try_for_each(|op| self.kernel.apply(&in_ticks(op, rate)))
+    }
+
+    fn age(&mut self, ticks: u32) -> Result<()> {
+        age_family(&self.kernel.maps.v4, ticks)?;
+        age_family(&self.kernel.maps.v6, ticks)
+    }
+
+    /// Empties every table.
+    fn clear(&mut self) -> Result<()> {
+        if let Some(contents) = self.contents.take() {
+            let nothing = Contents {
+                filter: BTreeMap::new(),
+                rows: BTreeMap::new(),
+                next_hops: BTreeMap::new(),
+                names: BTreeMap::new(),
+                v4: Family::default(),
+                v6: Family::default(),
+                ..contents.clone()
+            };
+            self.apply(&tables::ops(Some(&contents), &nothing))?;
+        }
+        clear_family(&self.kernel.maps.v4)?;
+        clear_family(&self.kernel.maps.v6)?;
+        let maps = &self.kernel.maps;
+        (0..64).try_for_each(|id| maps.counters.zero(id))?;
+        (0..Reason::ALL.len() as u32).try_for_each(|i| maps.drops.zero(i))?;
+        (0..Note::ALL.len() as u32).try_for_each(|i| maps.notes.zero(i))?;
+        let budget = self
+            .kernel
+            .ebpf
+            .map_mut("ICMP_BUDGET")
+            .context("the ICMP budget")?;
+        let mut budget = PerCpuArray::<_, [u32; 2]>::try_from(budget)?;
+        let zero =
+            vec![[0; 2]; aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?];
+        budget.set(0, PerCpuValues::try_from(zero)?, 0)?;
+        Ok(())
+    }
+
+    /// Whether the kernel's tables and counters hold what the host's do.
+    fn agree(&self, fake: &Fake) -> Result<()> {
+        agree_family::<Ip4>(&self.kernel.maps.v4, fake)?;
+        agree_family::<Ip6>(&self.kernel.maps.v6, fake)?;
+        let tally = fake.tally.borrow();
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            let host = tally.drops.get(reason.label()).copied().unwrap_or(0);
+            same(
+                reason.label(),
+                &host,
+                &self.kernel.maps.drops.sum(index as u32)?,
+            )?;
+        }
+        for (index, note) in Note::ALL.iter().enumerate() {
+            let host = tally.notes.get(note.label()).copied().unwrap_or(0);
+            same(
+                note.label(),
+                &host,
+                &self.kernel.maps.notes.sum(index as u32)?,
+            )?;
+        }
+        for (id, host) in &tally.backends {
+            same(
+                "a backend's counters",
+                host,
+                &self.kernel.maps.counters.sum(*id)?,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Err(error) = unload(&self.paths) {
+            eprintln!("unloading: {error:#}");
+        }
+    }
+}
+
+/// The code that a hook gives the kernel for a verdict.
+fn code(fate: &Fate, arriving: &Arriving) -> u32 {
+    // The kernel's numbers: XDP_DROP 1, XDP_PASS 2, XDP_TX 3, XDP_REDIRECT 4; TC_ACT_OK 0,
+    // TC_ACT_SHOT 2, TC_ACT_REDIRECT 7.
+    match (arriving.hook, fate.verdict) {
+        (Hook::Xdp, Verdict::Pass | Verdict::Continue) => 2,
+        (Hook::Xdp, Verdict::Transmit { ifindex }) if ifindex != arriving.ifindex => 4,
+        (Hook::Xdp, Verdict::Transmit { .. } | Verdict::Reply | Verdict::Refuse(_)) => 3,
+        (Hook::Xdp, Verdict::Drop(_)) => 1,
+        (Hook::Xdp, Verdict::Reinject) => 0,
+        (_, Verdict::Pass | Verdict::Continue) => 0,
+        (_, Verdict::Drop(_)) => 2,
+        _ => 7,
+    }
+}
+
+/// `struct xdp_md` or `struct __sk_buff` (include/uapi/linux/bpf.h): the device, and the segment size.
+fn context(arriving: &Arriving, len: usize) -> Vec<u8> {
+    if arriving.hook == Hook::Xdp {
+        let words = [0, len as u32, 0, arriving.ifindex, 0, 0];
+        return words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+    }
+    let mut words = [0u32; 45];
+    words[40 / 4] = arriving.ifindex;
+    words[176 / 4] = arriving.gso_size;
+    words.iter().flat_map(|w| w.to_ne_bytes()).collect()
+}
+
+/// An operation with its times in ticks of another rate.
+fn in_ticks(op: &Op, rate: u32) -> Op {
+    let mut op = op.clone();
+    let scale =
+        |ticks: &mut u32| *ticks = (u64::from(*ticks) * u64::from(rate) / u64::from(TICKS)) as u32;
+    match &mut op {
+        Op::Settings(s) => {
+            s.ticks_per_second = rate;
+            let times = [
+                &mut s.tcp_established,
+                &mut s.tcp_transitory,
+                &mut s.tcp_closed,
+                &mut s.udp_unanswered,
+                &mut s.udp_answered,
+                &mut s.sctp_established,
+                &mut s.sctp_transitory,
+                &mut s.fragment,
+            ];
+            times.into_iter().for_each(scale);
+        }
+        Op::V4(FamilyOp::Service(lb_user::plan::Change::Set(_, s))) => scale(&mut s.affinity),
+        Op::V6(FamilyOp::Service(lb_user::plan::Change::Set(_, s))) => scale(&mut s.affinity),
+        _ => {}
+    }
+    op
+}
+
+fn change_all<K: Plain, V: Plain>(table: &Table<K, V>, change: impl Fn(&mut V)) -> Result<()> {
+    for (key, mut value) in table.entries()? {
+        change(&mut value);
+        table.set(&key, &value)?;
+    }
+    Ok(())
+}
+
+fn age_family<A: Addr>(maps: &FamilyMaps<A>, ticks: u32) -> Result<()> {
+    change_all(&maps.flows, |f| f.last = f.last.wrapping_sub(ticks))?;
+    change_all(&maps.half, |f| f.last = f.last.wrapping_sub(ticks))?;
+    change_all(&maps.affinity, |a| a.last = a.last.wrapping_sub(ticks))?;
+    change_all(&maps.fragments, |f| f.last = f.last.wrapping_sub(ticks))
+}
+
+fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {
+    fn all<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<()> {
+        table
+            .entries()?
+            .iter()
+            .try_for_each(|(key, _)| table.remove(key).map(drop))
+    }
+    all(&maps.flows)?;
+    all(&maps.half)?;
+    all(&maps.affinity)?;
+    all(&maps.fragments)
+}
+
+fn agree_family<A: InFake>(maps: &FamilyMaps<A>, fake: &Fake) -> Result<()> {
+    let timeless = |flow: &Flow<A>| Flow { last: 0, ..*flow };
+    for (set, table) in [
+        (FlowSet::Established, &maps.flows),
+        (FlowSet::HalfOpen, &maps.half),
+    ] {
+        let state = A::state(fake).borrow();
+        let host: BTreeMap<_, _> = state
+            .set(set)
+            .iter()
+            .map(|(k, v)| (*k, timeless(v)))
+            .collect();
+        let kernel: BTreeMap<_, _> = table
+            .entries()?
+            .iter()
+            .map(|(k, v)| (*k, timeless(v)))
+            .collect();
+        same(&format!("the {set:?} flows"), &host, &kernel)?;
+    }
+    let state = A::state(fake).borrow();
+    let host: BTreeMap<_, _> = state
+        .affinity
+        .iter()
+        .map(|(k, v)| (*k, v.backend))
+        .collect();
+    same(
+        "affinity",
+        &host,
+        &maps
+            .affinity
+            .entries()?
+            .iter()
+            .map(|(k, v)| (*k, v.backend))
+            .collect(),
+    )?;
+    let host: BTreeMap<_, _> = state
+        .fragments
+        .iter()
+        .map(|(k, v)| (*k, (v.sport, v.dport)))
+        .collect();
+    same(
+        "fragments",
+        &host,
+        &maps
+            .fragments
+            .entries()?
+            .iter()
+            .map(|(k, v)| (*k, (v.sport, v.dport)))
+            .collect(),
+    )
+}
+
+fn same<T: PartialEq + Debug>(what: &str, host: &T, kernel: &T) -> Result<()> {
+    ensure!(
+        host == kernel,
+        "{what} differ:\n  host   {host:?}\n  kernel {kernel:?}"
+    );
+    Ok(())
+}
