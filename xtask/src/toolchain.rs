@@ -39,6 +39,7 @@ impl fmt::Display for Compiler {
 pub struct Toolchain {
     pub compiler: Compiler,
     pub linker: PathBuf,
+    rustc: PathBuf,
 }
 
 impl Toolchain {
@@ -46,6 +47,8 @@ impl Toolchain {
     pub fn cargo(&self) -> Command {
         let mut cmd = self.compiler.cargo();
         cmd.env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", &self.linker);
+        // Else cargo takes the first rustc on PATH, which may be another one than rustup's.
+        cmd.env("RUSTC", &self.rustc);
         cmd
     }
 }
@@ -58,8 +61,7 @@ impl Compiler {
             Compiler::Debian => {
                 let mut cmd = Command::new("/usr/bin/cargo");
                 // A release compiler accepts `-Z build-std` only so.
-                cmd.env("RUSTC", "/usr/bin/rustc")
-                    .env("RUSTC_BOOTSTRAP", "1");
+                cmd.env("RUSTC_BOOTSTRAP", "1");
                 cmd
             }
         };
@@ -159,15 +161,9 @@ fn acquire_nightly() -> Result<()> {
     if Compiler::Nightly.ask(&["-V"]).is_ok() {
         rustup.args(["component", "add", "rust-src", "--toolchain", "nightly"]);
     } else {
-        rustup.args([
-            "toolchain",
-            "install",
-            "nightly",
-            "--profile",
-            "minimal",
-            "--component",
-            "rust-src",
-        ]);
+        // Without the option this would also replace the user's rustup, even by an older one.
+        rustup.args(["toolchain", "install", "nightly", "--no-self-update"]);
+        rustup.args(["--profile", "minimal", "--component", "rust-src"]);
     }
     cmd::run(rustup)
 }
@@ -186,20 +182,14 @@ pub fn get() -> Result<Toolchain> {
     // What is there beats what could be installed.
     for &compiler in order {
         if let Ok(probe) = compiler.probe() {
-            return Ok(Toolchain {
-                compiler,
-                linker: linker(compiler, &probe)?,
-            });
+            return complete(compiler, &probe);
         }
     }
     let mut reasons = Vec::new();
     for &compiler in order {
         match compiler.acquire().and_then(|()| compiler.probe()) {
             Ok(probe) => {
-                return Ok(Toolchain {
-                    compiler,
-                    linker: linker(compiler, &probe)?,
-                });
+                return complete(compiler, &probe);
             }
             Err(error) => reasons.push(format!("{error:#}")),
         }
@@ -212,6 +202,14 @@ pub fn get() -> Result<Toolchain> {
         OLDEST_RUSTC.1,
         reasons.join("; ")
     )
+}
+
+fn complete(compiler: Compiler, probe: &Probe) -> Result<Toolchain> {
+    Ok(Toolchain {
+        compiler,
+        linker: linker(compiler, probe)?,
+        rustc: probe.sysroot.join("bin/rustc"),
+    })
 }
 
 fn linker(compiler: Compiler, probe: &Probe) -> Result<PathBuf> {
