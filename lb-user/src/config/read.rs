@@ -10,27 +10,60 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::at::{At, Log};
+use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::check::{self, Extent, Use};
 use super::{Config, Places};
 use crate::intent::{Capacity, HookChoice, InternalSwitch, Port, ServiceRange, Tuning};
 
 const KEYS: &[&str] = &[
-    "node", "ports", "internalSwitch", "inside", "cluster", "timeouts", "snatPorts", "icmpRate", "capacity", "log", "draining",
+    "node",
+    "ports",
+    "internalSwitch",
+    "inside",
+    "cluster",
+    "timeouts",
+    "snatPorts",
+    "icmpRate",
+    "capacity",
+    "log",
+    "draining",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "compute", "hook"];
 const SWITCH_KEYS: &[&str] = &["interface", "address"];
-const CLUSTER_KEYS: &[&str] = &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests"];
-const TIMEOUT_KEYS: &[&str] = &[
-    "tcpEstablished", "tcpTransitory", "tcpClosed", "udpUnanswered", "udpAnswered", "sctpEstablished", "sctpTransitory", "fragment",
+const CLUSTER_KEYS: &[&str] = &[
+    "nodeIPs",
+    "serviceIPs",
+    "podSubnet",
+    "serviceSubnet",
+    "manifests",
 ];
-const CAPACITY_KEYS: &[&str] =
-    &["connections", "halfOpen", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments"];
+const TIMEOUT_KEYS: &[&str] = &[
+    "tcpEstablished",
+    "tcpTransitory",
+    "tcpClosed",
+    "udpUnanswered",
+    "udpAnswered",
+    "sctpEstablished",
+    "sctpTransitory",
+    "fragment",
+];
+const CAPACITY_KEYS: &[&str] = &[
+    "connections",
+    "halfOpen",
+    "services",
+    "backends",
+    "slots",
+    "routes",
+    "nextHops",
+    "affinity",
+    "fragments",
+];
 
-/// Names of links are shorter than 16 bytes, without `/` and white space (`dev_valid_name`).
-const INTERFACE: &str = "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
+/// As the kernel's `dev_valid_name` wants it.
+const INTERFACE: &str =
+    "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
 const PATTERN: &str = "an interface's name or a pattern such as `veth*`";
 
 pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Errors> {
@@ -73,22 +106,34 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.internal_switch = internal_switch(&mut config.places, &at, log);
     }
     if let Some(at) = root.get("inside") {
-        config.inside = at.list_or_one().iter().filter_map(|at| at.value(log, PATTERN, interface_name)).collect();
+        config.inside = at
+            .list_or_one()
+            .iter()
+            .filter_map(|at| at.value(log, PATTERN, interface_name))
+            .collect();
     }
     if let Some(at) = root.get("cluster") {
         cluster(config, &at, log);
     }
-    if let Some(at) = root.get("draining") {
-        if let Some(seconds) = at.value(log, DURATION, value::seconds) {
-            config.draining = Duration::from_secs(seconds.into());
-        }
+    if let Some(at) = root.get("draining")
+        && let Some(seconds) = at.value(log, DURATION, value::seconds)
+    {
+        config.draining = Duration::from_secs(seconds.into());
     }
     tuning(&mut config.tuning, root, log);
 }
 
 fn node_name(text: &str) -> Result<String, String> {
-    let fits = !text.is_empty() && text.len() <= 253 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
-    if fits { Ok(text.to_owned()) } else { Err(String::new()) }
+    let fits = !text.is_empty()
+        && text.len() <= 253
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    if fits {
+        Ok(text.to_owned())
+    } else {
+        Err(String::new())
+    }
 }
 
 fn interface_name(text: &str) -> Result<String, String> {
@@ -96,21 +141,40 @@ fn interface_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text == "." || text == ".." || text.contains(bad) {
         return Err(String::new());
     }
-    if text.len() > 15 { Err("is too long".into()) } else { Ok(text.to_owned()) }
+    if text.len() > 15 {
+        Err("is too long".into())
+    } else {
+        Ok(text.to_owned())
+    }
 }
 
 /// An interface's own name, remembered for [`super::verify`].
 fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
     let at = at.require(log, "interface", INTERFACE)?;
     places.by_path.insert(at.to_string(), at.place());
-    at.value(log, INTERFACE, |text| if text.contains('*') { Err(String::new()) } else { interface_name(text) })
+    at.value(log, INTERFACE, |text| {
+        if text.contains('*') {
+            Err(String::new())
+        } else {
+            interface_name(text)
+        }
+    })
 }
 
 fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
-    for (key, at) in at.entries(log, "a map of port names, such as Port2: { interface: eth0 }") {
+    for (key, at) in at.entries(
+        log,
+        "a map of port names, such as Port2: { interface: eth0 }",
+    ) {
         let name = key.text().unwrap_or("");
         if name.is_empty() || name.contains(char::is_whitespace) {
-            log.error(&at, format!("{} is not a port's name; expected a word such as Port2", key.describe()));
+            log.error(
+                &at,
+                format!(
+                    "{} is not a port's name; expected a word such as Port2",
+                    key.describe()
+                ),
+            );
         }
         if !at.only(log, PORT_KEYS) {
             continue;
@@ -120,8 +184,12 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
             config.places.by_path.insert(at.to_string(), at.place());
             at.value(log, ADDRESS, value::address)
         });
-        let compute = at.get("compute").and_then(|at| at.value(log, "true or false", value::boolean));
-        let hook = at.get("hook").and_then(|at| at.value(log, "auto, xdp or tc", hook));
+        let compute = at
+            .get("compute")
+            .and_then(|at| at.value(log, "true or false", value::boolean));
+        let hook = at
+            .get("hook")
+            .and_then(|at| at.value(log, "auto, xdp or tc", hook));
         if let Some(interface) = interface {
             config.ports.push(Port {
                 name: name.to_owned(),
@@ -152,10 +220,18 @@ fn internal_switch(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<In
     let address = at.get("address").and_then(|at| {
         let net = at.value(log, right, value::interface_address)?;
         let range = value::of_net(net.trunc());
-        places.extents.push(Extent { used: Use::Switch, path: at.to_string(), place: at.place(), range });
+        places.extents.push(Extent {
+            used: Use::Switch,
+            path: at.to_string(),
+            place: at.place(),
+            range,
+        });
         Some(net)
     });
-    Some(InternalSwitch { interface: interface?, address })
+    Some(InternalSwitch {
+        interface: interface?,
+        address,
+    })
 }
 
 fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
@@ -169,34 +245,75 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
     if let Some(at) = at.get("manifests") {
         config.places.by_path.insert(at.to_string(), at.place());
-        config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
+        config.manifests = at
+            .string(log, "a folder or file of Kubernetes YAML")
+            .map(PathBuf::from);
     }
 }
 
-fn ranges(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<ServiceRange> {
-    let Some(at) = at.get(key) else { return Vec::new() };
+fn ranges(
+    extents: &mut Vec<Extent>,
+    at: &At<'_>,
+    key: &str,
+    used: Use,
+    log: &mut Log,
+) -> Vec<ServiceRange> {
+    let Some(at) = at.get(key) else {
+        return Vec::new();
+    };
     let mut all = Vec::new();
     for at in at.list_or_one() {
         if let Some((range, cleared)) = at.value(log, RANGE, value::range) {
             if cleared {
-                log.notice(&at, format!("{} has bits behind its prefix; taken as {}", at.node.describe(), value::show(&range)));
+                log.notice(
+                    &at,
+                    format!(
+                        "{} has bits behind its prefix; taken as {}",
+                        at.node.describe(),
+                        value::show(&range)
+                    ),
+                );
             }
-            extents.push(Extent { used, path: at.to_string(), place: at.place(), range });
+            extents.push(Extent {
+                used,
+                path: at.to_string(),
+                place: at.place(),
+                range,
+            });
             all.push(range);
         }
     }
     all
 }
 
-fn subnets(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<IpNet> {
-    let Some(at) = at.get(key) else { return Vec::new() };
+fn subnets(
+    extents: &mut Vec<Extent>,
+    at: &At<'_>,
+    key: &str,
+    used: Use,
+    log: &mut Log,
+) -> Vec<IpNet> {
+    let Some(at) = at.get(key) else {
+        return Vec::new();
+    };
     let mut all = Vec::new();
     for at in at.list_or_one() {
         if let Some((net, cleared)) = at.value(log, PREFIX, value::prefix) {
             if cleared {
-                log.notice(&at, format!("{} has bits behind its prefix; taken as {net}", at.node.describe()));
+                log.notice(
+                    &at,
+                    format!(
+                        "{} has bits behind its prefix; taken as {net}",
+                        at.node.describe()
+                    ),
+                );
             }
-            extents.push(Extent { used, path: at.to_string(), place: at.place(), range: value::of_net(net) });
+            extents.push(Extent {
+                used,
+                path: at.to_string(),
+                place: at.place(),
+                range: value::of_net(net),
+            });
             all.push(net);
         }
     }
@@ -207,23 +324,27 @@ fn tuning(tuning: &mut Tuning, root: &At<'_>, log: &mut Log) {
     if let Some(at) = root.get("timeouts") {
         timeouts(tuning, &at, log);
     }
-    if let Some(at) = root.get("snatPorts") {
-        if let Some((first, last)) = at.value(log, PORTS, value::ports) {
-            (tuning.snat_first, tuning.snat_last) = (first, last);
-        }
+    if let Some(at) = root.get("snatPorts")
+        && let Some((first, last)) = at.value(log, PORTS, value::ports)
+    {
+        (tuning.snat_first, tuning.snat_last) = (first, last);
     }
     if let Some(at) = root.get("icmpRate") {
         let right = "a number of packets a second from 0 to 1000000";
-        set(&mut tuning.icmp_rate, at.value(log, right, |s| value::integer(s, 0, 1_000_000)));
+        set(
+            &mut tuning.icmp_rate,
+            at.value(log, right, |s| value::integer(s, 0, 1_000_000)),
+        );
     }
     if let Some(at) = root.get("capacity") {
         capacity(&mut tuning.capacity, &at, log);
     }
-    if let Some(at) = root.get("log").filter(|at| at.only(log, &["tracePort"])) {
-        if let Some(at) = at.get("tracePort") {
-            let port = at.value(log, "a port number from 0 to 65535 (0: none)", |s| value::integer(s, 0, 65_535));
-            tuning.trace_port = port.unwrap_or(0) as u16;
-        }
+    if let Some(at) = root.get("log").filter(|at| at.only(log, &["tracePort"]))
+        && let Some(at) = at.get("tracePort")
+    {
+        let right = "a port number from 0 to 65535 (0: none)";
+        let port = at.value(log, right, |s| value::integer(s, 0, 65_535));
+        tuning.trace_port = port.unwrap_or(0) as u16;
     }
 }
 
@@ -242,7 +363,11 @@ fn timeouts(tuning: &mut Tuning, at: &At<'_>, log: &mut Log) {
         &mut tuning.fragment,
     ];
     for (key, field) in TIMEOUT_KEYS.iter().zip(fields) {
-        set(field, at.get(key).and_then(|at| at.value(log, DURATION, value::seconds)));
+        set(
+            field,
+            at.get(key)
+                .and_then(|at| at.value(log, DURATION, value::seconds)),
+        );
     }
 }
 
@@ -263,12 +388,14 @@ fn capacity(capacity: &mut Capacity, at: &At<'_>, log: &mut Log) {
         &mut capacity.fragments,
     ];
     for (key, field) in CAPACITY_KEYS.iter().zip(fields) {
-        set(field, at.get(key).and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))));
+        set(
+            field,
+            at.get(key)
+                .and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))),
+        );
     }
 }
 
-fn set<T>(field: &mut T, value: Option<T>) {
-    if let Some(value) = value {
-        *field = value;
-    }
+fn set<T: Copy>(field: &mut T, value: Option<T>) {
+    *field = value.unwrap_or(*field);
 }

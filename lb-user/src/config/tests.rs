@@ -31,22 +31,85 @@ draining: 45s
 fn whole_file() {
     let config = parse(WHOLE).unwrap();
     let intent = config.intent(7, Vec::new());
-    assert_eq!((intent.revision, intent.node.as_str(), intent.inside.join(" ").as_str()), (7, "edge-1", "veth* cni0"));
-    let ports: Vec<_> = intent.ports.iter().map(|p| format!("{} {} {:?} {} {:?}", p.name, p.interface, p.gateway, p.compute, p.hook)).collect();
-    assert_eq!(ports, ["Port2 eth0 Some(203.0.113.1) false Auto", "Port3 eth1 None true Tc"]);
+    assert_eq!(
+        (
+            intent.revision,
+            intent.node.as_str(),
+            intent.inside.join(" ").as_str()
+        ),
+        (7, "edge-1", "veth* cni0")
+    );
+    let ports: Vec<_> = intent
+        .ports
+        .iter()
+        .map(|p| {
+            format!(
+                "{} {} {:?} {} {:?}",
+                p.name, p.interface, p.gateway, p.compute, p.hook
+            )
+        })
+        .collect();
+    assert_eq!(
+        ports,
+        [
+            "Port2 eth0 Some(203.0.113.1) false Auto",
+            "Port3 eth1 None true Tc"
+        ]
+    );
     let ranges: Vec<_> = intent.service_ranges.iter().map(show).collect();
-    assert_eq!(ranges, ["192.168.20.100-192.168.20.120", "fd00:20::100-fd00:20::1ff", "172.28.0.0-172.28.255.255"]);
+    assert_eq!(
+        ranges,
+        [
+            "192.168.20.100-192.168.20.120",
+            "fd00:20::100-fd00:20::1ff",
+            "172.28.0.0-172.28.255.255"
+        ]
+    );
     let tuning = &intent.tuning;
-    let times = [tuning.tcp_established, tuning.tcp_transitory, tuning.tcp_closed, tuning.udp_unanswered, tuning.udp_answered];
+    let times = [
+        tuning.tcp_established,
+        tuning.tcp_transitory,
+        tuning.tcp_closed,
+        tuning.udp_unanswered,
+        tuning.udp_answered,
+    ];
     assert_eq!(times, [7_440, 240, 5, 30, 180]);
-    assert_eq!([tuning.sctp_established, tuning.sctp_transitory, tuning.fragment], [93_600, 90, 60]);
-    assert_eq!((tuning.snat_first, tuning.snat_last, tuning.icmp_rate, tuning.trace_port), (2_000, 3_000, 0, 8_080));
+    assert_eq!(
+        [
+            tuning.sctp_established,
+            tuning.sctp_transitory,
+            tuning.fragment
+        ],
+        [93_600, 90, 60]
+    );
+    assert_eq!(
+        (
+            tuning.snat_first,
+            tuning.snat_last,
+            tuning.icmp_rate,
+            tuning.trace_port
+        ),
+        (2_000, 3_000, 0, 8_080)
+    );
     let capacity = tuning.capacity;
-    assert_eq!((capacity.connections, capacity.half_open, capacity.next_hops, capacity.services), (1_000, 16, 20, 16_384));
+    assert_eq!(
+        (
+            capacity.connections,
+            capacity.half_open,
+            capacity.next_hops,
+            capacity.services
+        ),
+        (1_000, 16, 20, 16_384)
+    );
     assert_eq!(config.draining, Duration::from_secs(45));
     assert_eq!(config.manifests, Some("./cluster".into()));
     let notices: Vec<_> = config.notices.iter().map(ToString::to_string).collect();
-    assert_eq!(notices, ["c.yaml:11:18: cluster.serviceSubnet: `172.28.0.1/16` has bits behind its prefix; taken as 172.28.0.0/16"]);
+    assert_eq!(
+        notices,
+        [
+            "c.yaml:11:18: cluster.serviceSubnet: `172.28.0.1/16` has bits behind its prefix; taken as 172.28.0.0/16"
+        ]
+    );
 }
 
 #[test]
@@ -56,169 +119,5 @@ fn least_file() {
     assert_eq!(config.draining, Duration::from_secs(30));
 }
 
-/// Lines behind `node: n` and `inside: x`, so that each case is only what it is about.
-fn errors(text: &str) -> String {
-    parse(&format!("node: n\ninside: x\n{text}")).err().unwrap_or_else(|| "no error".into())
-}
-
-#[test]
-fn wrong_values() {
-    for (text, want) in CASES {
-        assert_eq!(errors(text), want.join("\n"), "for\n{text}");
-    }
-}
-
-#[test]
-fn wrong_files() {
-    let cases = [
-        ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
-        ("- a", "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining"),
-        ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
-        ("inside: x", "c.yaml:1:1: node: is missing; expected this node's name, as endpoints name it (a word of letters, digits, `-` and `.`)"),
-        ("node: a b\ninside: x", "c.yaml:1:7: node: `a b` is not this node's name, as endpoints name it (a word of letters, digits, `-` and `.`)"),
-        ("node: n\ninside: x\n---\nnode: m", "c.yaml:4:1: a second document starts here; a configuration is one"),
-        ("node: n\nnode: m", "c.yaml:2:1: the key `node` is given twice, first at 1:1"),
-        ("node: n\nports:\n  A: {interface: a}\n  A: {interface: b}", "c.yaml:4:3: the key `A` is given twice, first at 3:3"),
-        ("node: [n", "c.yaml:1:7: not YAML: unclosed bracket '['"),
-    ];
-    for (text, want) in cases {
-        assert_eq!(parse(text).err().unwrap_or_default(), want, "for\n{text}");
-    }
-    let missing = Config::load(Path::new("/nowhere/c.yaml")).unwrap_err();
-    assert_eq!(missing.to_string(), "/nowhere/c.yaml: there is no such file");
-}
-
-const CASES: &[(&str, &[&str])] = &[
-    ("inside: y", &["c.yaml:3:1: the key `inside` is given twice, first at 2:1"]),
-    ("draning: 3", &["c.yaml:3:1: draning: unknown key; expected `draining`"]),
-    ("log: { traceport: 3 }", &["c.yaml:3:8: log.traceport: unknown key; expected `tracePort`"]),
-    ("port: {}", &["c.yaml:3:1: port: unknown key; expected `ports`"]),
-    ("colour: red", &["c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining"]),
-    ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),
-    ("ports: { A: eth0 }", &["c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, compute, hook"]),
-    ("ports: { A: { } }", &["c.yaml:3:13: ports.A.interface: is missing; expected an interface's name, such as eth0 (at most 15 characters, no `/` or space)"]),
-    ("ports: { A B: { interface: a } }", &["c.yaml:3:15: ports.A B: `A B` is not a port's name; expected a word such as Port2"]),
-    (
-        "ports:\n  A: { interface: [a], gateway: 203.0.113.300, compute: yes, hook: XDP, vlan: 3 }",
-        &[
-            "c.yaml:4:19: ports.A.interface: a list is not an interface's name, such as eth0 (at most 15 characters, no `/` or space)",
-            "c.yaml:4:33: ports.A.gateway: `203.0.113.300` is not an address such as 192.168.1.1 or fd00::1",
-            "c.yaml:4:57: ports.A.compute: `yes` is not true or false",
-            "c.yaml:4:68: ports.A.hook: `XDP` is not auto, xdp or tc",
-            "c.yaml:4:73: ports.A.vlan: unknown key; expected one of interface, gateway, compute, hook",
-        ],
-    ),
-    ("ports: { A: { interface: abcdefghijklmnop } }", &["c.yaml:3:26: ports.A.interface: `abcdefghijklmnop` is too long; expected an interface's name, such as eth0 (at most 15 characters, no `/` or space)"]),
-    ("ports: { A: { interface: 'eth*' } }", &["c.yaml:3:26: ports.A.interface: `eth*` is not an interface's name, such as eth0 (at most 15 characters, no `/` or space)"]),
-    (
-        "ports:\n  A: { interface: eth0 }\n  B: { interface: eth0 }\ninternalSwitch: { interface: eth0 }",
-        &[
-            "c.yaml:5:19: ports.B.interface: `eth0` is already ports.A.interface; expected an interface of its own",
-            "c.yaml:6:30: internalSwitch.interface: `eth0` is already ports.A.interface; expected an interface of its own",
-        ],
-    ),
-    (
-        "ports:\n  A: { interface: a, gateway: 10.0.0.1 }\n  B: { interface: b, gateway: 10.1.0.1 }\n  C: { interface: c, gateway: 'fd00::1' }",
-        &["c.yaml:5:31: ports.B.gateway: `10.1.0.1` is a second IPv4 default gateway beside ports.A.gateway; expected one a family"],
-    ),
-    (
-        "ports: { A: { interface: a, gateway: 'fd00::1' } }\ninternalSwitch: { interface: b, address: 10.0.0.1/24 }",
-        &["c.yaml:3:38: ports.A.gateway: `fd00::1` is IPv6, but internalSwitch.address (10.0.0.1/24) is IPv4; expected a gateway of that family"],
-    ),
-    ("ports: { A: { interface: a, gateway: 10.0.0.1/24 } }", &["c.yaml:3:38: ports.A.gateway: `10.0.0.1/24` is not an address such as 192.168.1.1 or fd00::1"]),
-    ("ports: { A: { interface: a, gateway: 224.0.0.1 } }", &["c.yaml:3:38: ports.A.gateway: `224.0.0.1` is a multicast or broadcast address; expected an address such as 192.168.1.1 or fd00::1"]),
-    (
-        "ports: { A: { interface: a, gateway: 10.0.0.5 } }\ncluster: { serviceIPs: 10.0.0.1-10.0.0.9 }",
-        &["c.yaml:3:38: ports.A.gateway: `10.0.0.5` is inside cluster.serviceIPs (10.0.0.1-10.0.0.9); expected a router in the port's network"],
-    ),
-    ("internalSwitch: { interface: b, address: 10.0.0.1 }", &["c.yaml:3:42: internalSwitch.address: `10.0.0.1` has no prefix length; expected the switch's own address with its prefix length, such as 10.20.0.1/24"]),
-    ("internalSwitch: { interface: b, address: 10.0.0.0/24 }", &["c.yaml:3:42: internalSwitch.address: `10.0.0.0/24` is the network's own address or its broadcast address; expected the switch's own address with its prefix length, such as 10.20.0.1/24"]),
-    ("cluster: { nodeIPs: 10.0.0.9-10.0.0.1 }", &["c.yaml:3:21: cluster.nodeIPs: `10.0.0.9-10.0.0.1` is reversed (did you mean 10.0.0.1-10.0.0.9?); expected a range such as 192.168.20.10-192.168.20.20, a subnet or an address"]),
-    ("cluster: { nodeIPs: 10.0.0.1-fd00::1 }", &["c.yaml:3:21: cluster.nodeIPs: `10.0.0.1-fd00::1` mixes IPv4 and IPv6; expected a range such as 192.168.20.10-192.168.20.20, a subnet or an address"]),
-    ("cluster: { serviceIPs: [10.0.0.1, 10.0.0.x] }", &["c.yaml:3:35: cluster.serviceIPs[1]: `10.0.0.x` is not a range such as 192.168.20.10-192.168.20.20, a subnet or an address"]),
-    ("cluster: { serviceIPs: 10.0.0.0/8 }", &["c.yaml:3:24: cluster.serviceIPs: `10.0.0.0/8` has more than 1048576 addresses; expected a range such as 192.168.20.10-192.168.20.20, a subnet or an address"]),
-    (
-        "cluster:\n  serviceIPs: [10.0.0.1-10.0.0.20, 10.0.0.20]\n  nodeIPs: 10.0.0.5\n  podSubnet: 10.0.0.0/28\n  serviceSubnet: fd00::/112",
-        &[
-            "c.yaml:4:36: cluster.serviceIPs[1]: 10.0.0.20 overlaps cluster.serviceIPs[0] (10.0.0.1-10.0.0.20); expected addresses of its own",
-            "c.yaml:5:12: cluster.nodeIPs: 10.0.0.5 overlaps cluster.serviceIPs[0] (10.0.0.1-10.0.0.20); expected addresses of its own",
-            "c.yaml:6:14: cluster.podSubnet: 10.0.0.0-10.0.0.15 overlaps cluster.serviceIPs[0] (10.0.0.1-10.0.0.20); expected addresses of its own",
-        ],
-    ),
-    ("cluster: { podSubnet: 10.0.0.0 }", &["c.yaml:3:23: cluster.podSubnet: `10.0.0.0` has no prefix length; expected a subnet such as 172.27.0.0/16 or fd00::/64"]),
-    ("cluster: { podSubnet: 10.0.0.0/33 }", &["c.yaml:3:23: cluster.podSubnet: `10.0.0.0/33` has a prefix longer than 32; expected a subnet such as 172.27.0.0/16 or fd00::/64"]),
-    ("cluster: { serviceSubnet: 'fd00::/64' }", &["c.yaml:3:27: cluster.serviceSubnet: fd00::-fd00::ffff:ffff:ffff:ffff has more than 1048576 addresses; expected a subnet of /12 (IPv4) or /108 (IPv6) at most"]),
-    (
-        "timeouts: { tcpClosed: 0, udpAnswered: 3x, fragment: 1m2h, tcpEstablished: 30d, tcp: 1 }",
-        &[
-            "c.yaml:3:24: timeouts.tcpClosed: `0` is no time at all; expected a time from 1s to 20d, such as 30, 90s or 2h4m",
-            "c.yaml:3:40: timeouts.udpAnswered: `3x` is not a time from 1s to 20d, such as 30, 90s or 2h4m",
-            "c.yaml:3:54: timeouts.fragment: `1m2h` is not a time from 1s to 20d, such as 30, 90s or 2h4m",
-            "c.yaml:3:76: timeouts.tcpEstablished: `30d` is too long; expected a time from 1s to 20d, such as 30, 90s or 2h4m",
-            "c.yaml:3:81: timeouts.tcp: unknown key; expected one of tcpEstablished, tcpTransitory, tcpClosed, udpUnanswered, udpAnswered, sctpEstablished, sctpTransitory, fragment",
-        ],
-    ),
-    ("snatPorts: 3000-2000", &["c.yaml:3:12: snatPorts: `3000-2000` is reversed (did you mean 2000-3000?); expected two port numbers such as 1024-29999"]),
-    ("snatPorts: 1024-70000", &["c.yaml:3:12: snatPorts: `1024-70000` goes beyond port 65535; expected two port numbers such as 1024-29999"]),
-    ("snatPorts: 1024", &["c.yaml:3:12: snatPorts: `1024` is not two port numbers such as 1024-29999"]),
-    ("icmpRate: many", &["c.yaml:3:11: icmpRate: `many` is not a number of packets a second from 0 to 1000000"]),
-    ("capacity: { backends: 1, flows: 9 }", &["c.yaml:3:23: capacity.backends: `1` is too small; expected a number of entries from 16 to 16777216", "c.yaml:3:26: capacity.flows: unknown key; expected one of connections, halfOpen, services, backends, slots, routes, nextHops, affinity, fragments"]),
-    ("log: { tracePort: 70000 }", &["c.yaml:3:19: log.tracePort: `70000` is too large; expected a port number from 0 to 65535 (0: none)"]),
-    ("draining: soon", &["c.yaml:3:11: draining: `soon` is not a time from 1s to 20d, such as 30, 90s or 2h4m"]),
-    ("draining:\n  a: 1", &["c.yaml:4:3: draining: a map is not a time from 1s to 20d, such as 30, 90s or 2h4m"]),
-];
-
-mod kernel {
-    use super::*;
-    use crate::intent::{Address, Link, Network};
-
-    fn link(index: u32, name: &str, master: Option<u32>, master_kind: Option<&str>) -> Link {
-        Link {
-            index,
-            name: name.into(),
-            mac: None,
-            mtu: 1500,
-            up: true,
-            master,
-            kind: None,
-            master_kind: master_kind.map(Into::into),
-            xdp_transmit: true,
-        }
-    }
-
-    fn address(link: u32, net: &str, temporary: bool) -> Address {
-        Address { link, net: net.parse().unwrap(), temporary }
-    }
-
-    #[test]
-    fn against_the_kernel() {
-        let text = "node: n\nports:\n  A: { interface: eth0, gateway: 'fd00::1' }\n  B: { interface: eth1 }\n  C: { interface: eth2, gateway: 10.2.0.1 }\n  D: { interface: eth9 }\n  E: { interface: eth4 }\ninternalSwitch: { interface: br9 }\n";
-        let config = parse(text).unwrap();
-        let network = Network {
-            links: vec![
-                link(1, "lo", None, None),
-                link(2, "eth0", None, None),
-                link(3, "eth1", None, None),
-                link(4, "eth2", Some(5), Some("bond")),
-                link(5, "bond0", None, None),
-                link(6, "eth4", Some(7), Some("bridge")),
-            ],
-            addresses: vec![
-                address(2, "10.0.0.2/24", false),
-                address(3, "10.1.0.2/24", true),
-                address(4, "10.2.0.2/24", false),
-                address(6, "fe80::1/64", true),
-            ],
-            ..Network::default()
-        };
-        let got: Vec<_> = verify(&config, &network).iter().map(ToString::to_string).collect();
-        let want = [
-            "c.yaml:3:34: ports.A.gateway: `fd00::1` is IPv6, but `eth0` has only 10.0.0.2/24; expected a gateway of its family",
-            "c.yaml:4:19: ports.B.interface: `eth1` has its address 10.1.0.2/24 from DHCP or router advertisement (it has a lifetime); expected a static address, since a port's address must stay",
-            "c.yaml:5:19: ports.C.interface: `eth2` is a slave of the bond `bond0`; teaming is not supported: expected an interface of its own",
-            "c.yaml:6:19: ports.D.interface: `eth9` is not an interface of this node; expected one of bond0, eth0, eth1, eth2, eth4",
-            "c.yaml:8:30: internalSwitch.interface: `br9` is not an interface of this node; expected one of bond0, eth0, eth1, eth2, eth4",
-        ];
-        assert_eq!(got, want);
-    }
-}
+mod kernel;
+mod wrong;

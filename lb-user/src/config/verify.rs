@@ -5,7 +5,7 @@
 //! address for good: one from DHCP is refused, and so are slaves of a bond or team, whose packets
 //! are their master's.
 
-use crate::intent::{Address, Link, Network};
+use crate::intent::{Address, Link, Network, Port};
 
 use super::{Config, Error};
 
@@ -14,50 +14,95 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
     let mut errors = Vec::new();
     for port in &config.ports {
         let path = format!("ports.{}.interface", port.name);
-        let Some(link) = find(config, network, &path, &port.interface, &mut errors) else { continue };
-        if let Some(address) = network.addresses.iter().find(|a| a.link == link.index && a.temporary && !is_link_local(a)) {
+        let Some(link) = find(config, network, &path, &port.interface, &mut errors) else {
+            continue;
+        };
+        if let Some(address) = network
+            .addresses
+            .iter()
+            .find(|a| a.link == link.index && a.temporary && !is_link_local(a))
+        {
             let message = format!(
                 "`{}` has its address {} from DHCP or router advertisement (it has a lifetime); expected a static address, since a port's address must stay",
                 port.interface, address.net
             );
             errors.push(config.error_at(&path, message));
         }
-        if let Some(kind) = link.master_kind.as_deref().filter(|kind| matches!(*kind, "bond" | "team")) {
-            let master = network.links.iter().find(|l| Some(l.index) == link.master).map_or("?", |l| l.name.as_str());
+        if let Some(kind) = link
+            .master_kind
+            .as_deref()
+            .filter(|kind| matches!(*kind, "bond" | "team"))
+        {
+            let master = network
+                .links
+                .iter()
+                .find(|l| Some(l.index) == link.master)
+                .map_or("?", |l| l.name.as_str());
             let message = format!(
                 "`{}` is a slave of the {kind} `{master}`; teaming is not supported: expected an interface of its own",
                 port.interface
             );
             errors.push(config.error_at(&path, message));
         }
-        if let Some(gateway) = port.gateway {
-            let mine: Vec<_> = network.addresses.iter().filter(|a| a.link == link.index).collect();
-            if !mine.iter().any(|a| a.net.addr().is_ipv4() == gateway.is_ipv4()) {
-                let have: Vec<_> = mine.iter().map(|a| a.net.to_string()).collect();
-                let have = if have.is_empty() { "no address".to_owned() } else { format!("only {}", have.join(", ")) };
-                let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
-                let message = format!("`{gateway}` is {family}, but `{}` has {have}; expected a gateway of its family", port.interface);
-                errors.push(config.error_at(&format!("ports.{}.gateway", port.name), message));
-            }
-        }
+        errors.extend(gateway(config, network, port, link));
     }
     if let Some(switch) = &config.internal_switch {
-        find(config, network, "internalSwitch.interface", &switch.interface, &mut errors);
+        find(
+            config,
+            network,
+            "internalSwitch.interface",
+            &switch.interface,
+            &mut errors,
+        );
     }
     errors
+}
+
+/// A gateway that the port can't reach, since it has no address of its family.
+fn gateway(config: &Config, network: &Network, port: &Port, link: &Link) -> Option<Error> {
+    let gateway = port.gateway?;
+    let mine = || network.addresses.iter().filter(|a| a.link == link.index);
+    if mine().any(|a| a.net.addr().is_ipv4() == gateway.is_ipv4()) {
+        return None;
+    }
+    let have: Vec<_> = mine().map(|a| a.net.to_string()).collect();
+    let have = match &have[..] {
+        [] => "no address".to_owned(),
+        have => format!("only {}", have.join(", ")),
+    };
+    let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
+    let message = format!(
+        "`{gateway}` is {family}, but `{}` has {have}; expected a gateway of its family",
+        port.interface
+    );
+    Some(config.error_at(&format!("ports.{}.gateway", port.name), message))
 }
 
 fn is_link_local(address: &Address) -> bool {
     matches!(address.net.addr(), std::net::IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
-fn find<'n>(config: &Config, network: &'n Network, path: &str, name: &str, errors: &mut Vec<Error>) -> Option<&'n Link> {
+fn find<'n>(
+    config: &Config,
+    network: &'n Network,
+    path: &str,
+    name: &str,
+    errors: &mut Vec<Error>,
+) -> Option<&'n Link> {
     let link = network.links.iter().find(|link| link.name == name);
     if link.is_none() {
-        let mut names: Vec<_> = network.links.iter().map(|l| l.name.as_str()).filter(|n| *n != "lo").collect();
+        let mut names: Vec<_> = network
+            .links
+            .iter()
+            .map(|l| l.name.as_str())
+            .filter(|n| *n != "lo")
+            .collect();
         names.sort_unstable();
         names.truncate(12);
-        let message = format!("`{name}` is not an interface of this node; expected one of {}", names.join(", "));
+        let message = format!(
+            "`{name}` is not an interface of this node; expected one of {}",
+            names.join(", ")
+        );
         errors.push(config.error_at(path, message));
     }
     link

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::document::{Service, Slice, SlicePort};
+use super::document::{self, Service, Slice, SlicePort};
 use crate::config::Error;
 use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort};
 
@@ -32,29 +32,46 @@ pub(super) fn join(
     let mut joined = Joined::default();
     let mut addresses = service.addresses.clone();
     addresses.extend(given.iter().filter(|a| !service.addresses.contains(a)));
-    if addresses.is_empty() && service.wants.is_none() && service.ports.iter().all(|p| p.node_port.is_none()) {
-        joined.notices.push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
+    if addresses.is_empty()
+        && service.wants.is_none()
+        && service.ports.iter().all(|p| p.node_port.is_none())
+    {
+        joined.notices.push(service.said.message(format!(
+            "Service {} has no address: it gives no clusterIP",
+            service.name
+        )));
     }
+    let deadline = |at: (IpAddr, u16)| {
+        before
+            .and_then(|b| b.deadlines.get(&at))
+            .copied()
+            .unwrap_or(now + draining)
+    };
     for port in &service.ports {
         let mut endpoints = Endpoints::default();
         for slice in slices {
-            for target in slice.ports.iter().filter(|t| t.name == port.name && t.protocol == port.protocol) {
+            for target in targets(slice, port) {
                 if port.protocol == Protocol::Sctp && target.port != port.port {
                     return Err(sctp(service, port.port, target));
                 }
-                for endpoint in &slice.endpoints {
-                    let at = (endpoint.addr, target.port);
-                    let ready = endpoint.ready.unwrap_or(true);
-                    let state = if endpoint.terminating && !(service.not_ready_too && endpoint.ready == Some(true)) {
-                        let known = before.and_then(|b| b.deadlines.get(&at)).copied();
-                        EndpointState::Draining { until: *joined.deadlines.entry(at).or_insert(known.unwrap_or(now + draining)) }
-                    } else if ready {
-                        EndpointState::Ready
-                    } else {
-                        continue;
+                for said in &slice.endpoints {
+                    let at = (said.addr, target.port);
+                    let state = match phase(service, said) {
+                        Phase::Ready => EndpointState::Ready,
+                        Phase::Leaving => {
+                            let until = deadline(at);
+                            joined.deadlines.insert(at, until);
+                            EndpointState::Draining { until }
+                        }
+                        Phase::Absent => continue,
                     };
-                    let weight = service.weights.get(&endpoint.addr).copied().unwrap_or(1);
-                    endpoints.add(Endpoint { addr: endpoint.addr, port: target.port, weight, node: endpoint.node.clone(), state });
+                    endpoints.add(Endpoint {
+                        addr: said.addr,
+                        port: target.port,
+                        weight: service.weights.get(&said.addr).copied().unwrap_or(1),
+                        node: said.node.clone(),
+                        state,
+                    });
                 }
             }
         }
@@ -73,6 +90,35 @@ pub(super) fn join(
     Ok(joined)
 }
 
+/// The ports of a slice that are meant by a service's port.
+fn targets<'s>(
+    slice: &'s Slice,
+    port: &'s document::ServicePort,
+) -> impl Iterator<Item = &'s SlicePort> {
+    slice
+        .ports
+        .iter()
+        .filter(move |t| t.name == port.name && t.protocol == port.protocol)
+}
+
+enum Phase {
+    Ready,
+    Leaving,
+    Absent,
+}
+
+/// A terminating endpoint leaves, whatever else is said of it; but a service that wants endpoints
+/// before they are ready also wants them after.
+fn phase(service: &Service, said: &document::Endpoint) -> Phase {
+    if said.terminating && !(service.not_ready_too && said.ready == Some(true)) {
+        Phase::Leaving
+    } else if said.ready.unwrap_or(true) {
+        Phase::Ready
+    } else {
+        Phase::Absent
+    }
+}
+
 /// Each endpoint once: slices may name one twice while it moves between them; ready wins.
 #[derive(Default)]
 struct Endpoints {
@@ -86,7 +132,8 @@ impl Endpoints {
             Some(&i) if endpoint.state == EndpointState::Ready => self.list[i] = endpoint,
             Some(_) => {}
             None => {
-                self.index.insert((endpoint.addr, endpoint.port), self.list.len());
+                self.index
+                    .insert((endpoint.addr, endpoint.port), self.list.len());
                 self.list.push(endpoint);
             }
         }

@@ -8,23 +8,27 @@
 mod allocate;
 mod document;
 mod files;
+mod index;
 mod join;
+mod service;
+mod slice;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use allocate::Given;
+use document::Documents;
 pub use document::ServiceName;
-use document::{Documents, Service, Slice};
 pub(crate) use files::is_manifest;
 use files::{Files, Fresh};
+use index::{Index, Taken};
 use join::Joined;
 
 use crate::config::{Error, Errors};
-use crate::intent::{Protocol, ServicePort, ServiceRange};
+use crate::intent::{ServicePort, ServiceRange};
 
 /// What the configuration says of services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,8 +64,11 @@ impl Update {
             (&s.namespace, &s.name)
         }
         if self.changed.len() > 16 {
-            let changed: std::collections::HashSet<(&str, &str)> =
-                self.changed.keys().map(|n| (n.namespace.as_str(), n.name.as_str())).collect();
+            let changed: std::collections::HashSet<(&str, &str)> = self
+                .changed
+                .keys()
+                .map(|n| (n.namespace.as_str(), n.name.as_str()))
+                .collect();
             services.retain(|s| !changed.contains(&name(s)));
             drop(changed);
             services.extend(self.changed.into_values().flatten());
@@ -88,20 +95,6 @@ pub struct Manifests {
     taken: Taken,
     /// All services are to be joined again, since the rules changed.
     all: bool,
-}
-
-/// Which documents there are, by service.
-#[derive(Clone, Debug, Default)]
-struct Index {
-    services: BTreeMap<ServiceName, Vec<Arc<Service>>>,
-    slices: BTreeMap<ServiceName, Vec<Arc<Slice>>>,
-}
-
-/// Who listens where.
-#[derive(Clone, Debug, Default)]
-struct Taken {
-    addresses: HashMap<(IpAddr, u16, Protocol), ServiceName>,
-    node_ports: HashMap<(u16, Protocol), ServiceName>,
 }
 
 impl Manifests {
@@ -137,14 +130,20 @@ impl Manifests {
 
     /// All services, ordered by namespace and name.
     pub fn services(&self) -> Vec<ServicePort> {
-        self.joined.values().flat_map(|joined| joined.ports.iter().cloned()).collect()
+        self.joined
+            .values()
+            .flat_map(|joined| joined.ports.iter().cloned())
+            .collect()
     }
 
     /// Reads what `scope` says and changed. On an error nothing changes.
     pub fn load(&mut self, scope: &Scope, now: SystemTime) -> Result<Update, Errors> {
         let fresh = self.files.read(scope)?;
         let new: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| f.documents.clone()).collect();
-        let old: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| self.files.documents(&f.path)).collect();
+        let old: Vec<Arc<Documents>> = fresh
+            .iter()
+            .filter_map(|f| self.files.documents(&f.path))
+            .collect();
         self.index.swap(&old, &new);
         match self.take(&old, &new, now) {
             Ok(update) => {
@@ -162,18 +161,37 @@ impl Manifests {
 
     /// Works out what the changed documents change; `self` changes at its end or not at all (but
     /// for the index, which the caller turns back).
-    fn take(&mut self, old: &[Arc<Documents>], new: &[Arc<Documents>], now: SystemTime) -> Result<Update, Errors> {
+    fn take(
+        &mut self,
+        old: &[Arc<Documents>],
+        new: &[Arc<Documents>],
+        now: SystemTime,
+    ) -> Result<Update, Errors> {
         let mut affected = touched(old, new);
         if self.all {
-            affected.extend(self.index.services.keys().chain(self.joined.keys()).cloned());
+            affected.extend(
+                self.index
+                    .services
+                    .keys()
+                    .chain(self.joined.keys())
+                    .cloned(),
+            );
         }
         self.index.unique(&affected)?;
         let mut update = Update::default();
-        update.notices.extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
+        update
+            .notices
+            .extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
         let given = if self.all || asks(old) != asks(new) {
             let services = self.index.services.values().flatten();
-            let (given, notices) = allocate::allocate(services, &self.rules.service_ranges, &self.given);
-            affected.extend(given.iter().filter(|(name, a)| self.given.get(*name) != Some(a)).map(|(name, _)| name.clone()));
+            let (given, notices) =
+                allocate::allocate(services, &self.rules.service_ranges, &self.given);
+            affected.extend(
+                given
+                    .iter()
+                    .filter(|(name, a)| self.given.get(*name) != Some(a))
+                    .map(|(name, _)| name.clone()),
+            );
             update.notices.extend(notices);
             Some(given)
         } else {
@@ -184,8 +202,10 @@ impl Manifests {
         for name in affected {
             let before = self.joined.remove(&name);
             let after = joined.get(&name).cloned();
-            self.taken.replace(&name, before.as_deref(), after.as_deref());
-            let ports = |j: &Option<Arc<Joined>>| j.as_ref().map(|j| j.ports.clone()).unwrap_or_default();
+            self.taken
+                .replace(&name, before.as_deref(), after.as_deref());
+            let ports =
+                |j: &Option<Arc<Joined>>| j.as_ref().map(|j| j.ports.clone()).unwrap_or_default();
             if ports(&before) != ports(&after) {
                 update.changed.insert(name.clone(), ports(&after));
             }
@@ -200,11 +220,18 @@ impl Manifests {
         Ok(update)
     }
 
-    fn join(&self, affected: &BTreeSet<ServiceName>, given: &Given, now: SystemTime) -> Result<BTreeMap<ServiceName, Arc<Joined>>, Errors> {
+    fn join(
+        &self,
+        affected: &BTreeSet<ServiceName>,
+        given: &Given,
+        now: SystemTime,
+    ) -> Result<BTreeMap<ServiceName, Arc<Joined>>, Errors> {
         let mut all = BTreeMap::new();
         let mut errors = Vec::new();
         for name in affected {
-            let Some(service) = self.index.services.get(name).and_then(|s| s.first()) else { continue };
+            let Some(service) = self.index.services.get(name).and_then(|s| s.first()) else {
+                continue;
+            };
             let given = given.get(name).map_or(&[][..], |v| v);
             let slices = self.index.slices.get(name).map_or(&[][..], |v| v);
             let before = self.joined.get(name).map(|j| &**j);
@@ -213,7 +240,11 @@ impl Manifests {
                 Err(e) => errors.push(e),
             }
         }
-        if errors.is_empty() { Ok(all) } else { Err(Errors(errors)) }
+        if errors.is_empty() {
+            Ok(all)
+        } else {
+            Err(Errors(errors))
+        }
     }
 }
 
@@ -225,126 +256,19 @@ fn touched(old: &[Arc<Documents>], new: &[Arc<Documents>]) -> BTreeSet<ServiceNa
     services.chain(slices).collect()
 }
 
+/// A service, the addresses it names and the families it wants one of.
+type Ask<'d> = (&'d ServiceName, &'d [IpAddr], Option<&'d [bool]>);
+
 /// All that bears on which addresses are given to whom.
-fn asks(documents: &[Arc<Documents>]) -> BTreeSet<(&ServiceName, &[IpAddr], Option<&[bool]>)> {
-    documents.iter().flat_map(|d| d.services.iter().map(|s| (&s.name, s.addresses.as_slice(), s.wants.as_deref()))).collect()
-}
-
-impl Index {
-    fn swap(&mut self, out: &[Arc<Documents>], into: &[Arc<Documents>]) {
-        for service in out.iter().flat_map(|d| &d.services) {
-            remove(&mut self.services, &service.name, service);
-        }
-        for slice in out.iter().flat_map(|d| &d.slices) {
-            remove(&mut self.slices, &slice.service, slice);
-        }
-        for service in into.iter().flat_map(|d| &d.services) {
-            self.services.entry(service.name.clone()).or_default().push(service.clone());
-        }
-        for slice in into.iter().flat_map(|d| &d.slices) {
-            let list = self.slices.entry(slice.service.clone()).or_default();
-            let place = list.partition_point(|s| s.name <= slice.name);
-            list.insert(place, slice.clone());
-        }
-    }
-
-    /// Refuses a service or slice that is there twice.
-    fn unique(&self, names: &BTreeSet<ServiceName>) -> Result<(), Errors> {
-        let mut errors = Vec::new();
-        for name in names {
-            if let Some([first, second, ..]) = self.services.get(name).map(Vec::as_slice) {
-                errors.push(second.said.message(format!("Service {name} is given twice, also at {}", first.said.line())));
-            }
-            for pair in self.slices.get(name).map_or(&[][..], |v| v).windows(2).filter(|pair| pair[0].name == pair[1].name) {
-                let slice = format!("EndpointSlice {}/{}", name.namespace, pair[1].name);
-                errors.push(pair[1].said.message(format!("{slice} is given twice, also at {}", pair[0].said.line())));
-            }
-        }
-        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
-    }
-
-    fn line(&self, name: &ServiceName) -> String {
-        self.services.get(name).and_then(|s| s.first()).map_or(String::new(), |s| format!(" ({})", s.said.line()))
-    }
-}
-
-fn remove<T>(map: &mut BTreeMap<ServiceName, Vec<Arc<T>>>, name: &ServiceName, gone: &Arc<T>) {
-    if let Some(list) = map.get_mut(name) {
-        list.retain(|there| !Arc::ptr_eq(there, gone));
-        if list.is_empty() {
-            map.remove(name);
-        }
-    }
-}
-
-impl Taken {
-    /// Refuses two services at one address, port and protocol.
-    fn check(&self, affected: &BTreeSet<ServiceName>, joined: &BTreeMap<ServiceName, Arc<Joined>>, index: &Index) -> Result<(), Errors> {
-        let mut mine = Taken::default();
-        let mut errors = Vec::new();
-        for (name, joined) in joined {
-            let ports = index.services.get(name).and_then(|s| s.first()).map_or(&[][..], |s| &s.ports);
-            for (port, said) in joined.ports.iter().zip(ports) {
-                let mut clash = |what: String, first: &ServiceName| {
-                    let first = format!("{first}{}", index.line(first));
-                    errors.push(said.said.message(format!("{name} and {first} both want {what}; expected one of them to change")));
-                };
-                let old = |name: &&ServiceName| !affected.contains(*name);
-                for addr in &port.addresses {
-                    let key = (*addr, port.port, port.protocol);
-                    let before = mine.addresses.insert(key, name.clone());
-                    if let Some(first) = before.as_ref().or(self.addresses.get(&key).filter(old)) {
-                        clash(format!("{}", Listen(*addr, port.port, port.protocol)), first);
-                    }
-                }
-                if let Some(node_port) = port.node_port {
-                    let before = mine.node_ports.insert((node_port, port.protocol), name.clone());
-                    if let Some(first) = before.as_ref().or(self.node_ports.get(&(node_port, port.protocol)).filter(old)) {
-                        clash(format!("node port {node_port}/{}", protocol(port.protocol)), first);
-                    }
-                }
-            }
-        }
-        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
-    }
-
-    fn replace(&mut self, name: &ServiceName, before: Option<&Joined>, after: Option<&Joined>) {
-        for port in before.into_iter().flat_map(|j| &j.ports) {
-            for addr in &port.addresses {
-                let key = (*addr, port.port, port.protocol);
-                if self.addresses.get(&key) == Some(name) {
-                    self.addresses.remove(&key);
-                }
-            }
-            if let Some(node_port) = port.node_port.filter(|p| self.node_ports.get(&(*p, port.protocol)) == Some(name)) {
-                self.node_ports.remove(&(node_port, port.protocol));
-            }
-        }
-        for port in after.into_iter().flat_map(|j| &j.ports) {
-            for addr in &port.addresses {
-                self.addresses.insert((*addr, port.port, port.protocol), name.clone());
-            }
-            if let Some(node_port) = port.node_port {
-                self.node_ports.insert((node_port, port.protocol), name.clone());
-            }
-        }
-    }
-}
-
-struct Listen(IpAddr, u16, Protocol);
-
-impl std::fmt::Display for Listen {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", std::net::SocketAddr::new(self.0, self.1), protocol(self.2))
-    }
-}
-
-fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-        Protocol::Sctp => "SCTP",
-    }
+fn asks(documents: &[Arc<Documents>]) -> BTreeSet<Ask<'_>> {
+    documents
+        .iter()
+        .flat_map(|d| {
+            d.services
+                .iter()
+                .map(|s| (&s.name, s.addresses.as_slice(), s.wants.as_deref()))
+        })
+        .collect()
 }
 
 #[cfg(test)]

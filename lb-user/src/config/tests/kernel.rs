@@ -1,0 +1,61 @@
+//! Configurations against what the kernel says.
+
+use super::*;
+use crate::intent::{Address, Link, Network};
+
+fn link(index: u32, name: &str, master: Option<u32>, master_kind: Option<&str>) -> Link {
+    Link {
+        index,
+        name: name.into(),
+        mac: None,
+        mtu: 1500,
+        up: true,
+        master,
+        kind: None,
+        master_kind: master_kind.map(Into::into),
+        xdp_transmit: true,
+    }
+}
+
+fn address(link: u32, net: &str, temporary: bool) -> Address {
+    Address {
+        link,
+        net: net.parse().unwrap(),
+        temporary,
+    }
+}
+
+#[test]
+fn against_the_kernel() {
+    let text = "node: n\nports:\n  A: { interface: eth0, gateway: 'fd00::1' }\n  B: { interface: eth1 }\n  C: { interface: eth2, gateway: 10.2.0.1 }\n  D: { interface: eth9 }\n  E: { interface: eth4 }\ninternalSwitch: { interface: br9 }\n";
+    let config = parse(text).unwrap();
+    let network = Network {
+        links: vec![
+            link(1, "lo", None, None),
+            link(2, "eth0", None, None),
+            link(3, "eth1", None, None),
+            link(4, "eth2", Some(5), Some("bond")),
+            link(5, "bond0", None, None),
+            link(6, "eth4", Some(7), Some("bridge")),
+        ],
+        addresses: vec![
+            address(2, "10.0.0.2/24", false),
+            address(3, "10.1.0.2/24", true),
+            address(4, "10.2.0.2/24", false),
+            address(6, "fe80::1/64", true),
+        ],
+        ..Network::default()
+    };
+    let got: Vec<_> = verify(&config, &network)
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let want = [
+        "c.yaml:3:34: ports.A.gateway: `fd00::1` is IPv6, but `eth0` has only 10.0.0.2/24; expected a gateway of its family",
+        "c.yaml:4:19: ports.B.interface: `eth1` has its address 10.1.0.2/24 from DHCP or router advertisement (it has a lifetime); expected a static address, since a port's address must stay",
+        "c.yaml:5:19: ports.C.interface: `eth2` is a slave of the bond `bond0`; teaming is not supported: expected an interface of its own",
+        "c.yaml:6:19: ports.D.interface: `eth9` is not an interface of this node; expected one of bond0, eth0, eth1, eth2, eth4",
+        "c.yaml:8:30: internalSwitch.interface: `br9` is not an interface of this node; expected one of bond0, eth0, eth1, eth2, eth4",
+    ];
+    assert_eq!(got, want);
+}
