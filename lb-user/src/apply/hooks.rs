@@ -143,7 +143,7 @@ impl Attacher {
             *point.flag(hooks) = self.programs.get(&point) == Some(&program);
         }
         for (&link, hooks) in &mut all {
-            hooks.interface = interface_name(link).unwrap_or_default();
+            hooks.interface = sys::interface_name(link).unwrap_or_default();
         }
         Ok(all)
     }
@@ -160,16 +160,18 @@ impl Attacher {
         let mut wanted = hooks.cloned().unwrap_or_default();
         let there: BTreeSet<Point> =
             attached(paths, state)?.into_keys().filter(|(l, _)| *l == link).map(|(_, point)| point).collect();
+        // First what comes, then what goes: a link that changes hooks is never without.
+        let name = wanted.interface.clone();
         for point in Point::ALL {
-            let name = wanted.interface.clone();
-            match (*point.flag(&mut wanted), there.contains(&point)) {
-                (true, _) => self
-                    .attach(ebpf, paths, state, link, &name, point)
-                    .with_context(|| format!("attaching {} to {name}", point.label()))?,
-                (false, true) => {
-                    detach(paths, state, link, point).with_context(|| format!("detaching from link {link}"))?;
-                }
-                (false, false) => {}
+            if *point.flag(&mut wanted) {
+                self.attach(ebpf, paths, state, link, &name, point)
+                    .with_context(|| format!("attaching {} to {name}", point.label()))?;
+            }
+        }
+        for point in there {
+            if !*point.flag(&mut wanted) {
+                detach(paths, state, link, point)
+                    .with_context(|| format!("detaching {} from link {link}", point.label()))?;
             }
         }
         Ok(())
@@ -192,13 +194,6 @@ impl Attacher {
             _ => attach_filter(program.try_into()?, paths, state, link, name, point),
         }
     }
-}
-
-pub fn interface_name(link: u32) -> Option<String> {
-    fs::read_dir("/sys/class/net").ok()?.flatten().find_map(|entry| {
-        let index = fs::read_to_string(entry.path().join("ifindex")).ok()?;
-        (index.trim() == link.to_string()).then(|| entry.file_name().to_string_lossy().into_owned())
-    })
 }
 
 /// The pinned link, if there is one.
@@ -313,7 +308,7 @@ pub fn detach(paths: &Paths, state: &State, link: u32, point: Point) -> Result<(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let name = interface_name(link);
+    let name = sys::interface_name(link);
     if let (Some(name), true) = (name, state.filters.contains_key(&link))
         && ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some()
     {

@@ -313,6 +313,17 @@ impl Drop for Words {
     }
 }
 
+/// A link's name in the process's network namespace. /sys/class/net would tell those of the
+/// namespace that /sys was mounted in.
+#[expect(unsafe_code, reason = "if_indextoname has no safe form in libc")]
+pub fn interface_name(link: u32) -> Option<String> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: the buffer has the size that the call asks for, and lives across it.
+    let found = unsafe { libc::if_indextoname(link, name.as_mut_ptr()) };
+    let bytes: Vec<u8> = name.iter().take_while(|&&c| c != 0).map(|&c| c as u8).collect();
+    (!found.is_null()).then(|| String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// What the kernel says of a link: the program and the interface; index 0: the interface is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkFacts {

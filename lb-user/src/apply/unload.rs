@@ -15,6 +15,7 @@ use super::hooks;
 use super::load::mounted;
 use super::maps::Paths;
 use super::state::{State, namespace};
+use super::sys;
 use super::sysctl;
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, release, write};
@@ -64,7 +65,7 @@ fn remove_qdiscs(state: &State) -> Result<usize> {
     let mut count = 0;
     for (&link, name) in &state.clsact {
         // The index may be another interface's by now; ours took its qdisc along.
-        if hooks::interface_name(link).as_ref() == Some(name) {
+        if sys::interface_name(link).as_ref() == Some(name) {
             write::delete_clsact(&mut Connection::open(libc::NETLINK_ROUTE)?, link).context(name.clone())?;
             count += 1;
         }
