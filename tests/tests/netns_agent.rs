@@ -193,7 +193,7 @@ fn traces(scene: &Scene) -> BTreeMap<&'static str, String> {
     traces.insert("addresses", dev.ip_text("-o addr show scope global").unwrap());
     traces.insert("routes", dev.ip_text("route show table all").unwrap());
     traces.insert("rules", dev.ip_text("rule").unwrap());
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/eth0/rp_filter", "net/ipv4/conf/all/send_redirects", "net/ipv4/conf/eth1/send_redirects"] {
+    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/eth0/rp_filter", "net/ipv4/conf/all/send_redirects", "net/ipv4/conf/eth1/send_redirects", "net/ipv4/conf/eth0/accept_local", "net/ipv4/conf/eth1/accept_local"] {
         traces.insert(key, dev.sysctl(key).unwrap());
     }
     traces.insert("pins", scene.device.lab.pins().exists().to_string());

@@ -142,8 +142,11 @@ fn remove(which: &dyn Fn(&str) -> bool) {
     for group in matching(&super::lab::cgroups().unwrap_or_default(), which) {
         let _ = std::fs::remove_dir(group);
     }
-    for dir in matching(&std::env::temp_dir(), which) {
-        let _ = std::fs::remove_dir_all(dir);
+    // The agent notes under /run what it changed.
+    for parent in [std::env::temp_dir(), PathBuf::from("/run")] {
+        for dir in matching(&parent, which) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
     }
 }
 
