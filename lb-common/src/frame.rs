@@ -40,7 +40,8 @@ impl<'a> Frame<'a> {
     #[expect(clippy::len_without_is_empty, reason = "a packet without a byte is not met")]
     #[inline(always)]
     pub fn len(&self) -> u32 {
-        (self.end as usize - self.start as usize) as u32
+        // A subtraction narrowed to 32 bits would be arithmetic on pointers, which the verifier forbids.
+        core::hint::black_box(self.end as usize - self.start as usize) as u32
     }
 
     /// Where a `T` at `offset` lies, if it lies in the packet.
@@ -49,7 +50,7 @@ impl<'a> Frame<'a> {
         if offset > MAX_OFFSET {
             return None;
         }
-        let start = self.start.wrapping_add((offset & MAX_OFFSET) as usize);
+        let start = self.start.wrapping_add(masked(offset));
         if start.wrapping_add(size_of::<T>()) > self.end {
             return None;
         }
@@ -73,6 +74,25 @@ impl<'a> Frame<'a> {
         unsafe { store(at, value) };
         Some(())
     }
+}
+
+/// An offset that was compared with [`MAX_OFFSET`], as the verifier wants to see it.
+#[cfg(not(target_arch = "bpf"))]
+fn masked(offset: u32) -> usize {
+    (offset & MAX_OFFSET) as usize
+}
+
+/// The optimizer knows from the comparison that a mask changes nothing, and drops it; the verifier
+/// has often lost that comparison by the time the offset is used.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn masked(offset: u32) -> usize {
+    let mut offset = offset as u64;
+    // SAFETY: one `and` on a register.
+    unsafe {
+        core::arch::asm!("{0} &= {1}", inout(reg) offset, const MAX_OFFSET, options(pure, nomem, nostack));
+    }
+    offset as usize
 }
 
 /// # Safety

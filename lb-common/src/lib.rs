@@ -4,6 +4,8 @@
 //! maps, no clock and no allocation; what it asks of the world it asks through [`tables::Tables`].
 //! The very same code runs in the kernel, in tests, in the fuzzer and in user space.
 #![no_std]
+// One instruction that the verifier must see and the optimizer must not (frame.rs).
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 #[cfg(test)]
 extern crate std;

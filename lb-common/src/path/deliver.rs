@@ -15,15 +15,15 @@ use crate::wire::{Be16, Mac};
 use crate::wire::header::TCP;
 
 /// What a packet becomes, and where it goes.
-pub struct Way<A> {
-    pub src: A,
-    pub dst: A,
-    pub sport: Be16,
-    pub dport: Be16,
+struct Way<A> {
+    src: A,
+    dst: A,
+    sport: Be16,
+    dport: Be16,
     /// Index of the next hop.
-    pub next_hop: u32,
+    next_hop: u32,
     /// From a backend to a client.
-    pub reply: bool,
+    reply: bool,
 }
 
 /// Sends a packet the way its entry says.
@@ -62,7 +62,7 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
 
 /// Rewrites a packet and sends it.
 #[inline(always)]
-pub fn send<A: Ip, P: Packet, T: Tables<A>>(
+fn send<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,

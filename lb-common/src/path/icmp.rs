@@ -6,13 +6,12 @@
 
 use zerocopy::FromBytes;
 
-use super::deliver::Way;
-use super::flow::is_reply;
+use super::flow::Hit;
 use super::parse::{Header, Ip, Parsed, Part};
 use super::{Context, Outcome, Work, claimed, deliver, owner};
 use crate::apply::{Diff, Link, Packet, Rewrite, fold, rewrite};
 use crate::drop::{Drop, Note};
-use crate::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
+use crate::table::{Flow, FlowKey, FlowSet, Owned};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Verdict};
 use crate::wire::header::{SCTP, TCP, UDP};
@@ -33,27 +32,40 @@ pub fn message<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
-    let parsed = &work.parsed;
-    *outcome = if A::is_error(parsed.icmp_type) {
-        error(packet, parsed, context)
-    } else {
-        match owner(context.tables, parsed.key.dst) {
-            Owned::UNUSED => Err(Drop::UnusedServiceAddress),
-            Owned::VIP if parsed.icmp_type == A::ECHO_REQUEST && parsed.part == Part::Whole => {
-                echo(packet, parsed, context)
-            }
-            _ => Ok(Verdict::Pass),
+    if A::is_error(work.parsed.icmp_type) {
+        if error(packet, work, context, outcome) {
+            deliver::outlined(packet, work, context, outcome);
         }
-    };
+        return;
+    }
+    let parsed = &work.parsed;
+    let whole_request = parsed.icmp_type == A::ECHO_REQUEST && parsed.part == Part::Whole;
+    match owner(context.tables, parsed.key.dst) {
+        Owned::UNUSED => *outcome = Err(Drop::UnusedServiceAddress),
+        Owned::VIP if whole_request => echo(packet, parsed, context, outcome),
+        _ => {}
+    }
 }
 
 /// Answers an echo request in place (RFC 792, RFC 4443 §4.2).
-#[inline(always)]
+#[inline(never)]
 fn echo<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,
-) -> Outcome {
+    outcome: &mut Outcome,
+) {
+    match answer(packet, parsed) {
+        Ok(()) => {
+            context.tables.note(Note::EchoAnswered);
+            *outcome = Ok(Verdict::Reply);
+        }
+        Err(reason) => *outcome = Err(reason),
+    }
+}
+
+#[inline(always)]
+fn answer<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>) -> Result<(), Drop> {
     let old = u16::from_ne_bytes([A::ECHO_REQUEST, 0]);
     let new = u16::from_ne_bytes([A::ECHO_REPLY, 0]);
     packet.checksum4(parsed.l4 + 2, Diff::default(), Diff::of16(old, new), false)?;
@@ -67,9 +79,7 @@ fn echo<A: Ip, P: Packet, T: Tables<A>>(
         ttl: OWN_TTL,
         link: Some(turned(packet)?),
     };
-    rewrite(packet, parsed, &back)?;
-    context.tables.note(Note::EchoAnswered);
-    Ok(Verdict::Reply)
+    rewrite(packet, parsed, &back)
 }
 
 /// The link-layer addresses of an answer.
@@ -87,36 +97,48 @@ struct Quoted<A: Ip> {
     dport: Be16,
 }
 
-/// Translates an error about a packet that we have translated.
-#[inline(always)]
+/// Translates what an error quotes, if we have translated that packet, and says how to go on with
+/// the error itself; false when the outcome, or nothing, is said instead.
+#[inline(never)]
 fn error<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
-    parsed: &Parsed<A>,
+    work: &mut Work<A>,
     context: &Context<T>,
-) -> Outcome {
+    outcome: &mut Outcome,
+) -> bool {
     let tables = context.tables;
+    let Work { parsed, hit } = work;
     let Some(quoted) = quoted::<A, P>(packet, parsed) else {
-        return match owner(tables, parsed.key.dst) {
-            Owned::VIP => Err(Drop::IcmpQuoteTooShort),
-            _ => Ok(Verdict::Pass),
-        };
+        if owner(tables, parsed.key.dst) == Owned::VIP {
+            *outcome = Err(Drop::IcmpQuoteTooShort);
+        }
+        return false;
     };
-    let Some(flow) = about(&quoted, tables) else {
-        return Ok(Verdict::Pass);
-    };
-    let next_hop = tables.route(flow.dst).unwrap_or(NextHop::UNRESOLVED);
-    if deliver::expires(parsed, context, &tables.next_hop(next_hop).unwrap_or_default()) {
-        // Before the quote changes: the kernel gets it as it came.
-        return Ok(Verdict::Pass);
+    if !about(&quoted, tables, hit) {
+        return false;
     }
-    let key = &parsed.key;
-    let plain = rewrite_quoted(packet, &quoted, &flow)?;
-    packet.checksum4(parsed.l4 + 2, Diff::default(), plain, false)?;
-    // A router on the way keeps its address; the backend itself is known by its service's.
-    let src = if key.src == quoted.header.dst { flow.src } else { key.src };
+    if let Err(reason) = translate(packet, parsed, &quoted, &hit.flow) {
+        *outcome = Err(reason);
+        return false;
+    }
     tables.note(Note::IcmpTranslated);
-    let way = Way { src, dst: flow.dst, sport: key.sport, dport: key.dport, next_hop, reply: is_reply(&flow) };
-    deliver::send(packet, parsed, context, &way)
+    // A router on the way keeps its address; the backend itself is known by its service's.
+    if parsed.key.src != quoted.header.dst {
+        hit.flow.src = parsed.key.src;
+    }
+    true
+}
+
+/// Translates the quoted packet, and the checksum over it.
+#[inline(always)]
+fn translate<A: Ip, P: Packet>(
+    packet: &mut P,
+    parsed: &Parsed<A>,
+    quoted: &Quoted<A>,
+    flow: &Flow<A>,
+) -> Result<(), Drop> {
+    let plain = rewrite_quoted(packet, quoted, flow)?;
+    packet.checksum4(parsed.l4 + 2, Diff::default(), plain, false)
 }
 
 #[inline(always)]
@@ -129,14 +151,14 @@ fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>>
     balanced.then_some(Quoted { l3, header, sport, dport })
 }
 
-/// The entry of the direction in which the error travels: that of an answer to the quoted packet.
+/// Finds the entry of the direction in which the error travels: that of an answer to the quoted packet.
 #[inline(always)]
-fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T) -> Option<Flow<A>> {
+fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, hit: &mut Hit<A>) -> bool {
     let header = &quoted.header;
     if !claimed(tables, header.dst, quoted.dport, header.proto)
         && !claimed(tables, header.src, quoted.sport, header.proto)
     {
-        return None;
+        return false;
     }
     let key = FlowKey {
         src: header.dst,
@@ -145,7 +167,13 @@ fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T) -> Option<Flow<A>>
         dport: quoted.sport,
         proto: header.proto as u32,
     };
-    tables.flow(FlowSet::Established, &key).or_else(|| tables.flow(FlowSet::HalfOpen, &key))
+    let found = tables.flow(FlowSet::Established, &key).or_else(|| tables.flow(FlowSet::HalfOpen, &key));
+    let Some(flow) = found else {
+        return false;
+    };
+    // The half-open table: nothing that follows writes an entry of this key, which isn't the packet's.
+    *hit = Hit { set: FlowSet::HalfOpen, flow };
+    true
 }
 
 /// Rewrites the quoted packet to what its sender sent; returns what that does to the ICMP checksum.

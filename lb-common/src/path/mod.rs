@@ -125,20 +125,23 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
         return Next::Special;
     }
     let key = &parsed.key;
-    let mut next = Next::Unknown;
-    if claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto) {
-        if let Some(flow) = tables.flow(FlowSet::Established, key) {
-            if flow::is_quiet(&flow, &parsed, context) {
-                *outcome = deliver::along(packet, &parsed, context, &flow);
-                return Next::Done;
-            }
-            next = Next::Known;
+    if !claimed(tables, key.dst, key.dport, parsed.proto) && !claimed(tables, key.src, key.sport, parsed.proto) {
+        if !owned(tables, key.dst) {
+            return Next::Done;
         }
-    } else if !owned(tables, key.dst) {
-        return Next::Done;
+        work.parsed = parsed;
+        return Next::Unknown;
     }
-    work.parsed = parsed;
-    next
+    let Some(flow) = tables.flow(FlowSet::Established, key) else {
+        work.parsed = parsed;
+        return Next::Unknown;
+    };
+    if !flow::is_quiet(&flow, &parsed, context) {
+        work.parsed = parsed;
+        return Next::Known;
+    }
+    *outcome = deliver::along(packet, &parsed, context, &flow);
+    Next::Done
 }
 
 /// Fragments and ICMP.
