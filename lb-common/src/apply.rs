@@ -167,3 +167,53 @@ impl Packet for Frame<'_> {
         Err(Drop::ResizeFailed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 1071's sum, the plain way.
+    fn checksum(words: &[u16]) -> u16 {
+        let mut sum: u32 = words.iter().map(|&w| w as u32).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    #[test]
+    fn a_difference_gives_what_a_new_sum_would() {
+        // RFC 1624 §4's own example is the first.
+        let samples: [[u16; 3]; 4] =
+            [[0x5555, 0x3285, 0xcd7a], [0, 0, 0xffff], [0xffff, 0xffff, 0], [0x1234, 0xfedc, 0x8000]];
+        for [old, new, rest] in samples {
+            for extra in [0u16, 1, 0x7fff, 0xfffe, 0xffff] {
+                let changed = Diff::of16(old, new).applied(checksum(&[old, rest, extra]));
+                let anew = checksum(&[new, rest, extra]);
+                let same = changed == anew || (changed == 0 && anew == 0xffff) || (changed == 0xffff && anew == 0);
+                assert!(same, "{old:x} -> {new:x}, {rest:x}, {extra:x}: {changed:x}, not {anew:x}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_difference_fits_the_kernels_32_bits() {
+        let diff = Diff(7 * 0xffff_ffff + 0x1234_5678);
+        let folded = Diff(diff.fold32() as u64);
+        for check in [0, 1, 0x8000, 0xffff] {
+            assert_eq!(diff.applied(check), folded.applied(check));
+        }
+    }
+
+    #[test]
+    fn a_udp_checksum_of_zero_is_none_and_never_made() {
+        let mut bytes = [0u8; 8];
+        let mut frame = Frame::new(&mut bytes);
+        frame.checksum4(6, Diff(0), Diff::of16(1, 2), true).unwrap();
+        assert_eq!(frame.read::<u16>(6), Some(0));
+        // 0x0001 stands for a sum of 0xfffe; one more makes 0xffff, whose complement is zero.
+        frame.store(6, 1u16).unwrap();
+        frame.checksum4(6, Diff(0), Diff(1), true).unwrap();
+        assert_eq!(frame.read::<u16>(6), Some(0xffff));
+    }
+}

@@ -64,3 +64,54 @@ pub const fn label(state: u8) -> &'static str {
         _ => "unknown",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec::Vec;
+
+    /// What RFC 9293's connection does to a middle box's state, written down whole: by state and
+    /// direction, what SYN, SYN-ACK, ACK, FIN-ACK and RST lead to.
+    #[rustfmt::skip]
+    const TABLE: [(u8, bool, [u8; 5]); 16] = [
+        // state        reply   SYN          SYN-ACK      ACK          FIN-ACK      RST
+        (NEW,         false, [NEW,         NEW,         NEW,         NEW,         RESET]),
+        (NEW,         true,  [NEW,         ANSWERED,    NEW,         NEW,         RESET]),
+        (ANSWERED,    false, [ANSWERED,    ANSWERED,    ESTABLISHED, FIN_CLIENT,  RESET]),
+        (ANSWERED,    true,  [ANSWERED,    ANSWERED,    ANSWERED,    ANSWERED,    RESET]),
+        (ESTABLISHED, false, [ESTABLISHED, ESTABLISHED, ESTABLISHED, FIN_CLIENT,  RESET]),
+        (ESTABLISHED, true,  [ESTABLISHED, ESTABLISHED, ESTABLISHED, FIN_BACKEND, RESET]),
+        (FIN_CLIENT,  false, [FIN_CLIENT,  FIN_CLIENT,  FIN_CLIENT,  FIN_CLIENT,  RESET]),
+        (FIN_CLIENT,  true,  [FIN_CLIENT,  FIN_CLIENT,  FIN_CLIENT,  CLOSED,      RESET]),
+        (FIN_BACKEND, false, [FIN_BACKEND, FIN_BACKEND, FIN_BACKEND, CLOSED,      RESET]),
+        (FIN_BACKEND, true,  [FIN_BACKEND, FIN_BACKEND, FIN_BACKEND, FIN_BACKEND, RESET]),
+        (CLOSED,      false, [CLOSED,      CLOSED,      CLOSED,      CLOSED,      RESET]),
+        (CLOSED,      true,  [CLOSED,      CLOSED,      CLOSED,      CLOSED,      RESET]),
+        (RESET,       false, [RESET,       RESET,       RESET,       RESET,       RESET]),
+        (RESET,       true,  [RESET,       RESET,       RESET,       RESET,       RESET]),
+        (MID_STREAM,  false, [MID_STREAM,  MID_STREAM,  MID_STREAM,  MID_STREAM,  RESET]),
+        (MID_STREAM,  true,  [ESTABLISHED, ESTABLISHED, ESTABLISHED, FIN_BACKEND, RESET]),
+    ];
+    const FLAGS: [u8; 5] = [TCP_SYN, TCP_SYN | TCP_ACK, TCP_ACK, TCP_FIN | TCP_ACK, TCP_RST];
+
+    #[test]
+    fn every_state_direction_and_flag() {
+        for (state, reply, expected) in TABLE {
+            let stepped: Vec<u8> = FLAGS.iter().map(|&flags| step(state, reply, flags)).collect();
+            assert_eq!(stepped, expected, "{} reply={reply}", label(state));
+        }
+    }
+
+    #[test]
+    fn any_bits_lead_to_a_known_state() {
+        for state in 0..=MID_STREAM {
+            for reply in [false, true] {
+                for flags in 0..=255 {
+                    let next = step(state, reply, flags);
+                    assert_ne!(label(next), "unknown");
+                    assert!(flags & TCP_RST == 0 || next == RESET);
+                }
+            }
+        }
+    }
+}
