@@ -223,7 +223,7 @@ fn is_defunct(error: &ProgramError) -> bool {
 fn attach_xdp(program: &mut Xdp, path: &Path, link: u32, name: &str) -> Result<()> {
     if let Some(old) = pinned(path)? {
         match program.attach_to_link(XdpLink::try_from(old)?) {
-            Ok(id) => return Ok(drop(FdLink::try_from(program.take_link(id)?)?)),
+            Ok(id) => return FdLink::try_from(program.take_link(id)?).map(drop).map_err(Into::into),
             Err(error) if is_defunct(&error) => fs::remove_file(path)?,
             Err(error) => return Err(error).context("replacing the XDP program"),
         }
@@ -257,7 +257,7 @@ fn reason(error: &ProgramError) -> String {
 fn attach_tcx(program: &mut SchedClassifier, path: &Path, name: &str, point: Point) -> Result<()> {
     if let Some(old) = pinned(path)? {
         match program.attach_to_link(SchedClassifierLink::try_from(old)?) {
-            Ok(id) => return Ok(drop(FdLink::try_from(program.take_link(id)?)?)),
+            Ok(id) => return FdLink::try_from(program.take_link(id)?).map(drop).map_err(Into::into),
             Err(error) if is_defunct(&error) => fs::remove_file(path)?,
             Err(error) => return Err(error).context("replacing the tcx program"),
         }

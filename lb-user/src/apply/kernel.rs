@@ -4,6 +4,7 @@
 //! the kernel in one batched call; anything else flushes the batch first, so that no prefix of the
 //! list is ever in force in another order.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
 
@@ -249,8 +250,8 @@ pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
     let (v4, v6) = (read_family(&maps.v4)?, read_family(&maps.v6)?);
     let mut rows = BTreeMap::new();
     for service in v4.services.values().chain(v6.services.values()).filter(|s| s.count > 0) {
-        if !rows.contains_key(&service.first) {
-            rows.insert(service.first, maps.slots.read(service.first, service.count)?);
+        if let Entry::Vacant(row) = rows.entry(service.first) {
+            row.insert(maps.slots.read(service.first, service.count)?);
         }
     }
     // Zero is what index 0 means, not that it is missing.

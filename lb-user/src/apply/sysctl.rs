@@ -42,5 +42,6 @@ pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {
     if strict(&filter) || (strict(&conf("all", "rp_filter")) && read(&filter).is_some_and(|value| value == "0")) {
         ensure(paths, state, &filter, "2")?;
     }
-    ensure(paths, state, &conf(name, "accept_local"), "1")
+    // What the loopback carries has local sources anyway.
+    if name == "lo" { Ok(()) } else { ensure(paths, state, &conf(name, "accept_local"), "1") }
 }

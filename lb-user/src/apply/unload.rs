@@ -64,9 +64,11 @@ fn detach(paths: &Paths, state: &State) -> Result<usize> {
 fn remove_qdiscs(state: &State) -> Result<usize> {
     let mut count = 0;
     for (&link, name) in &state.clsact {
-        // The index may be another interface's by now; ours took its qdisc along.
-        if sys::interface_name(link).as_ref() == Some(name) {
-            write::delete_clsact(&mut Connection::open(libc::NETLINK_ROUTE)?, link).context(name.clone())?;
+        // The index may be another interface's by now; ours took its qdisc along. And others may use
+        // the qdisc.
+        let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+        if sys::interface_name(link).as_ref() == Some(name) && !write::has_filters(&mut connection, link)? {
+            write::delete_clsact(&mut connection, link).context(name.clone())?;
             count += 1;
         }
     }

@@ -1,6 +1,6 @@
 //! The binary: parses the command line and hands over. Nothing else is here.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -27,12 +27,17 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check { file } => Ok(check(file)),
         Command::Run(run) => {
             log();
-            agent::run(&agent::Options { config: run.config.clone(), paths })?;
+            agent::run(&agent::Options {
+                config: run.config.clone(),
+                paths,
+            })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Unload => {
             log();
-            apply::unload(&paths)?.iter().for_each(|line| println!("{line}"));
+            apply::unload(&paths)?
+                .iter()
+                .for_each(|line| println!("{line}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Status(listing) => print(show::status(&paths)?, listing),
@@ -45,12 +50,22 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
 
 /// Lines of the agent and the data plane; `RUST_LOG` says which.
 fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,aya=warn,aya_obj=warn"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(ansi)
+        .init();
 }
 
 fn print(table: Table, listing: &Listing) -> anyhow::Result<ExitCode> {
-    let text = if listing.json { table.json()? } else { table.text() };
+    let text = if listing.json {
+        table.json()?
+    } else {
+        table.text()
+    };
     // A reader that has seen enough (`| head`) is no error.
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

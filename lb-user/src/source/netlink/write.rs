@@ -19,6 +19,8 @@ const NEW_NEIGHBOUR: u16 = 28;
 const DEL_QDISC: u16 = 37;
 const GET_FILTER: u16 = 46;
 const CLSACT: u32 = 0xffff_fff1;
+const INGRESS: u32 = 0xffff_fff2;
+const EGRESS: u32 = 0xffff_fff3;
 
 fn family(addr: IpAddr) -> u8 {
     if addr.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
@@ -105,6 +107,16 @@ pub fn delete_clsact(connection: &mut Connection, link: u32) -> io::Result<()> {
     connection.change(Message::new(DEL_QDISC, 0, &header).attr(1, b"clsact\0"))
 }
 
+/// Whether anybody's filter hangs on a link's clsact qdisc.
+pub fn has_filters(connection: &mut Connection, link: u32) -> Result<bool> {
+    let mut any = false;
+    for parent in [INGRESS, EGRESS] {
+        let make = || Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent));
+        any |= connection.dump(make, |any: &mut bool, _| *any = true)?;
+    }
+    Ok(any)
+}
+
 /// A BPF filter on a link's ingress or egress.
 pub struct Filter {
     pub priority: u16,
@@ -114,7 +126,7 @@ pub struct Filter {
 }
 
 pub fn filters(connection: &mut Connection, link: u32, egress: bool) -> Result<Vec<Filter>> {
-    let parent = if egress { 0xffff_fff3 } else { 0xffff_fff2 };
+    let parent = if egress { EGRESS } else { INGRESS };
     connection.dump(|| Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent)), |all: &mut Vec<_>, payload| {
         all.extend(filter(payload));
     })
