@@ -18,7 +18,7 @@ ip link set lo up
 ulimit -l unlimited
 
 export STELLWERK_EBPF_OBJECT=/stellwerk.o STELLWERK_BPF_DIR=/bpf STELLWERK_BIN=/stellwerk
-export CARGO_MANIFEST_DIR=@PACKAGE@ RUST_BACKTRACE=1
+export CARGO_MANIFEST_DIR=@PACKAGE@
 cd @PACKAGE@ || exit
 uname -r
 failed=0
