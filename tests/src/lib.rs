@@ -2,9 +2,11 @@
 //! on them. No product code.
 
 pub mod case;
+pub mod chaos;
 pub mod demo;
 pub mod fake;
 pub mod load;
 pub mod netns;
 pub mod packet;
 pub mod runner;
+pub mod sim;

@@ -12,7 +12,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::table::Backend;
+use lb_common::table::{Backend, Settings};
 use lb_common::wire::Addr;
 
 use super::contents::{Change, Contents, Family, FamilyOp, Op};
@@ -21,6 +21,9 @@ use super::contents::{Change, Contents, Family, FamilyOp, Op};
 pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     let mut ops = Vec::new();
     widen_filter(from, to, &mut ops);
+    if moves_routes(from, to) && from.settings.epoch.is_multiple_of(2) {
+        ops.push(Op::Settings(Settings { epoch: from.settings.epoch | 1, ..from.settings }));
+    }
     set(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
     arrive(&from.v4, &to.v4, &mut ops, Op::V4);
     arrive(&from.v6, &to.v6, &mut ops, Op::V6);
@@ -45,6 +48,13 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     narrow_filter(from, to, &mut ops);
     remove(&from.hooks, &to.hooks, &mut ops, Op::Hooks);
     ops
+}
+
+/// Whether flows have to look up their next hops again. The epoch is odd while this is under way,
+/// so that an agent that starts then knows ([`super::Ids::recover`]).
+fn moves_routes(from: &Contents, to: &Contents) -> bool {
+    let same = from.next_hops == to.next_hops && from.v4.routes == to.v4.routes && from.v6.routes == to.v6.routes;
+    !same && from.settings.epoch != to.settings.epoch && !from.next_hops.is_empty()
 }
 
 /// Sets what is new or different.

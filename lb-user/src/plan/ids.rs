@@ -235,11 +235,12 @@ impl Ids {
         }
     }
 
-    /// The epoch that the drafted contents need: another one if anything about routes changed.
+    /// The epoch that the drafted contents need: another one if anything about routes changed, or
+    /// was being changed when the agent before went (then it is odd).
     pub(super) fn epoch_of(&self, to: &Contents) -> u16 {
         let (next_hops, v4, v6) = &self.routing;
         let same = *next_hops == to.next_hops && *v4 == to.v4.routes && *v6 == to.v6.routes;
-        if same { self.epoch } else { self.epoch.wrapping_add(1) }
+        if same && self.epoch.is_multiple_of(2) { self.epoch } else { (self.epoch | 1).wrapping_add(1) }
     }
 
     pub(super) fn rollback(&mut self) {

@@ -252,14 +252,14 @@ fn the_epoch_follows_routes_and_nothing_else() {
     let mut epoch = |wish: &Intent, network: &Network| {
         super::super::plan(wish, network, &mut ids, clock(0)).expect("a plan").settings.epoch
     };
-    assert_eq!(epoch(&wish, &network), 1);
-    wish.services[0].endpoints.push(ready("10.20.0.6"));
-    assert_eq!(epoch(&wish, &network), 1);
-    network.neighbours[0].mac = Some(mac(0x99));
     assert_eq!(epoch(&wish, &network), 2);
+    wish.services[0].endpoints.push(ready("10.20.0.6"));
+    assert_eq!(epoch(&wish, &network), 2);
+    network.neighbours[0].mac = Some(mac(0x99));
+    assert_eq!(epoch(&wish, &network), 4);
     network.links[2].mtu = 9_000;
-    assert_eq!(epoch(&wish, &network), 3);
-    assert_eq!(epoch(&wish, &network), 3);
+    assert_eq!(epoch(&wish, &network), 6);
+    assert_eq!(epoch(&wish, &network), 6);
 }
 
 #[test]
