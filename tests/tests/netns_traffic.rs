@@ -132,10 +132,8 @@ fn tcp_bulk_by_tc_with_offloads() {
 /// Port2 by XDP, as on hardware: the senders' offload off.
 #[test]
 fn tcp_bulk_by_xdp() {
-    let scene = Scene::without_agent("xdp", "xdp");
-    let mut scene = scene.expect("the scene");
-    ethtool::set(&scene.device.inet, "eth0", Offload::TxChecksum, false).expect("offload off");
-    ethtool::set(&scene.device.inet, "eth0", Offload::Aggregation, true).expect("aggregation on");
+    let mut scene = Scene::without_agent("xdp", "xdp").expect("the scene");
+    scene.device.uplink_for_xdp().expect("Port2's side");
     scene.start_agent().expect("the agent");
     along_all(&scene, |from, to| probe::tcp(from, to, 1_000_000));
 }

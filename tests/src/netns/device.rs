@@ -13,11 +13,12 @@
 //! yet, so the client's network has a route for them; from Port2's side a router would have one anyway.
 
 use std::net::IpAddr;
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
 use super::ethtool::{self, Offload};
-use super::{Lab, Ns};
+use super::{Lab, Ns, pass};
 
 /// The namespaces of the standard lab, and the lab itself, which goes last.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Device {
     pub client: Ns,
     /// The other node, on Port3's network.
     pub edge2: Ns,
+    /// The programs that let XDP send back on the ports.
+    passing: Vec<OwnedFd>,
     pub lab: Lab,
 }
 
@@ -100,11 +103,20 @@ impl Device {
         let lab = Lab::new()?;
         let [dev, inet, switch, client, edge2] =
             ["dev", "inet", "switch", "client", "edge2"].map(|name| lab.ns(name));
-        let device = Device { dev: dev?, inet: inet?, switch: switch?, client: client?, edge2: edge2?, lab };
+        let mut device = Device {
+            dev: dev?,
+            inet: inet?,
+            switch: switch?,
+            client: client?,
+            edge2: edge2?,
+            passing: Vec::new(),
+            lab,
+        };
         device.uplink().context("Port2's side")?;
         device.private().context("Port3's side")?;
         device.internal().context("the internal switch")?;
         device.second_node().context("the second node")?;
+        device.passing.push(pass::attach(&device.switch, "to-dev")?);
         Ok(device)
     }
 
@@ -132,8 +144,6 @@ impl Device {
                 "addr add 192.168.20.{host}/24 dev {link}\naddr add fd00:20::{host:x}/64 dev {link} nodad"
             ))?;
         }
-        // XDP on the device's end sends back through this end only if it has a receive queue.
-        ethtool::set(&self.switch, "to-dev", Offload::Aggregation, true)?;
         // XDP loses the mark "checksum to be done": what comes from a wire has its checksums.
         for ns in [&self.client, &self.edge2] {
             ethtool::set(ns, "eth0", Offload::TxChecksum, false)?;
@@ -158,6 +168,13 @@ impl Device {
              route add fd00:28::/112 via fd00:20::a src fd00:27:2::b",
         )?;
         self.dev.ip("route add 172.27.2.0/24 via 192.168.20.11\nroute add fd00:27:2::/64 via fd00:20::b")
+    }
+
+    /// Makes Port2's side ready for XDP on Port2, as Port3's is.
+    pub fn uplink_for_xdp(&mut self) -> Result<()> {
+        ethtool::set(&self.inet, "eth0", Offload::TxChecksum, false)?;
+        self.passing.push(pass::attach(&self.inet, "eth0")?);
+        Ok(())
     }
 
     /// A pod on edge-1: a namespace behind a veth on the internal switch. `host` is 2 to 254.

@@ -17,8 +17,7 @@ pub enum Offload {
     TcpSegmentation = 0x1f,
     /// Segmentation in software (`gso`).
     Segmentation = 0x24,
-    /// Aggregation on reception (`gro`). On a veth it also gives the link the receive queue that XDP's
-    /// transmission from the other end needs (kernel 5.13, d3256efd8e8b).
+    /// Aggregation on reception (`gro`).
     Aggregation = 0x2c,
 }
 

@@ -13,6 +13,7 @@ pub mod device;
 pub mod ethtool;
 pub mod lab;
 pub mod ns;
+pub mod pass;
 pub mod probe;
 pub mod scene;
 
