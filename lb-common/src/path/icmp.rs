@@ -11,7 +11,7 @@ use super::parse::{Header, Ip, Parsed, Part};
 use super::{Context, Outcome, Work, claimed, deliver, owner};
 use crate::apply::{Diff, Link, Packet, Rewrite, fold, rewrite};
 use crate::drop::{Drop, Note};
-use crate::table::{Flow, FlowKey, FlowSet, Owned};
+use crate::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Verdict};
 use crate::wire::header::{SCTP, TCP, UDP};
@@ -116,6 +116,13 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     };
     if !about(&quoted, tables, hit) {
         return false;
+    }
+    // Before the quote changes: an error whose own TTL ends here goes to the kernel as it came.
+    if parsed.ttl <= 1 {
+        let index = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
+        if deliver::expires(parsed, context, &tables.next_hop(index).unwrap_or_default()) {
+            return false;
+        }
     }
     if let Err(reason) = translate(packet, parsed, &quoted, &hit.flow) {
         *outcome = Err(reason);
