@@ -18,45 +18,28 @@ fn host_and_kernel_agree() {
         return;
     }
     let cases: Vec<Case> = runner::cases().into_iter().map(Result::unwrap).collect();
-    let cases: Vec<&Case> = cases
-        .iter()
-        .filter(|case| case.host_only.is_none())
-        .collect();
+    let cases: Vec<&Case> = cases.iter().filter(|case| case.host_only.is_none()).collect();
     let links = &cases.first().expect("there are cases").world.links;
     kernel::namespace(links).unwrap();
     let mut groups: BTreeMap<String, Vec<&Case>> = BTreeMap::new();
     for case in &cases {
-        groups
-            .entry(format!("{:?}", kernel::capacity(case)))
-            .or_default()
-            .push(case);
+        groups.entry(format!("{:?}", kernel::capacity(case))).or_default().push(case);
     }
     let mut wrong = Vec::new();
     let mut verified = BTreeMap::new();
     for group in groups.values() {
         let mut machine = kernel::Machine::new(links, &kernel::capacity(group[0])).unwrap();
-        wrong.extend(
-            group
-                .iter()
-                .filter_map(|case| machine.run(case).err())
-                .map(|e| format!("{e:?}")),
-        );
+        wrong.extend(group.iter().filter_map(|case| machine.run(case).err()).map(|e| format!("{e:?}")));
         verified = machine.verified().unwrap();
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {} cases differ:\n\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n\n")
-    );
+    println!("instructions that the verifier walked: {verified:?}");
+    assert!(wrong.is_empty(), "{} of {} cases differ:\n\n{}", wrong.len(), cases.len(), wrong.join("\n\n"));
     println!("{} cases agree", cases.len());
     within_budget(verified);
 }
 
 /// Holds the verifier's instruction counts against the budget of this kernel.
 fn within_budget(verified: BTreeMap<String, u32>) {
-    println!("instructions that the verifier walked: {verified:?}");
     let mut budget: Budget = serde_json::from_str(include_str!("../verifier-budget.json")).unwrap();
     let kernel = kernel_version();
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("verifier-budget.json");
@@ -71,21 +54,14 @@ fn within_budget(verified: BTreeMap<String, u32>) {
     };
     for (program, count) in verified {
         let most = budget.get(&program).copied().unwrap_or(u32::MAX / 2);
-        assert!(
-            u64::from(count) * 10 <= u64::from(most) * 11,
-            "{program}: {count} instructions, budget {most} + 10 %"
-        );
+        assert!(u64::from(count) * 10 <= u64::from(most) * 11, "{program}: {count} instructions, budget {most} + 10 %");
     }
 }
 
 /// `6.18`
 fn kernel_version() -> String {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    release
-        .split(['.', '-'])
-        .take(2)
-        .collect::<Vec<_>>()
-        .join(".")
+    release.split(['.', '-']).take(2).collect::<Vec<_>>().join(".")
 }
 
 #[expect(unsafe_code, reason = "a system call without a safe wrapper")]

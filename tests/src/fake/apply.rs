@@ -18,11 +18,7 @@ pub struct Refused {
 
 impl fmt::Display for Refused {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "the table {} is full ({} entries)",
-            self.table, self.capacity
-        )
+        write!(f, "the table {} is full ({} entries)", self.table, self.capacity)
     }
 }
 
@@ -35,10 +31,7 @@ fn change<K: Ord + Clone, V: Clone>(
 ) -> Result<(), Refused> {
     match change {
         Change::Set(key, _) if !table.contains_key(key) && table.len() >= capacity as usize => {
-            return Err(Refused {
-                table: name,
-                capacity,
-            });
+            return Err(Refused { table: name, capacity });
         }
         Change::Set(key, value) => table.insert(key.clone(), value.clone()),
         Change::Remove(key) => table.remove(key),
@@ -53,10 +46,7 @@ fn element<V: Clone>(
     (name, capacity): (&'static str, u32),
 ) -> Result<(), Refused> {
     match op {
-        Change::Set(index, _) if *index >= capacity => Err(Refused {
-            table: name,
-            capacity,
-        }),
+        Change::Set(index, _) if *index >= capacity => Err(Refused { table: name, capacity }),
         _ => change(table, op, (name, capacity)),
     }
 }
@@ -107,10 +97,7 @@ impl Apply for Fake {
 impl Fake {
     /// Tables that hold `contents` at once, for tests that are not about the way there.
     pub fn holding(contents: &Contents) -> Self {
-        let mut fake = Fake {
-            settings: contents.settings,
-            ..Fake::default()
-        };
+        let mut fake = Fake { settings: contents.settings, ..Fake::default() };
         fake.filter = contents.filter.clone();
         fake.next_hops = contents.next_hops.clone();
         fake.names = contents.names.clone();
@@ -118,8 +105,7 @@ impl Fake {
         fake.v6 = contents.v6.clone();
         fake.hooks = contents.hooks.clone();
         for (first, row) in &contents.rows {
-            fake.write_row(*first, row)
-                .expect("the rows of a plan fit the slot array");
+            fake.write_row(*first, row).expect("the rows of a plan fit the slot array");
         }
         fake
     }
@@ -127,10 +113,7 @@ impl Fake {
     fn write_row(&mut self, first: u32, backends: &[u32]) -> Result<(), Refused> {
         let end = first as usize + backends.len();
         if end > self.capacity.slots as usize {
-            return Err(Refused {
-                table: "slots",
-                capacity: self.capacity.slots,
-            });
+            return Err(Refused { table: "slots", capacity: self.capacity.slots });
         }
         if self.slots.len() < end {
             self.slots.resize(end, 0);
@@ -141,14 +124,14 @@ impl Fake {
 
     fn apply_family<A: InFake>(&mut self, op: &FamilyOp<A>) -> Result<(), Refused> {
         let capacity = self.capacity;
+        if let FamilyOp::Backend(Change::Remove(id)) = op {
+            // What it has counted goes to its service's past.
+            self.tally.borrow_mut().backends.remove(id);
+        }
         let family: &mut Family<A> = A::family_mut(self);
         match op {
-            FamilyOp::Service(op) => {
-                change(&mut family.services, op, ("services", capacity.services))
-            }
-            FamilyOp::Backend(op) => {
-                element(&mut family.backends, op, ("backends", capacity.backends))
-            }
+            FamilyOp::Service(op) => change(&mut family.services, op, ("services", capacity.services)),
+            FamilyOp::Backend(op) => element(&mut family.backends, op, ("backends", capacity.backends)),
             FamilyOp::Owned(op) => change(&mut family.owned, op, ("owned", capacity.services)),
             FamilyOp::Route(op) => change(&mut family.routes, op, ("routes", capacity.routes)),
         }
@@ -156,21 +139,12 @@ impl Fake {
 
     fn end_flows(&mut self, backends: &BTreeSet<u32>) {
         fn end<A: Addr>(state: &mut super::State<A>, backends: &BTreeSet<u32>) {
-            state
-                .established
-                .retain(|_, flow| !backends.contains(&flow.backend));
-            state
-                .half_open
-                .retain(|_, flow| !backends.contains(&flow.backend));
-            state
-                .affinity
-                .retain(|_, affinity| !backends.contains(&affinity.backend));
+            state.established.retain(|_, flow| !backends.contains(&flow.backend));
+            state.half_open.retain(|_, flow| !backends.contains(&flow.backend));
+            state.affinity.retain(|_, affinity| !backends.contains(&affinity.backend));
         }
         end(&mut self.state4.borrow_mut(), backends);
         end(&mut self.state6.borrow_mut(), backends);
-        self.tally
-            .borrow_mut()
-            .backends
-            .retain(|id, _| !backends.contains(id));
+        self.tally.borrow_mut().backends.retain(|id, _| !backends.contains(id));
     }
 }

@@ -16,12 +16,7 @@ pub struct Lru<K, V> {
 
 impl<K: Ord + Copy, V: Copy> Lru<K, V> {
     pub fn new(capacity: u32) -> Self {
-        Lru {
-            capacity: capacity as usize,
-            entries: BTreeMap::new(),
-            by_use: BTreeMap::new(),
-            clock: 0,
-        }
+        Lru { capacity: capacity as usize, entries: BTreeMap::new(), by_use: BTreeMap::new(), clock: 0 }
     }
 
     pub fn contains(&self, key: &K) -> bool {
@@ -88,11 +83,7 @@ impl<K: Ord + Copy, V: Copy> Lru<K, V> {
     }
 
     pub fn retain(&mut self, keep: impl Fn(&K, &V) -> bool) {
-        let gone: Vec<K> = self
-            .iter()
-            .filter(|(k, v)| !keep(k, v))
-            .map(|(k, _)| *k)
-            .collect();
+        let gone: Vec<K> = self.iter().filter(|(k, v)| !keep(k, v)).map(|(k, _)| *k).collect();
         gone.iter().for_each(|key| self.remove(key));
     }
 

@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 
 use lb_common::drop::{Drop, Note};
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts,
-    Name, NextHop, Owned, Prefix, Put, Service, ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, Name, NextHop, Owned,
+    Prefix, Put, Service, ServiceKey, Settings,
 };
 use lb_common::tables::{Common, PutError, Tables};
 use lb_common::wire::{Addr, Ip4, Ip6};
@@ -60,17 +60,10 @@ impl<A: Addr> State<A> {
 
     /// Makes everything older by `ticks`, as a clock that moved on would.
     fn age(&mut self, ticks: u32) {
-        let flows = self
-            .established
-            .values_mut()
-            .chain(self.half_open.values_mut());
+        let flows = self.established.values_mut().chain(self.half_open.values_mut());
         flows.for_each(|flow| flow.last = flow.last.wrapping_sub(ticks));
-        self.affinity
-            .values_mut()
-            .for_each(|a| a.last = a.last.wrapping_sub(ticks));
-        self.fragments
-            .values_mut()
-            .for_each(|f| f.last = f.last.wrapping_sub(ticks));
+        self.affinity.values_mut().for_each(|a| a.last = a.last.wrapping_sub(ticks));
+        self.fragments.values_mut().for_each(|f| f.last = f.last.wrapping_sub(ticks));
     }
 }
 
@@ -181,12 +174,7 @@ impl Fake {
 
     /// Counts a dropped packet, as the hooks do.
     pub fn dropped(&self, reason: Drop) {
-        *self
-            .tally
-            .borrow_mut()
-            .drops
-            .entry(reason.label())
-            .or_default() += 1;
+        *self.tally.borrow_mut().drops.entry(reason.label()).or_default() += 1;
     }
 
     /// Makes all flows, affinities and fragments older by `ticks`.
@@ -205,13 +193,7 @@ impl Fake {
     /// All flows of a family.
     pub fn flows<A: InFake>(&self) -> Vec<(FlowSet, FlowKey<A>, Flow<A>)> {
         let state = A::state(self).borrow();
-        let of = |set| {
-            state
-                .set(set)
-                .iter()
-                .map(move |(key, flow)| (set, *key, *flow))
-                .collect::<Vec<_>>()
-        };
+        let of = |set| state.set(set).iter().map(move |(key, flow)| (set, *key, *flow)).collect::<Vec<_>>();
         [of(FlowSet::Established), of(FlowSet::HalfOpen)].concat()
     }
 
@@ -226,11 +208,7 @@ impl Common for Fake {
     }
 
     fn filter(&self, bit: u32) -> bool {
-        self.ignore_filter
-            || self
-                .filter
-                .get(&(bit / 64))
-                .is_some_and(|word| word >> (bit % 64) & 1 == 1)
+        self.ignore_filter || self.filter.get(&(bit / 64)).is_some_and(|word| word >> (bit % 64) & 1 == 1)
     }
 
     fn slot(&self, index: u32) -> Option<u32> {
@@ -239,8 +217,7 @@ impl Common for Fake {
     }
 
     fn next_hop(&self, index: u32) -> Option<NextHop> {
-        (index < self.capacity.next_hops)
-            .then(|| self.next_hops.get(&index).copied().unwrap_or_default())
+        (index < self.capacity.next_hops).then(|| self.next_hops.get(&index).copied().unwrap_or_default())
     }
 
     fn icmp_permit(&self, now: u32) -> bool {
@@ -253,11 +230,8 @@ impl Common for Fake {
 
     fn count(&self, backend: u32, reply: bool, bytes: u32) {
         self.counters(backend, |c| {
-            let (packets, octets) = if reply {
-                (&mut c.reply_packets, &mut c.reply_bytes)
-            } else {
-                (&mut c.packets, &mut c.bytes)
-            };
+            let (packets, octets) =
+                if reply { (&mut c.reply_packets, &mut c.reply_bytes) } else { (&mut c.packets, &mut c.bytes) };
             *packets += 1;
             *octets += u64::from(bytes);
         });
@@ -268,31 +242,20 @@ impl Common for Fake {
     }
 
     fn note(&self, note: Note) {
-        *self
-            .tally
-            .borrow_mut()
-            .notes
-            .entry(note.label())
-            .or_default() += 1;
+        *self.tally.borrow_mut().notes.entry(note.label()).or_default() += 1;
     }
 }
 
 /// The value of the longest prefix that holds the address.
 fn longest<A: Addr, V: Copy>(table: &BTreeMap<Prefix<A>, V>, addr: A) -> Option<V> {
     // Ordered by length first, so the last match is the longest.
-    table
-        .iter()
-        .rev()
-        .find(|(prefix, _)| covers(prefix, addr))
-        .map(|(_, value)| *value)
+    table.iter().rev().find(|(prefix, _)| covers(prefix, addr)).map(|(_, value)| *value)
 }
 
 fn covers<A: Addr>(prefix: &Prefix<A>, addr: A) -> bool {
     let (a, b) = (prefix.addr.as_bytes(), addr.as_bytes());
     let (whole, rest) = (prefix.len as usize / 8, prefix.len % 8);
-    prefix.len <= A::BITS
-        && a[..whole] == b[..whole]
-        && (rest == 0 || (a[whole] ^ b[whole]) >> (8 - rest) == 0)
+    prefix.len <= A::BITS && a[..whole] == b[..whole] && (rest == 0 || (a[whole] ^ b[whole]) >> (8 - rest) == 0)
 }
 
 impl<A: InFake> Tables<A> for Fake {
@@ -316,13 +279,7 @@ impl<A: InFake> Tables<A> for Fake {
         A::state(self).borrow_mut().set_mut(set).get(key)
     }
 
-    fn flow_put(
-        &self,
-        set: FlowSet,
-        key: &FlowKey<A>,
-        flow: &Flow<A>,
-        put: Put,
-    ) -> Result<(), PutError> {
+    fn flow_put(&self, set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>, put: Put) -> Result<(), PutError> {
         let mut state = A::state(self).borrow_mut();
         let table = state.set_mut(set);
         match (table.contains(key), put) {
@@ -336,27 +293,18 @@ impl<A: InFake> Tables<A> for Fake {
     }
 
     fn flow_touch(&self, set: FlowSet, key: &FlowKey<A>, last: u32) {
-        A::state(self)
-            .borrow_mut()
-            .set_mut(set)
-            .change(key, |flow| flow.last = last);
+        A::state(self).borrow_mut().set_mut(set).change(key, |flow| flow.last = last);
     }
 
     fn flow_state(&self, set: FlowSet, key: &FlowKey<A>, state: u8) {
-        A::state(self)
-            .borrow_mut()
-            .set_mut(set)
-            .change(key, |flow| flow.state = state);
+        A::state(self).borrow_mut().set_mut(set).change(key, |flow| flow.state = state);
     }
 
     fn flow_next_hop(&self, set: FlowSet, key: &FlowKey<A>, next_hop: u32, epoch: u16) {
-        A::state(self)
-            .borrow_mut()
-            .set_mut(set)
-            .change(key, |flow| {
-                flow.next_hop = next_hop;
-                flow.epoch = epoch;
-            });
+        A::state(self).borrow_mut().set_mut(set).change(key, |flow| {
+            flow.next_hop = next_hop;
+            flow.epoch = epoch;
+        });
     }
 
     fn flow_delete(&self, set: FlowSet, key: &FlowKey<A>) {

@@ -30,9 +30,7 @@ fn mac(Mac(m): Mac) -> String {
 
 /// One flow as a line: what arrives, what it becomes, and in which state it is.
 pub fn flow_line<A: Addr>(set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>) -> String {
-    named_flow(set, key, flow, &|addr, port| {
-        SocketAddr::new(addr, port).to_string()
-    })
+    named_flow(set, key, flow, &|addr, port| SocketAddr::new(addr, port).to_string())
 }
 
 /// The same, with names for addresses.
@@ -63,10 +61,7 @@ impl Fake {
     /// All flows, a line each, in a stable order.
     pub fn flow_lines(&self) -> Vec<String> {
         fn of<A: InFake>(fake: &Fake) -> Vec<String> {
-            fake.flows::<A>()
-                .iter()
-                .map(|(set, key, flow)| flow_line(*set, key, flow))
-                .collect()
+            fake.flows::<A>().iter().map(|(set, key, flow)| flow_line(*set, key, flow)).collect()
         }
         [of::<Ip4>(self), of::<Ip6>(self)].concat()
     }
@@ -96,11 +91,7 @@ impl Fake {
             )?;
         }
         for (prefix, owned) in &family.owned {
-            let kind = if owned.kind == Owned::VIP {
-                "vip"
-            } else {
-                "unused"
-            };
+            let kind = if owned.kind == Owned::VIP { "vip" } else { "unused" };
             writeln!(f, "owned {}/{} {kind}", prefix.addr.to_ip(), prefix.len)?;
         }
         for (prefix, via) in &family.routes {

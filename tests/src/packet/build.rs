@@ -14,28 +14,16 @@ pub fn build(spec: &Spec, names: &Names) -> Built<Vec<u8>> {
         return unhex(spec.attrs.get("data").map_or("", |d| d));
     }
     let (ethertype, body) = match spec.kind.strip_prefix("ether-0x") {
-        Some(hex) => (
-            u16::from_str_radix(hex, 16).map_err(|e| format!("{hex}: {e}"))?,
-            payload(spec, 0, 46)?,
-        ),
+        Some(hex) => (u16::from_str_radix(hex, 16).map_err(|e| format!("{hex}: {e}"))?, payload(spec, 0, 46)?),
         None if spec.kind == "arp" => (0x0806, arp(spec, names)?),
         None => network(spec, names)?,
     };
     let mut frame = Vec::new();
     frame.extend(mac(spec, "to")?.unwrap_or(names.macs.1));
     frame.extend(mac(spec, "from")?.unwrap_or(names.macs.0));
-    for tag in spec
-        .attrs
-        .get("vlan")
-        .iter()
-        .flat_map(|list| list.split(','))
-    {
+    for tag in spec.attrs.get("vlan").iter().flat_map(|list| list.split(',')) {
         frame.extend([0x81, 0x00]);
-        frame.extend(
-            tag.parse::<u16>()
-                .map_err(|_| format!("vlan={tag}"))?
-                .to_be_bytes(),
-        );
+        frame.extend(tag.parse::<u16>().map_err(|_| format!("vlan={tag}"))?.to_be_bytes());
     }
     frame.extend(ethertype.to_be_bytes());
     frame.extend(body);
@@ -47,19 +35,12 @@ pub fn build(spec: &Spec, names: &Names) -> Built<Vec<u8>> {
 /// Refuses words that mean nothing here, so that no case says what isn't so.
 fn known(spec: &Spec) -> Built<()> {
     const WORDS: &[&str] = &[
-        "from", "to", "vlan", "pad", "cut", "data", "len", "ttl", "tos", "id", "df", "more",
-        "frag", "rest", "opts", "ext", "iplen", "ipsum", "seq", "ack", "win", "topts", "doff",
-        "sum", "badsum", "ulen", "vtag", "echo-id", "echo-seq", "mtu", "type", "code", "word",
-        "quote", "flow", "ihl",
+        "from", "to", "vlan", "pad", "cut", "data", "len", "ttl", "tos", "id", "df", "more", "frag", "rest", "opts",
+        "ext", "iplen", "ipsum", "seq", "ack", "win", "topts", "doff", "sum", "badsum", "ulen", "vtag", "echo-id",
+        "echo-seq", "mtu", "type", "code", "word", "quote", "flow", "ihl",
     ];
-    let flag = |word: &str| {
-        TCP_FLAGS.iter().any(|(f, _)| *f == word) || ICMP_NAMES.iter().any(|(n, ..)| *n == word)
-    };
-    match spec
-        .attrs
-        .keys()
-        .find(|key| !WORDS.contains(&key.as_str()) && !flag(key))
-    {
+    let flag = |word: &str| TCP_FLAGS.iter().any(|(f, _)| *f == word) || ICMP_NAMES.iter().any(|(n, ..)| *n == word);
+    match spec.attrs.keys().find(|key| !WORDS.contains(&key.as_str()) && !flag(key)) {
         Some(key) => Err(format!("{key}: not a word for packets")),
         None => Ok(()),
     }
@@ -71,9 +52,7 @@ fn mac(spec: &Spec, key: &str) -> Built<Option<Mac>> {
 
 pub fn parse_mac(text: &str) -> Built<Mac> {
     let bytes = unhex(&text.replace(':', ""))?;
-    bytes
-        .try_into()
-        .map_err(|_| format!("{text}: not a link-layer address"))
+    bytes.try_into().map_err(|_| format!("{text}: not a link-layer address"))
 }
 
 fn payload(spec: &Spec, from: usize, default: u64) -> Built<Vec<u8>> {
@@ -113,10 +92,7 @@ pub fn network(spec: &Spec, names: &Names) -> Built<(u16, Vec<u8>)> {
         "sctp" => 132,
         "icmp" if src.is_ipv6() => 58,
         "icmp" => 1,
-        kind => kind
-            .strip_prefix("proto-")
-            .and_then(|n| n.parse().ok())
-            .ok_or(format!("{kind}: not a protocol"))?,
+        kind => kind.strip_prefix("proto-").and_then(|n| n.parse().ok()).ok_or(format!("{kind}: not a protocol"))?,
     };
     let body = transport(spec, names, (src, dst), proto)?;
     let tos = spec.number("tos", 0)? as u8;
@@ -127,12 +103,7 @@ pub fn network(spec: &Spec, names: &Names) -> Built<(u16, Vec<u8>)> {
     }
 }
 
-fn ip4(
-    spec: &Spec,
-    (src, dst): (IpAddr, IpAddr),
-    [tos, ttl, proto]: [u8; 3],
-    body: &[u8],
-) -> Built<Vec<u8>> {
+fn ip4(spec: &Spec, (src, dst): (IpAddr, IpAddr), [tos, ttl, proto]: [u8; 3], body: &[u8]) -> Built<Vec<u8>> {
     let mut options = unhex(spec.attrs.get("opts").map_or("", |o| o))?;
     options.resize(options.len().div_ceil(4) * 4, 0);
     let words = spec.number("ihl", 5 + options.len() as u64 / 4)? as u8;
@@ -153,12 +124,7 @@ fn ip4(
     Ok(header)
 }
 
-fn ip6(
-    spec: &Spec,
-    (src, dst): (IpAddr, IpAddr),
-    [class, limit, proto]: [u8; 3],
-    body: &[u8],
-) -> Built<Vec<u8>> {
+fn ip6(spec: &Spec, (src, dst): (IpAddr, IpAddr), [class, limit, proto]: [u8; 3], body: &[u8]) -> Built<Vec<u8>> {
     let listed = spec.attrs.get("ext").map_or("", |e| e);
     let mut names: Vec<&str> = listed.split(',').filter(|n| !n.is_empty()).collect();
     if !names.contains(&"frag") && ["frag", "more", "id"].iter().any(|k| spec.has(k)) {
@@ -190,9 +156,7 @@ fn ip6(
         }
     }
     rest.extend(body);
-    let mut header = (0x6000_0000 | u32::from(class) << 20 | spec.number("flow", 0)? as u32)
-        .to_be_bytes()
-        .to_vec();
+    let mut header = (0x6000_0000 | u32::from(class) << 20 | spec.number("flow", 0)? as u32).to_be_bytes().to_vec();
     header.extend((spec.number("iplen", rest.len() as u64)? as u16).to_be_bytes());
     header.extend([next[0], limit]);
     header.extend(octets(src));
@@ -202,40 +166,20 @@ fn ip6(
 }
 
 /// The transport header and what it carries. A later fragment and a protocol without ports are data alone.
-fn transport(
-    spec: &Spec,
-    names: &Names,
-    (src, dst): (IpAddr, IpAddr),
-    proto: u8,
-) -> Built<Vec<u8>> {
-    let ports = (
-        spec.src.as_ref().and_then(|e| e.port),
-        spec.dst.as_ref().and_then(|e| e.port),
-    );
+fn transport(spec: &Spec, names: &Names, (src, dst): (IpAddr, IpAddr), proto: u8) -> Built<Vec<u8>> {
+    let ports = (spec.src.as_ref().and_then(|e| e.port), spec.dst.as_ref().and_then(|e| e.port));
     let (mut header, at, default_len) = match (spec.kind.as_str(), ports) {
         ("icmp", _) if spec.number("frag", 0)? > 0 => return payload(spec, 0, 0),
         ("icmp", _) => (icmp(spec, names, src.is_ipv6())?, 2, 0),
         ("tcp", (Some(s), Some(d))) => (tcp(spec, s, d)?, 16, 0),
-        ("udp", (Some(s), Some(d))) => (
-            [s.to_be_bytes(), d.to_be_bytes(), [0; 2], [0; 2]].concat(),
-            6,
-            8,
-        ),
+        ("udp", (Some(s), Some(d))) => ([s.to_be_bytes(), d.to_be_bytes(), [0; 2], [0; 2]].concat(), 6, 8),
         ("sctp", (Some(s), Some(d))) => {
             let vtag = (spec.number("vtag", 99)? as u32).to_be_bytes();
-            (
-                [&s.to_be_bytes(), &d.to_be_bytes(), &vtag[..], &[0; 4]].concat(),
-                8,
-                16,
-            )
+            ([&s.to_be_bytes(), &d.to_be_bytes(), &vtag[..], &[0; 4]].concat(), 8, 16)
         }
         _ => return payload(spec, spec.number("frag", 0)?.saturating_sub(8) as usize, 8),
     };
-    let data = if spec.inner.is_some() {
-        quoted(spec, names)?
-    } else {
-        payload(spec, 0, default_len)?
-    };
+    let data = if spec.inner.is_some() { quoted(spec, names)? } else { payload(spec, 0, default_len)? };
     let whole = header.len() + data.len() + spec.number("rest", 0)? as usize;
     if spec.kind == "udp" {
         let len = spec.number("ulen", whole as u64)? as u16;
@@ -247,11 +191,7 @@ fn transport(
         let sum = spec.number("sum", sum.into())? as u32;
         header[8..12].copy_from_slice(&sum.to_le_bytes());
     } else {
-        let pseudo = if proto == 1 {
-            Vec::new()
-        } else {
-            pseudo(src, dst, proto, whole)
-        };
+        let pseudo = if proto == 1 { Vec::new() } else { pseudo(src, dst, proto, whole) };
         // An odd middle part would shift the words behind it.
         let body = [&header[..], &data, &rest].concat();
         let wrong = (spec.number("badsum", 0)? as u16).to_be_bytes();
@@ -266,10 +206,7 @@ fn transport(
 }
 
 fn tcp(spec: &Spec, sport: u16, dport: u16) -> Built<Vec<u8>> {
-    let flags = TCP_FLAGS
-        .iter()
-        .filter(|(name, _)| spec.has(name))
-        .fold(0, |all, (_, bit)| all | bit);
+    let flags = TCP_FLAGS.iter().filter(|(name, _)| spec.has(name)).fold(0, |all, (_, bit)| all | bit);
     let ack = if flags & 16 != 0 { default::ACK } else { 0 };
     let mut options = unhex(spec.attrs.get("topts").map_or("", |o| o))?;
     options.resize(options.len().div_ceil(4) * 4, 0);

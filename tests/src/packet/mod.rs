@@ -51,8 +51,7 @@ impl Names {
         if let Some(addr) = self.hosts.get(host) {
             return Ok(*addr);
         }
-        host.parse()
-            .map_err(|_| format!("{host}: neither a known host nor an address"))
+        host.parse().map_err(|_| format!("{host}: neither a known host nor an address"))
     }
 
     pub fn name(&self, addr: IpAddr) -> String {
@@ -61,10 +60,7 @@ impl Names {
     }
 
     pub fn with_macs(&self, src: Mac, dst: Mac) -> Names {
-        Names {
-            macs: (src, dst),
-            ..self.clone()
-        }
+        Names { macs: (src, dst), ..self.clone() }
     }
 }
 
@@ -84,16 +80,8 @@ pub const ICMP_NAMES: &[(&str, [u8; 2], [u8; 2])] = &[
 ];
 
 /// TCP's flags by name.
-pub const TCP_FLAGS: [(&str, u8); 8] = [
-    ("FIN", 1),
-    ("SYN", 2),
-    ("RST", 4),
-    ("PSH", 8),
-    ("ACK", 16),
-    ("URG", 32),
-    ("ECE", 64),
-    ("CWR", 128),
-];
+pub const TCP_FLAGS: [(&str, u8); 8] =
+    [("FIN", 1), ("SYN", 2), ("RST", 4), ("PSH", 8), ("ACK", 16), ("URG", 32), ("ECE", 64), ("CWR", 128)];
 
 /// What the defaults are, for the builder and the way back.
 pub mod default {
@@ -107,9 +95,7 @@ pub mod default {
 
 /// The payload that `len=` means: bytes that differ from their neighbours.
 pub fn pattern(from: usize, len: usize) -> Vec<u8> {
-    (from..from + len)
-        .map(|i| (i as u8).wrapping_mul(7).wrapping_add(1))
-        .collect()
+    (from..from + len).map(|i| (i as u8).wrapping_mul(7).wrapping_add(1)).collect()
 }
 
 /// `0a1b` as bytes.

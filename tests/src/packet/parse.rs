@@ -20,10 +20,7 @@ impl FromStr for Spec {
 
 fn spec<'a, 'b>(tokens: &'a [&'b str]) -> Result<(Spec, &'a [&'b str]), String> {
     let (kind, mut rest) = tokens.split_first().ok_or("a packet is expected")?;
-    let mut spec = Spec {
-        kind: (*kind).into(),
-        ..Spec::default()
-    };
+    let mut spec = Spec { kind: (*kind).into(), ..Spec::default() };
     if let [src, ">", dst, more @ ..] = rest {
         spec.src = Some(src.parse()?);
         spec.dst = Some(dst.parse()?);
@@ -57,26 +54,13 @@ impl FromStr for End {
 
     /// `name`, `name:80`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
     fn from_str(text: &str) -> Result<Self, String> {
-        let port = |p: &str| {
-            p.parse()
-                .map(Some)
-                .map_err(|_| format!("{text}: {p} is no port"))
-        };
+        let port = |p: &str| p.parse().map(Some).map_err(|_| format!("{text}: {p} is no port"));
         if let Some((host, p)) = text.strip_prefix('[').and_then(|t| t.split_once("]:")) {
-            return Ok(End {
-                host: host.into(),
-                port: port(p)?,
-            });
+            return Ok(End { host: host.into(), port: port(p)? });
         }
         match text.split_once(':') {
-            Some((host, p)) if !p.contains(':') => Ok(End {
-                host: host.into(),
-                port: port(p)?,
-            }),
-            _ => Ok(End {
-                host: text.into(),
-                port: None,
-            }),
+            Some((host, p)) if !p.contains(':') => Ok(End { host: host.into(), port: port(p)? }),
+            _ => Ok(End { host: text.into(), port: None }),
         }
     }
 }

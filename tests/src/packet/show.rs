@@ -9,10 +9,7 @@ use super::{End, ICMP_NAMES, Names, Spec, TCP_FLAGS, default, hex, pattern};
 
 /// The line for a frame.
 pub fn show(frame: &[u8], names: &Names) -> Spec {
-    let mut raw = Spec {
-        kind: "raw".into(),
-        ..Spec::default()
-    };
+    let mut raw = Spec { kind: "raw".into(), ..Spec::default() };
     raw.set("data", hex(frame));
     let Some(mut spec) = link(frame, names) else {
         return raw;
@@ -21,11 +18,7 @@ pub fn show(frame: &[u8], names: &Names) -> Spec {
     if same(&spec) {
         return spec;
     }
-    if let Some(len) = build(&spec, names)
-        .ok()
-        .map(|b| b.len())
-        .filter(|len| *len < frame.len())
-    {
+    if let Some(len) = build(&spec, names).ok().map(|b| b.len()).filter(|len| *len < frame.len()) {
         spec.set("pad", frame.len() - len);
     } else if build(&spec, names).is_ok_and(|built| built.len() > frame.len()) {
         spec.set("cut", frame.len());
@@ -52,10 +45,7 @@ fn link(frame: &[u8], names: &Names) -> Option<Spec> {
     let mut spec = match word(frame, at)? {
         0x0800 | 0x86dd => ip(rest, names)?,
         other => {
-            let mut spec = Spec {
-                kind: format!("ether-{other:#06x}"),
-                ..Spec::default()
-            };
+            let mut spec = Spec { kind: format!("ether-{other:#06x}"), ..Spec::default() };
             data(&mut spec, rest, 0, 46);
             spec
         }
@@ -65,14 +55,7 @@ fn link(frame: &[u8], names: &Names) -> Option<Spec> {
     }
     for (key, at, usual) in [("to", 0, names.macs.1), ("from", 6, names.macs.0)] {
         if frame[at..at + 6] != usual {
-            spec.set(
-                key,
-                frame[at..at + 6]
-                    .iter()
-                    .map(|b| format!("{b:02x}"))
-                    .collect::<Vec<_>>()
-                    .join(":"),
-            );
+            spec.set(key, frame[at..at + 6].iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(":"));
         }
     }
     Some(spec)
@@ -171,13 +154,7 @@ fn ip4(bytes: &[u8], names: &Names) -> Option<Spec> {
     let total = usize::from(word(header, 2)?);
     let body = bytes.get(len..)?;
     let promised = total.checked_sub(len)?;
-    transport(
-        &mut spec,
-        (at(12)?, at(16)?),
-        header[9],
-        (body, promised, offset),
-        names,
-    )?;
+    transport(&mut spec, (at(12)?, at(16)?), header[9], (body, promised, offset), names)?;
     Some(spec)
 }
 
@@ -222,12 +199,7 @@ fn ip6(bytes: &[u8], names: &Names) -> Option<Spec> {
             if bits & 1 != 0 {
                 spec.set("more", "");
             }
-            say(
-                &mut spec,
-                "id",
-                double(bytes, fragment_at + 4)?,
-                default::ID.into(),
-            );
+            say(&mut spec, "id", double(bytes, fragment_at + 4)?, default::ID.into());
         }
         fragment_at += usize::from(*bytes.get(fragment_at + 1)?) * 8 + 8;
     }
@@ -235,19 +207,9 @@ fn ip6(bytes: &[u8], names: &Names) -> Option<Spec> {
     if !ext.is_empty() && !implied {
         spec.set("ext", ext.join(","));
     }
-    let addr = |i: usize| {
-        Some(IpAddr::from(Ipv6Addr::from(
-            <[u8; 16]>::try_from(header.get(i..i + 16)?).ok()?,
-        )))
-    };
+    let addr = |i: usize| Some(IpAddr::from(Ipv6Addr::from(<[u8; 16]>::try_from(header.get(i..i + 16)?).ok()?)));
     let promised = (usize::from(word(header, 4)?) + 40).checked_sub(at)?;
-    transport(
-        &mut spec,
-        (addr(8)?, addr(24)?),
-        proto,
-        (bytes.get(at..)?, promised, offset),
-        names,
-    )?;
+    transport(&mut spec, (addr(8)?, addr(24)?), proto, (bytes.get(at..)?, promised, offset), names)?;
     Some(spec)
 }
 
@@ -267,14 +229,8 @@ fn transport(
     };
     let ports = offset == 0 && matches!(proto, 6 | 17 | 132);
     let port = |at| if ports { word(body, at) } else { None };
-    spec.src = Some(End {
-        host: names.name(src),
-        port: port(0),
-    });
-    spec.dst = Some(End {
-        host: names.name(dst),
-        port: port(2),
-    });
+    spec.src = Some(End { host: names.name(src), port: port(0) });
+    spec.dst = Some(End { host: names.name(dst), port: port(2) });
     // What is promised and not there is taken as the pattern goes on.
     let mut body = body[..body.len().min(promised)].to_vec();
     let there = body.len();
@@ -307,12 +263,7 @@ fn transport(
     Some(())
 }
 
-fn tcp(
-    spec: &mut Spec,
-    body: &mut [u8],
-    there: usize,
-    fill: impl Fn(&mut [u8], usize),
-) -> Option<()> {
+fn tcp(spec: &mut Spec, body: &mut [u8], there: usize, fill: impl Fn(&mut [u8], usize)) -> Option<()> {
     say(spec, "seq", double(body, 4)?, default::SEQ);
     if there < 20 {
         // Only the start is quoted: the rest is as if nothing special were in it.
@@ -326,12 +277,7 @@ fn tcp(
             spec.set(name, "");
         }
     }
-    say(
-        spec,
-        "ack",
-        double(body, 8)?,
-        if flags & 16 != 0 { default::ACK } else { 0 },
-    );
+    say(spec, "ack", double(body, 8)?, if flags & 16 != 0 { default::ACK } else { 0 });
     say(spec, "win", word(body, 14)?, default::WINDOW);
     let header = usize::from(body[12] >> 4) * 4;
     if header > 20 {
@@ -346,9 +292,7 @@ fn icmp(spec: &mut Spec, body: &[u8], v6: bool, names: &Names) -> Option<()> {
     let [kind, code, ..] = *body.get(..8)? else {
         return None;
     };
-    let named = ICMP_NAMES
-        .iter()
-        .find(|(_, four, six)| [kind, code] == if v6 { *six } else { *four });
+    let named = ICMP_NAMES.iter().find(|(_, four, six)| [kind, code] == if v6 { *six } else { *four });
     match named {
         Some((name, ..)) => spec.set(name, ""),
         None => {
@@ -364,11 +308,7 @@ fn icmp(spec: &mut Spec, body: &[u8], v6: bool, names: &Names) -> Option<()> {
         say(spec, "mtu", double(body, 4)?, 0);
     }
     let rest = &body[8..];
-    let error = if v6 {
-        kind < 128
-    } else {
-        matches!(kind, 3 | 4 | 5 | 11 | 12)
-    };
+    let error = if v6 { kind < 128 } else { matches!(kind, 3 | 4 | 5 | 11 | 12) };
     if let Some(inner) = error.then(|| ip(rest, names)).flatten() {
         let built = network(&inner, names).ok()?.1;
         if built.len() >= rest.len() && built[..rest.len()] == *rest {

@@ -45,12 +45,8 @@ fn blessed(name: &str, text: &str) -> Result<String, String> {
 fn run(case: &Case, v6: bool, blocks: &mut Blocks) -> Result<(), String> {
     let mut host = Host::new(case);
     for step in &case.steps {
-        let outcome = host
-            .step(step)
-            .map_err(|e| format!("{}:{}: {e}", case.name, step.at.start + 1))?;
-        let block = blocks
-            .entry(step.at.start)
-            .or_insert((step.expected_at.clone(), [None, None]));
+        let outcome = host.step(step).map_err(|e| format!("{}:{}: {e}", case.name, step.at.start + 1))?;
+        let block = blocks.entry(step.at.start).or_insert((step.expected_at.clone(), [None, None]));
         block.0.end = block.0.end.max(step.expected_at.end);
         block.1[usize::from(v6)] = Some((outcome.lines, outcome.wrong.is_none()));
     }
@@ -59,22 +55,14 @@ fn run(case: &Case, v6: bool, blocks: &mut Blocks) -> Result<(), String> {
 
 fn block(ran: [Option<(Vec<String>, bool)>; 2], both: bool) -> Vec<String> {
     let indent = |line: &String| {
-        if line.starts_with("count") {
-            line.clone()
-        } else {
-            format!("  {line}")
-        }
+        if line.starts_with("count") { line.clone() } else { format!("  {line}") }
     };
     match ran.map(|r| r.map(|(lines, _)| lines)) {
         [Some(four), Some(six)] if four == six => four.iter().map(indent).collect(),
         [Some(one), None] | [None, Some(one)] if !both => one.iter().map(indent).collect(),
         [four, six] => {
             let prefixed = |prefix: &str, lines: Option<Vec<String>>| -> Vec<String> {
-                lines
-                    .iter()
-                    .flatten()
-                    .map(|line| format!("  {prefix}: {line}"))
-                    .collect()
+                lines.iter().flatten().map(|line| format!("  {prefix}: {line}")).collect()
             };
             [prefixed("v4", four), prefixed("v6", six)].concat()
         }

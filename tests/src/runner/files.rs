@@ -33,25 +33,15 @@ fn walk(root: &Path, folder: &Path, found: &mut Vec<(String, String)>) {
         if path.is_dir() {
             walk(root, &path, found);
         } else if path.extension().is_some_and(|e| e == "case") {
-            let name = path
-                .strip_prefix(root)
-                .unwrap_or(&path)
-                .display()
-                .to_string();
+            let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
             found.push((name, std::fs::read_to_string(&path).unwrap_or_default()));
         }
     }
 }
 
 fn built_in(dir: &Dir, found: &mut Vec<(String, String)>) {
-    for file in dir
-        .files()
-        .filter(|f| f.path().extension().is_some_and(|e| e == "case"))
-    {
-        found.push((
-            file.path().display().to_string(),
-            file.contents_utf8().unwrap_or("").into(),
-        ));
+    for file in dir.files().filter(|f| f.path().extension().is_some_and(|e| e == "case")) {
+        found.push((file.path().display().to_string(), file.contents_utf8().unwrap_or("").into()));
     }
     dir.dirs().for_each(|dir| built_in(dir, found));
 }

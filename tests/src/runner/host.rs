@@ -1,5 +1,7 @@
 //! The engine on the host: the path over [`Fake`] and a packet in ordinary memory.
 
+use std::cell::RefCell;
+
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
@@ -31,11 +33,7 @@ pub enum Refuses {
 impl Buffer {
     pub fn new(mut bytes: Vec<u8>, refuses: Refuses) -> Self {
         let start = bytes.as_mut_ptr();
-        Buffer {
-            bytes,
-            start,
-            refuses,
-        }
+        Buffer { bytes, start, refuses }
     }
 
     pub fn into_bytes(self) -> Vec<u8> {
@@ -44,21 +42,14 @@ impl Buffer {
 }
 
 impl Packet for Buffer {
-    #[expect(
-        unsafe_code,
-        reason = "a frame is a view from behind a shared reference, as in the kernel"
-    )]
+    #[expect(unsafe_code, reason = "a frame is a view from behind a shared reference, as in the kernel")]
     fn frame(&self) -> Frame<'_> {
         // SAFETY: the vector's bytes are in one allocation that lives as long as `self` is
         // borrowed, and no reference into them exists: this type hands out none.
         unsafe { Frame::from_range(self.start, self.start.wrapping_add(self.bytes.len())) }
     }
 
-    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(
-        &mut self,
-        offset: u32,
-        value: T,
-    ) -> Result<(), Drop> {
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
         if self.refuses == Refuses::Writing {
             return Err(Drop::RewriteFailed);
         }
@@ -83,10 +74,15 @@ impl Packet for Buffer {
     }
 }
 
+thread_local! {
+    /// As in the kernel, with whatever the last packet left in it.
+    static SCRATCH: RefCell<path::Scratch> = RefCell::default();
+}
+
 /// Runs one packet, counting a drop as the hooks do.
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
-    let verdict = path::run(&mut packet, arrival, fake, &mut path::Scratch::default());
+    let verdict = SCRATCH.with_borrow_mut(|scratch| path::run(&mut packet, arrival, fake, scratch));
     if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
         fake.dropped(reason);
     }

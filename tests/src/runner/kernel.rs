@@ -11,9 +11,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{PerCpuArray, PerCpuValues};
-use aya::programs::{
-    ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode,
-};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use lb_common::drop::{Drop as Reason, Note};
 use lb_common::table::{Flow, FlowSet, Plain};
 use lb_common::verdict::{Hook, Verdict};
@@ -64,11 +62,7 @@ pub fn capacity(case: &Case) -> Capacity {
 pub fn namespace(links: &[crate::case::world::Link]) -> Result<()> {
     // SAFETY: neither call takes or returns memory but the set, which is whole and on the stack.
     unsafe {
-        ensure!(
-            libc::unshare(libc::CLONE_NEWNET) == 0,
-            "unshare: {}",
-            std::io::Error::last_os_error()
-        );
+        ensure!(libc::unshare(libc::CLONE_NEWNET) == 0, "unshare: {}", std::io::Error::last_os_error());
         let mut set: libc::cpu_set_t = std::mem::zeroed();
         libc::CPU_SET(0, &mut set);
         libc::sched_setaffinity(0, size_of_val(&set), &set);
@@ -76,10 +70,7 @@ pub fn namespace(links: &[crate::case::world::Link]) -> Result<()> {
     ip("link set lo up")?;
     for link in links {
         let name = &link.name;
-        ip(&format!(
-            "link add name {name} index {} type veth peer name {name}-peer",
-            link.index
-        ))?;
+        ip(&format!("link add name {name} index {} type veth peer name {name}-peer", link.index))?;
         ip(&format!("link set {name} up"))?;
         ip(&format!("link set {name}-peer up"))?;
     }
@@ -87,41 +78,25 @@ pub fn namespace(links: &[crate::case::world::Link]) -> Result<()> {
 }
 
 fn ip(arguments: &str) -> Result<()> {
-    let output = Command::new("ip")
-        .args(arguments.split(' '))
-        .output()
-        .context("the program ip")?;
-    ensure!(
-        output.status.success(),
-        "ip {arguments}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = Command::new("ip").args(arguments.split(' ')).output().context("the program ip")?;
+    ensure!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
 impl Machine {
     pub fn new(links: &[crate::case::world::Link], capacity: &Capacity) -> Result<Self> {
-        let paths = Paths::new(format!(
-            "/sys/fs/bpf/stellwerk-cases-{}",
-            std::process::id()
-        ));
-        let mut kernel = Kernel::load(&paths, capacity)?;
-        // A test run's context may name a device only once its receive queue is known to XDP.
-        let xdp: &mut Xdp = kernel
-            .ebpf
-            .program_mut(load::XDP)
-            .context("the XDP program")?
-            .try_into()?;
-        for link in links {
-            xdp.attach(&link.name, XdpMode::Driver)
-                .with_context(|| format!("XDP on {}", link.name))?;
+        let paths = Paths::new(format!("/sys/fs/bpf/stellwerk-cases-{}", std::process::id()));
+        let loaded = Kernel::load(&paths, capacity);
+        if loaded.is_err() {
+            let _ = unload(&paths);
         }
-        Ok(Machine {
-            kernel,
-            paths,
-            contents: None,
-            xdp_context: true,
-        })
+        let mut kernel = loaded?;
+        // A test run's context may name a device only once its receive queue is known to XDP.
+        let xdp: &mut Xdp = kernel.ebpf.program_mut(load::XDP).context("the XDP program")?.try_into()?;
+        for link in links {
+            xdp.attach(&link.name, XdpMode::Driver).with_context(|| format!("XDP on {}", link.name))?;
+        }
+        Ok(Machine { kernel, paths, contents: None, xdp_context: true })
     }
 
     /// Instructions that the verifier walked, by program (5.16).
@@ -133,11 +108,7 @@ impl Machine {
                 aya::programs::Program::SchedClassifier(p) => p.info(),
                 _ => continue,
             };
-            counts.extend(
-                info?
-                    .verified_instruction_count()
-                    .map(|count| (name.to_string(), count)),
-            );
+            counts.extend(info?.verified_instruction_count().map(|count| (name.to_string(), count)));
         }
         Ok(counts)
     }
@@ -164,8 +135,7 @@ impl Machine {
                 self.contents = Some((**to).clone());
             }
             What::Apply(op) => {
-                host.apply(std::slice::from_ref(op))
-                    .map_err(anyhow::Error::msg)?;
+                host.apply(std::slice::from_ref(op)).map_err(anyhow::Error::msg)?;
                 self.apply(std::slice::from_ref(op))?;
             }
             What::Advance(seconds) => {
@@ -173,8 +143,7 @@ impl Machine {
                 self.age(seconds * self.kernel.ticks_per_second)?;
             }
             What::Packet(arriving) => {
-                let bytes =
-                    packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
+                let bytes = packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
                 if bytes.len() < SHORTEST || arriving.tagged {
                     return Ok(());
                 }
@@ -190,8 +159,7 @@ impl Machine {
         let ran = match self.test_run(&arriving, &bytes) {
             Err(error) if arriving.hook == Hook::Xdp && self.xdp_context => {
                 self.xdp_context = false;
-                self.test_run(&arriving, &bytes)
-                    .with_context(|| format!("with a context: {error:#}"))?
+                self.test_run(&arriving, &bytes).with_context(|| format!("with a context: {error:#}"))?
             }
             ran => ran?,
         };
@@ -200,17 +168,9 @@ impl Machine {
         }
         let fate = host.packet(&arriving, bytes);
         let code = code(&fate, &arriving);
-        ensure!(
-            ran.0 == code,
-            "the host says {:?} (code {code}), the kernel's code is {}",
-            fate.verdict,
-            ran.0
-        );
+        ensure!(ran.0 == code, "the host says {:?} (code {code}), the kernel's code is {}", fate.verdict, ran.0);
         if !matches!(fate.verdict, Verdict::Drop(_)) && ran.1 != fate.bytes {
-            bail!(
-                "the packets differ (expected: the host's)\n{}",
-                super::byte_diff(&fate.bytes, &ran.1)
-            );
+            bail!("the packets differ (expected: the host's)\n{}", super::byte_diff(&fate.bytes, &ran.1));
         }
         Ok(())
     }
@@ -225,20 +185,13 @@ impl Machine {
             ctx_in: wanted.then_some(&context),
             ..TestRunOptions::default()
         };
-        let ran = self
-            .program(arriving.hook, options)
-            .context("BPF_PROG_TEST_RUN")?;
+        let ran = self.program(arriving.hook, options).context("BPF_PROG_TEST_RUN")?;
         out.truncate(ran.data_size_out as usize);
         Ok((ran.return_value, out))
     }
 
     fn program(&self, hook: Hook, options: TestRunOptions) -> Result<TestRunResult> {
-        let get = |name| {
-            self.kernel
-                .ebpf
-                .program(name)
-                .context("the program is loaded")
-        };
+        let get = |name| self.kernel.ebpf.program(name).context("the program is loaded");
         let tc = |name| -> Result<&SchedClassifier, anyhow::Error> { Ok(get(name)?.try_into()?) };
         let ran: Result<_, ProgramError> = match hook {
             Hook::Xdp => <&Xdp>::try_from(get(load::XDP)?)?.test_run(options),
@@ -251,8 +204,7 @@ impl Machine {
     /// Operations in the kernel's own ticks.
     fn apply(&mut self, ops: &[Op]) -> Result<()> {
         let rate = self.kernel.ticks_per_second;
-        ops.iter()
-            .try_for_each(|op| self.kernel.apply(&in_ticks(op, rate)))
+        ops.iter().try_for_each(|op| self.kernel.apply(&in_ticks(op, rate)))
     }
 
     fn age(&mut self, ticks: u32) -> Result<()> {
@@ -280,14 +232,9 @@ impl Machine {
         (0..64).try_for_each(|id| maps.counters.zero(id))?;
         (0..Reason::ALL.len() as u32).try_for_each(|i| maps.drops.zero(i))?;
         (0..Note::ALL.len() as u32).try_for_each(|i| maps.notes.zero(i))?;
-        let budget = self
-            .kernel
-            .ebpf
-            .map_mut("ICMP_BUDGET")
-            .context("the ICMP budget")?;
+        let budget = self.kernel.ebpf.map_mut("ICMP_BUDGET").context("the ICMP budget")?;
         let mut budget = PerCpuArray::<_, [u32; 2]>::try_from(budget)?;
-        let zero =
-            vec![[0; 2]; aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?];
+        let zero = vec![[0; 2]; aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?];
         budget.set(0, PerCpuValues::try_from(zero)?, 0)?;
         Ok(())
     }
@@ -299,26 +246,14 @@ impl Machine {
         let tally = fake.tally.borrow();
         for (index, reason) in Reason::ALL.iter().enumerate() {
             let host = tally.drops.get(reason.label()).copied().unwrap_or(0);
-            same(
-                reason.label(),
-                &host,
-                &self.kernel.maps.drops.sum(index as u32)?,
-            )?;
+            same(reason.label(), &host, &self.kernel.maps.drops.sum(index as u32)?)?;
         }
         for (index, note) in Note::ALL.iter().enumerate() {
             let host = tally.notes.get(note.label()).copied().unwrap_or(0);
-            same(
-                note.label(),
-                &host,
-                &self.kernel.maps.notes.sum(index as u32)?,
-            )?;
+            same(note.label(), &host, &self.kernel.maps.notes.sum(index as u32)?)?;
         }
         for (id, host) in &tally.backends {
-            same(
-                "a backend's counters",
-                host,
-                &self.kernel.maps.counters.sum(*id)?,
-            )?;
+            same("a backend's counters", host, &self.kernel.maps.counters.sum(*id)?)?;
         }
         Ok(())
     }
@@ -363,8 +298,7 @@ fn context(arriving: &Arriving, len: usize) -> Vec<u8> {
 /// An operation with its times in ticks of another rate.
 fn in_ticks(op: &Op, rate: u32) -> Op {
     let mut op = op.clone();
-    let scale =
-        |ticks: &mut u32| *ticks = (u64::from(*ticks) * u64::from(rate) / u64::from(TICKS)) as u32;
+    let scale = |ticks: &mut u32| *ticks = (u64::from(*ticks) * u64::from(rate) / u64::from(TICKS)) as u32;
     match &mut op {
         Op::Settings(s) => {
             s.ticks_per_second = rate;
@@ -404,10 +338,7 @@ fn age_family<A: Addr>(maps: &FamilyMaps<A>, ticks: u32) -> Result<()> {
 
 fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {
     fn all<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<()> {
-        table
-            .entries()?
-            .iter()
-            .try_for_each(|(key, _)| table.remove(key).map(drop))
+        table.entries()?.iter().try_for_each(|(key, _)| table.remove(key).map(drop))
     }
     all(&maps.flows)?;
     all(&maps.half)?;
@@ -417,60 +348,20 @@ fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {
 
 fn agree_family<A: InFake>(maps: &FamilyMaps<A>, fake: &Fake) -> Result<()> {
     let timeless = |flow: &Flow<A>| Flow { last: 0, ..*flow };
-    for (set, table) in [
-        (FlowSet::Established, &maps.flows),
-        (FlowSet::HalfOpen, &maps.half),
-    ] {
+    for (set, table) in [(FlowSet::Established, &maps.flows), (FlowSet::HalfOpen, &maps.half)] {
         let state = A::state(fake).borrow();
-        let host: BTreeMap<_, _> = state
-            .set(set)
-            .iter()
-            .map(|(k, v)| (*k, timeless(v)))
-            .collect();
-        let kernel: BTreeMap<_, _> = table
-            .entries()?
-            .iter()
-            .map(|(k, v)| (*k, timeless(v)))
-            .collect();
+        let host: BTreeMap<_, _> = state.set(set).iter().map(|(k, v)| (*k, timeless(v))).collect();
+        let kernel: BTreeMap<_, _> = table.entries()?.iter().map(|(k, v)| (*k, timeless(v))).collect();
         same(&format!("the {set:?} flows"), &host, &kernel)?;
     }
     let state = A::state(fake).borrow();
-    let host: BTreeMap<_, _> = state
-        .affinity
-        .iter()
-        .map(|(k, v)| (*k, v.backend))
-        .collect();
-    same(
-        "affinity",
-        &host,
-        &maps
-            .affinity
-            .entries()?
-            .iter()
-            .map(|(k, v)| (*k, v.backend))
-            .collect(),
-    )?;
-    let host: BTreeMap<_, _> = state
-        .fragments
-        .iter()
-        .map(|(k, v)| (*k, (v.sport, v.dport)))
-        .collect();
-    same(
-        "fragments",
-        &host,
-        &maps
-            .fragments
-            .entries()?
-            .iter()
-            .map(|(k, v)| (*k, (v.sport, v.dport)))
-            .collect(),
-    )
+    let host: BTreeMap<_, _> = state.affinity.iter().map(|(k, v)| (*k, v.backend)).collect();
+    same("affinity", &host, &maps.affinity.entries()?.iter().map(|(k, v)| (*k, v.backend)).collect())?;
+    let host: BTreeMap<_, _> = state.fragments.iter().map(|(k, v)| (*k, (v.sport, v.dport))).collect();
+    same("fragments", &host, &maps.fragments.entries()?.iter().map(|(k, v)| (*k, (v.sport, v.dport))).collect())
 }
 
 fn same<T: PartialEq + Debug>(what: &str, host: &T, kernel: &T) -> Result<()> {
-    ensure!(
-        host == kernel,
-        "{what} differ:\n  host   {host:?}\n  kernel {kernel:?}"
-    );
+    ensure!(host == kernel, "{what} differ:\n  host   {host:?}\n  kernel {kernel:?}");
     Ok(())
 }

@@ -50,11 +50,7 @@ pub struct Fate {
 
 impl<'a> Host<'a> {
     pub fn new(case: &'a Case) -> Self {
-        Host {
-            case,
-            fake: Fake::new(case.world.capacity, TICKS),
-            contents: None,
-        }
+        Host { case, fake: Fake::new(case.world.capacity, TICKS), contents: None }
     }
 
     /// The operations that a change of tables means.
@@ -66,9 +62,7 @@ impl<'a> Host<'a> {
 
     /// Does a step that is no packet.
     pub fn apply(&mut self, ops: &[Op]) -> Result<(), String> {
-        ops.iter()
-            .try_for_each(|op| self.fake.apply(op))
-            .map_err(|e| e.to_string())
+        ops.iter().try_for_each(|op| self.fake.apply(op)).map_err(|e| e.to_string())
     }
 
     /// Runs a packet.
@@ -83,11 +77,7 @@ impl<'a> Host<'a> {
         let before = self.fake.tally.borrow().notes.clone();
         let (verdict, bytes) = host::run(&self.fake, &at, bytes, arriving.refuses);
         let notes = gained(&before, &self.fake.tally.borrow().notes);
-        Fate {
-            verdict,
-            bytes,
-            notes,
-        }
+        Fate { verdict, bytes, notes }
     }
 
     /// Does a step and judges it.
@@ -106,37 +96,20 @@ impl<'a> Host<'a> {
             }
             What::Flows(expected) => {
                 let lines = flow_lines(&self.fake, &self.case.world.names());
-                let wrong = (lines != *expected)
-                    .then(|| format!("the flows are\n  {}", lines.join("\n  ")));
-                return Ok(Outcome {
-                    lines: lines.iter().map(|l| format!("flow {l}")).collect(),
-                    wrong,
-                });
+                let wrong = (lines != *expected).then(|| format!("the flows are\n  {}", lines.join("\n  ")));
+                return Ok(Outcome { lines: lines.iter().map(|l| format!("flow {l}")).collect(), wrong });
             }
             What::Counted { name, id, text } => {
-                let c = self
-                    .fake
-                    .tally
-                    .borrow()
-                    .backends
-                    .get(id)
-                    .copied()
-                    .unwrap_or_default();
+                let c = self.fake.tally.borrow().backends.get(id).copied().unwrap_or_default();
                 let is = format!(
                     "connections={} packets={} bytes={} replies={} reply_bytes={}",
                     c.connections, c.packets, c.bytes, c.reply_packets, c.reply_bytes
                 );
                 let wrong = (is != *text).then(|| format!("counted is {is}"));
-                return Ok(Outcome {
-                    lines: vec![format!("count {name} {is}")],
-                    wrong,
-                });
+                return Ok(Outcome { lines: vec![format!("count {name} {is}")], wrong });
             }
         }
-        Ok(Outcome {
-            lines: Vec::new(),
-            wrong: None,
-        })
+        Ok(Outcome { lines: Vec::new(), wrong: None })
     }
 
     /// Holds a packet's fate against the case.
@@ -156,13 +129,7 @@ impl<'a> Host<'a> {
         Ok(Outcome { lines, wrong })
     }
 
-    fn differs(
-        &self,
-        arriving: &Arriving,
-        sent: &[u8],
-        fate: &Fate,
-        is: &str,
-    ) -> Result<Option<String>, String> {
+    fn differs(&self, arriving: &Arriving, sent: &[u8], fate: &Fate, is: &str) -> Result<Option<String>, String> {
         let mut notes = Vec::new();
         let mut out = None;
         for expected in &arriving.expected {
@@ -178,10 +145,7 @@ impl<'a> Host<'a> {
             return Ok(Some(format!("expected {verdict}, the verdict is {is}")));
         }
         if notes != fate.notes {
-            return Ok(Some(format!(
-                "expected notes {notes:?}, noted are {:?}",
-                fate.notes
-            )));
+            return Ok(Some(format!("expected notes {notes:?}, noted are {:?}", fate.notes)));
         }
         let expected = match packet {
             Some(spec) => packet::build(spec, &self.names_for(spec, arriving, verdict)?)?,
@@ -202,11 +166,7 @@ impl<'a> Host<'a> {
 
     fn names_for(&self, spec: &Spec, arriving: &Arriving, verdict: &str) -> Result<Names, String> {
         let world = &self.case.world;
-        let to = spec
-            .dst
-            .as_ref()
-            .map(|end| world.names().resolve(&end.host))
-            .transpose()?;
+        let to = spec.dst.as_ref().map(|end| world.names().resolve(&end.host)).transpose()?;
         Ok(names_out(world, arriving, verdict, to))
     }
 }
@@ -227,22 +187,10 @@ fn names_out(world: &World, arriving: &Arriving, verdict: &str, to: Option<IpAdd
 }
 
 fn destination(frame: &[u8]) -> Option<IpAddr> {
-    let at = if frame.get(12..14)? == [0x81, 0] {
-        18
-    } else {
-        14
-    };
+    let at = if frame.get(12..14)? == [0x81, 0] { 18 } else { 14 };
     match frame.get(at)? >> 4 {
-        4 => Some(
-            <[u8; 4]>::try_from(frame.get(at + 16..at + 20)?)
-                .ok()?
-                .into(),
-        ),
-        _ => Some(
-            <[u8; 16]>::try_from(frame.get(at + 24..at + 40)?)
-                .ok()?
-                .into(),
-        ),
+        4 => Some(<[u8; 4]>::try_from(frame.get(at + 16..at + 20)?).ok()?.into()),
+        _ => Some(<[u8; 16]>::try_from(frame.get(at + 24..at + 40)?).ok()?.into()),
     }
 }
 
@@ -263,10 +211,7 @@ pub fn verdict_text(verdict: Verdict, world: &World) -> String {
 }
 
 /// Labels counted since `before`, each as often as it was counted.
-pub fn gained(
-    before: &BTreeMap<&'static str, u64>,
-    after: &BTreeMap<&'static str, u64>,
-) -> Vec<String> {
+pub fn gained(before: &BTreeMap<&'static str, u64>, after: &BTreeMap<&'static str, u64>) -> Vec<String> {
     let more = |(label, count): (&&'static str, &u64)| {
         vec![label.to_string(); (count - before.get(label).unwrap_or(&0)) as usize]
     };
@@ -275,18 +220,9 @@ pub fn gained(
 
 /// All flows, a line each, with names for addresses.
 pub fn flow_lines(fake: &Fake, names: &Names) -> Vec<String> {
-    let end = |addr: IpAddr, port: u16| {
-        packet::End {
-            host: names.name(addr),
-            port: Some(port),
-        }
-        .text()
-    };
+    let end = |addr: IpAddr, port: u16| packet::End { host: names.name(addr), port: Some(port) }.text();
     fn of<A: InFake>(fake: &Fake, end: &dyn Fn(IpAddr, u16) -> String) -> Vec<String> {
-        fake.flows::<A>()
-            .iter()
-            .map(|(set, key, flow)| named_flow(*set, key, flow, end))
-            .collect()
+        fake.flows::<A>().iter().map(|(set, key, flow)| named_flow(*set, key, flow, end)).collect()
     }
     let mut lines = [of::<Ip4>(fake, &end), of::<Ip6>(fake, &end)].concat();
     lines.sort();
@@ -297,14 +233,7 @@ pub fn flow_lines(fake: &Fake, names: &Names) -> Vec<String> {
 pub fn byte_diff(expected: &[u8], is: &[u8]) -> String {
     let mut out = String::new();
     for at in (0..expected.len().max(is.len())).step_by(16) {
-        let row = |bytes: &[u8]| {
-            bytes
-                .iter()
-                .skip(at)
-                .take(16)
-                .map(|b| format!("{b:02x} "))
-                .collect::<String>()
-        };
+        let row = |bytes: &[u8]| bytes.iter().skip(at).take(16).map(|b| format!("{b:02x} ")).collect::<String>();
         let (a, b) = (row(expected), row(is));
         if a != b {
             let _ = writeln!(out, "  {at:4} expected {a}\n       is       {b}");
@@ -318,9 +247,7 @@ pub fn on_host(case: &Case) -> Result<(), String> {
     let mut host = Host::new(case);
     for step in &case.steps {
         let line = step.at.start + 1;
-        let outcome = host
-            .step(step)
-            .map_err(|e| format!("{}:{line}: {e}", case.name))?;
+        let outcome = host.step(step).map_err(|e| format!("{}:{line}: {e}", case.name))?;
         if let Some(wrong) = outcome.wrong {
             let input = match &step.what {
                 What::Packet(arriving) => {
@@ -328,10 +255,7 @@ pub fn on_host(case: &Case) -> Result<(), String> {
                 }
                 _ => String::new(),
             };
-            return Err(format!(
-                "{}:{line}: {wrong}{input}\ntables:\n{}",
-                case.name, host.fake
-            ));
+            return Err(format!("{}:{line}: {wrong}{input}\ntables:\n{}", case.name, host.fake));
         }
     }
     Ok(())

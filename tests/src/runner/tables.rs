@@ -11,40 +11,22 @@ fn sets<K: Ord + Clone, V: Clone + PartialEq>(
     op: impl Fn(Change<K, V>) -> Op,
 ) -> Vec<Op> {
     let new = to.iter().filter(|(k, v)| from.get(k) != Some(v));
-    new.map(|(k, v)| op(Change::Set(k.clone(), v.clone())))
-        .collect()
+    new.map(|(k, v)| op(Change::Set(k.clone(), v.clone()))).collect()
 }
 
-fn removals<K: Ord + Clone, V>(
-    from: &BTreeMap<K, V>,
-    to: &BTreeMap<K, V>,
-    op: impl Fn(Change<K, V>) -> Op,
-) -> Vec<Op> {
-    from.keys()
-        .filter(|k| !to.contains_key(k))
-        .map(|k| op(Change::Remove(k.clone())))
-        .collect()
+fn removals<K: Ord + Clone, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, op: impl Fn(Change<K, V>) -> Op) -> Vec<Op> {
+    from.keys().filter(|k| !to.contains_key(k)).map(|k| op(Change::Remove(k.clone()))).collect()
 }
 
-fn family<A: Addr>(
-    from: &Family<A>,
-    to: &Family<A>,
-    op: impl Fn(FamilyOp<A>) -> Op,
-) -> (Vec<Op>, Vec<Op>) {
+fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) -> Op) -> (Vec<Op>, Vec<Op>) {
     let mut added = sets(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c)));
-    added.extend(sets(&from.services, &to.services, |c| {
-        op(FamilyOp::Service(c))
-    }));
+    added.extend(sets(&from.services, &to.services, |c| op(FamilyOp::Service(c))));
     added.extend(sets(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
     added.extend(sets(&from.routes, &to.routes, |c| op(FamilyOp::Route(c))));
     let mut removed = removals(&from.services, &to.services, |c| op(FamilyOp::Service(c)));
-    removed.extend(removals(&from.backends, &to.backends, |c| {
-        op(FamilyOp::Backend(c))
-    }));
+    removed.extend(removals(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c))));
     removed.extend(removals(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
-    removed.extend(removals(&from.routes, &to.routes, |c| {
-        op(FamilyOp::Route(c))
-    }));
+    removed.extend(removals(&from.routes, &to.routes, |c| op(FamilyOp::Route(c))));
     (added, removed)
 }
 
@@ -62,27 +44,15 @@ pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
     };
     let from = from.unwrap_or(&empty);
     let mut ops = vec![Op::Settings(to.settings)];
-    ops.extend(to.filter.iter().map(|(index, value)| Op::FilterWord {
-        index: *index,
-        value: *value,
-    }));
+    ops.extend(to.filter.iter().map(|(index, value)| Op::FilterWord { index: *index, value: *value }));
     ops.extend(sets(&from.next_hops, &to.next_hops, Op::NextHop));
     ops.extend(sets(&from.names, &to.names, Op::Name));
     let (added4, removed4) = family(&from.v4, &to.v4, Op::V4);
     let (added6, removed6) = family(&from.v6, &to.v6, Op::V6);
-    ops.extend(to.rows.iter().map(|(first, row)| Op::Row {
-        first: *first,
-        backends: row.clone(),
-    }));
+    ops.extend(to.rows.iter().map(|(first, row)| Op::Row { first: *first, backends: row.clone() }));
     ops.extend([added4, added6, removed4, removed6].concat());
     ops.extend(removals(&from.next_hops, &to.next_hops, Op::NextHop));
-    let gone = from
-        .filter
-        .keys()
-        .filter(|index| !to.filter.contains_key(index));
-    ops.extend(gone.map(|index| Op::FilterWord {
-        index: *index,
-        value: 0,
-    }));
+    let gone = from.filter.keys().filter(|index| !to.filter.contains_key(index));
+    ops.extend(gone.map(|index| Op::FilterWord { index: *index, value: 0 }));
     ops
 }
