@@ -28,8 +28,7 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     arrive(&from.v4, &to.v4, &mut ops, Op::V4);
     arrive(&from.v6, &to.v6, &mut ops, Op::V6);
     set(&from.names, &to.names, &mut ops, Op::Name);
-    let changed = to.rows.iter().filter(|(first, row)| from.rows.get(first) != Some(row));
-    ops.extend(changed.map(|(&first, row)| Op::Row { first, backends: row.clone() }));
+    ops.extend(changed(&from.rows, &to.rows).map(|(&first, _, row)| Op::Row { first, backends: row.clone() }));
     switch(&from.v4, &to.v4, &mut ops, Op::V4);
     switch(&from.v6, &to.v6, &mut ops, Op::V6);
     // Behind the routes: a flow that sees the new epoch also sees the new routes.
@@ -64,8 +63,7 @@ fn set<K: Ord + Clone, V: PartialEq + Clone>(
     ops: &mut Vec<Op>,
     op: impl Fn(Change<K, V>) -> Op,
 ) {
-    let changed = to.iter().filter(|(key, value)| from.get(key) != Some(value));
-    ops.extend(changed.map(|(key, value)| op(Change::Set(key.clone(), value.clone()))));
+    ops.extend(changed(from, to).map(|(key, _, value)| op(Change::Set(key.clone(), value.clone()))));
 }
 
 /// Removes what is no more.
@@ -75,7 +73,27 @@ fn remove<K: Ord + Clone, V>(
     ops: &mut Vec<Op>,
     op: impl Fn(Change<K, V>) -> Op,
 ) {
-    ops.extend(from.keys().filter(|key| !to.contains_key(key)).map(|key| op(Change::Remove(key.clone()))));
+    ops.extend(beside(from, to).filter(|(_, _, new)| new.is_none()).map(|(key, _, _)| op(Change::Remove(key.clone()))));
+}
+
+/// What is new or different, and what was there.
+fn changed<'a, K: Ord, V: PartialEq>(
+    from: &'a BTreeMap<K, V>,
+    to: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, Option<&'a V>, &'a V)> {
+    beside(to, from).filter(|(_, new, old)| *old != Some(*new)).map(|(key, new, old)| (key, old, new))
+}
+
+/// The entries of a table beside those of another one; both in order, so that a look is a step.
+fn beside<'a, K: Ord, V>(
+    one: &'a BTreeMap<K, V>,
+    other: &'a BTreeMap<K, V>,
+) -> impl Iterator<Item = (&'a K, &'a V, Option<&'a V>)> {
+    let mut rest = other.iter().peekable();
+    one.iter().map(move |(key, value)| {
+        while rest.next_if(|(k, _)| *k < key).is_some() {}
+        (key, value, rest.next_if(|(k, _)| *k == key).map(|(_, v)| v))
+    })
 }
 
 fn word(words: &BTreeMap<u32, u64>, index: u32) -> u64 {
@@ -104,8 +122,8 @@ fn narrow_filter(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
 fn arrive<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
     set(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
     remove(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
-    for (&id, new) in &to.backends {
-        if from.backends.get(&id) != Some(new) && !starts_to_leave(from.backends.get(&id), new) {
+    for (&id, old, new) in changed(&from.backends, &to.backends) {
+        if !starts_to_leave(old, new) {
             ops.push(op(FamilyOp::Backend(Change::Set(id, *new))));
         }
     }
@@ -126,8 +144,8 @@ fn switch<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl
 fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
     remove(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
     remove(&from.owned, &to.owned, ops, |c| op(FamilyOp::Owned(c)));
-    for (&id, old) in &from.backends {
-        let new = match to.backends.get(&id) {
+    for (&id, old, new) in beside(&from.backends, &to.backends) {
+        let new = match new {
             Some(new) if starts_to_leave(Some(old), new) => *new,
             None if old.state == Backend::<A>::ACTIVE => Backend { state: Backend::<A>::DRAINING, ..*old },
             _ => continue,
@@ -137,9 +155,9 @@ fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl 
 }
 
 fn end_flows(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
-    let gone4 = from.v4.backends.keys().filter(|id| !to.v4.backends.contains_key(id));
-    let gone6 = from.v6.backends.keys().filter(|id| !to.v6.backends.contains_key(id));
-    let backends: BTreeSet<u32> = gone4.chain(gone6).copied().collect();
+    let gone4 = beside(&from.v4.backends, &to.v4.backends).filter(|(_, _, new)| new.is_none()).map(|(&id, _, _)| id);
+    let gone6 = beside(&from.v6.backends, &to.v6.backends).filter(|(_, _, new)| new.is_none()).map(|(&id, _, _)| id);
+    let backends: BTreeSet<u32> = gone4.chain(gone6).collect();
     if !backends.is_empty() {
         ops.push(Op::EndFlows { backends });
     }
