@@ -46,3 +46,68 @@ pub enum Verdict {
     Reinject,
     Drop(Drop),
 }
+
+/// A verdict as two whole words, which is how the stages hand it on and the hooks read it.
+///
+/// An enum's payload that isn't there is undefined: the compiler spills it all the same, and the
+/// verifier refuses the program.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(C)]
+#[must_use]
+pub struct Outcome {
+    pub action: Action,
+    /// The link of [`Action::Transmit`]; the reason of [`Action::Refuse`] and [`Action::Drop`]; else 0.
+    pub value: u32,
+}
+
+/// What there is of a [`Verdict`] without its payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum Action {
+    Pass,
+    Continue,
+    Transmit,
+    Reply,
+    Refuse,
+    Reinject,
+    Drop,
+}
+
+impl Outcome {
+    pub const PASS: Outcome = Outcome { action: Action::Pass, value: 0 };
+
+    #[inline(always)]
+    pub const fn drop(reason: Drop) -> Self {
+        Outcome { action: Action::Drop, value: reason as u32 }
+    }
+
+    /// The verdict, for user space and tests.
+    pub fn verdict(self) -> Verdict {
+        let reason = || Drop::ALL[self.value as usize];
+        match self.action {
+            Action::Pass => Verdict::Pass,
+            Action::Continue => Verdict::Continue,
+            Action::Transmit => Verdict::Transmit { ifindex: self.value },
+            Action::Reply => Verdict::Reply,
+            Action::Refuse => Verdict::Refuse(reason()),
+            Action::Reinject => Verdict::Reinject,
+            Action::Drop => Verdict::Drop(reason()),
+        }
+    }
+}
+
+impl From<Result<Verdict, Drop>> for Outcome {
+    #[inline(always)]
+    fn from(result: Result<Verdict, Drop>) -> Self {
+        let (action, value) = match result {
+            Ok(Verdict::Pass) => (Action::Pass, 0),
+            Ok(Verdict::Continue) => (Action::Continue, 0),
+            Ok(Verdict::Transmit { ifindex }) => (Action::Transmit, ifindex),
+            Ok(Verdict::Reply) => (Action::Reply, 0),
+            Ok(Verdict::Refuse(reason)) => (Action::Refuse, reason as u32),
+            Ok(Verdict::Reinject) => (Action::Reinject, 0),
+            Ok(Verdict::Drop(reason)) | Err(reason) => (Action::Drop, reason as u32),
+        };
+        Outcome { action, value }
+    }
+}

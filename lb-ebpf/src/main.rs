@@ -7,7 +7,9 @@
 mod maps;
 mod packet;
 mod tables;
+mod trace;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, xdp_action::XDP_ABORTED, xdp_action::XDP_DROP, xdp_action::XDP_PASS,
     xdp_action::XDP_TX,
@@ -17,17 +19,27 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::apply::Packet;
 use lb_common::path;
-use lb_common::verdict::{Arrival, Hook, Verdict};
-use tables::{Kernel, count_drop, now};
+use lb_common::verdict::{Action, Arrival, Hook, Outcome};
+use tables::{Kernel, count, now};
 
+/// The engine's verdict, counted and, where asked for, logged.
 #[inline(always)]
-fn run<P: Packet>(packet: &mut P, at: &Arrival) -> Verdict {
+fn run<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) -> Outcome {
     let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
-        return Verdict::Pass;
+        return Outcome::PASS;
     };
+    trace::arrival(context, packet, at);
     // SAFETY: the map's value, of this CPU and this packet alone: zeros, which are a `Scratch`, and
     // then what packets before left there.
-    path::run(packet, at, &Kernel, unsafe { &mut *scratch })
+    let outcome = path::run(packet, at, &Kernel, unsafe { &mut *scratch });
+    if trace::traced() {
+        trace::verdict(context, outcome.action as u32, outcome.value);
+    }
+    if matches!(outcome.action, Action::Drop | Action::Refuse) {
+        count(&maps::DROPS, outcome.value);
+        trace::unexpected(context, outcome.value);
+    }
+    outcome
 }
 
 /// Physical ports.
@@ -35,22 +47,16 @@ fn run<P: Packet>(packet: &mut P, at: &Arrival) -> Verdict {
 pub fn stellwerk_xdp(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: false };
-    match run(&mut packet::Xdp(context.ctx), &at) {
-        Verdict::Pass | Verdict::Continue => XDP_PASS,
-        Verdict::Transmit { ifindex: out } if out == ifindex => XDP_TX,
+    let outcome = run(&context, &mut packet::Xdp(context.ctx), &at);
+    match outcome.action {
+        Action::Pass | Action::Continue => XDP_PASS,
+        Action::Transmit if outcome.value == ifindex => XDP_TX,
         // SAFETY: the helper only notes the index for the driver.
-        Verdict::Transmit { ifindex: out } => unsafe { bpf_redirect(out, 0) as u32 },
-        Verdict::Reply => XDP_TX,
-        Verdict::Refuse(reason) => {
-            count_drop(reason);
-            XDP_TX
-        }
-        Verdict::Drop(reason) => {
-            count_drop(reason);
-            XDP_DROP
-        }
+        Action::Transmit => unsafe { bpf_redirect(outcome.value, 0) as u32 },
+        Action::Reply | Action::Refuse => XDP_TX,
+        Action::Drop => XDP_DROP,
         // Only egress reinjects.
-        Verdict::Reinject => XDP_ABORTED,
+        Action::Reinject => XDP_ABORTED,
     }
 }
 
@@ -75,19 +81,13 @@ fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
     let mut packet = packet::Skb(skb);
     packet.linearize();
     let back = if hook == Hook::Egress { BPF_F_INGRESS as u64 } else { 0 };
-    match run(&mut packet, &at) {
-        Verdict::Pass | Verdict::Continue => TC_ACT_OK,
-        Verdict::Transmit { ifindex: out } => redirect(out, 0),
-        Verdict::Reinject => redirect(ifindex, BPF_F_INGRESS as u64),
-        Verdict::Reply => redirect(ifindex, back),
-        Verdict::Refuse(reason) => {
-            count_drop(reason);
-            redirect(ifindex, back)
-        }
-        Verdict::Drop(reason) => {
-            count_drop(reason);
-            TC_ACT_SHOT
-        }
+    let outcome = run(context, &mut packet, &at);
+    match outcome.action {
+        Action::Pass | Action::Continue => TC_ACT_OK,
+        Action::Transmit => redirect(outcome.value, 0),
+        Action::Reinject => redirect(ifindex, BPF_F_INGRESS as u64),
+        Action::Reply | Action::Refuse => redirect(ifindex, back),
+        Action::Drop => TC_ACT_SHOT,
     }
 }
 

@@ -96,6 +96,9 @@ pub static ICMP_BUDGET: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1,
 /// with bottom halves off and don't interrupt each other.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// Whether the packet at hand is traced: 0 while nothing is.
+#[map]
+pub static TRACED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// The tick and the time in ns: `stellwerk_clock` writes, the agent and the command line read.
 #[map]
 pub static CLOCK: Array<[u64; 2]> = Array::with_max_entries(1, 0);

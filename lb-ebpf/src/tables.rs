@@ -9,7 +9,7 @@ use core::ptr::{read_volatile, write_volatile};
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
-use lb_common::drop::{Drop, Note};
+use lb_common::drop::Note;
 use lb_common::table::{
     Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, NextHop, Owned, Put, Service,
     ServiceKey, Settings,
@@ -75,12 +75,6 @@ pub fn count(map: &PerCpuArray<u64>, index: u32) {
         // in the same hook, and one lost count across hooks would be harmless.
         unsafe { *counter += 1 }
     }
-}
-
-/// Counts a dropped packet.
-#[inline(always)]
-pub fn count_drop(reason: Drop) {
-    count(&maps::DROPS, reason as u32);
 }
 
 impl Common for Kernel {

@@ -5,12 +5,12 @@
 
 use super::flow::is_reply;
 use super::parse::{Ip, Parsed};
-use super::{Context, Outcome, Work};
+use super::{Context, Work};
 use crate::apply::{self, Link, Packet, Rewrite};
 use crate::drop::{Drop, Note};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
-use crate::verdict::{Hook, Verdict};
+use crate::verdict::{Hook, Outcome, Verdict};
 use crate::wire::{Be16, Mac};
 use crate::wire::header::TCP;
 
@@ -33,7 +33,7 @@ pub fn along<A: Ip, P: Packet, T: Tables<A>>(
     parsed: &Parsed<A>,
     context: &Context<T>,
     flow: &Flow<A>,
-) -> Outcome {
+) -> Result<Verdict, Drop> {
     let Flow { src, dst, sport, dport, next_hop, .. } = *flow;
     let way = Way { src, dst, sport, dport, next_hop, reply: is_reply(flow) };
     context.tables.count(flow.backend, way.reply, parsed.len);
@@ -57,7 +57,7 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
             tables.flow_next_hop(hit.set, &parsed.key, hit.flow.next_hop, epoch);
         }
     }
-    *outcome = along(packet, &work.parsed, context, &work.hit.flow);
+    *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
 }
 
 /// Rewrites a packet and sends it.
@@ -67,7 +67,7 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     parsed: &Parsed<A>,
     context: &Context<T>,
     way: &Way<A>,
-) -> Outcome {
+) -> Result<Verdict, Drop> {
     let Way { src, dst, sport, dport, next_hop, reply } = *way;
     let mut new = Rewrite { src, dst, sport, dport, ttl: parsed.ttl, link: None };
     let own = context.at.hook == Hook::Egress;

@@ -4,11 +4,12 @@
 //! fragment's checksum accounts for all of them.
 
 use super::parse::{Ip, Parsed};
-use super::{Context, Outcome, Work, deliver, flow, owner};
+use super::{Context, Work, deliver, flow, owner};
 use crate::apply::Packet;
 use crate::drop::{Drop, Note};
 use crate::table::{FragmentKey, FragmentPorts, Owned};
 use crate::tables::Tables;
+use crate::verdict::Outcome;
 
 #[inline(always)]
 fn key<A: Ip>(parsed: &Parsed<A>) -> FragmentKey<A> {
@@ -45,8 +46,8 @@ pub fn later<A: Ip, P: Packet, T: Tables<A>>(
     }
     // Without its first fragment nobody knows where it belongs.
     match owner(tables, work.parsed.key.dst) {
-        Owned::VIP => *outcome = Err(Drop::FragmentOutOfOrder),
-        Owned::UNUSED => *outcome = Err(Drop::UnusedServiceAddress),
+        Owned::VIP => *outcome = Outcome::drop(Drop::FragmentOutOfOrder),
+        Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
         _ => {}
     }
 }

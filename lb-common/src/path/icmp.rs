@@ -8,12 +8,12 @@ use zerocopy::FromBytes;
 
 use super::flow::Hit;
 use super::parse::{Header, Ip, Parsed, Part};
-use super::{Context, Outcome, Work, claimed, deliver, owner};
+use super::{Context, Work, claimed, deliver, owner};
 use crate::apply::{Diff, Link, Packet, Rewrite, fold, rewrite};
 use crate::drop::{Drop, Note};
 use crate::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
 use crate::tables::Tables;
-use crate::verdict::{Hook, Verdict};
+use crate::verdict::{Hook, Outcome, Verdict};
 use crate::wire::header::{SCTP, TCP, UDP};
 use crate::wire::{Be16, Mac};
 
@@ -41,7 +41,7 @@ pub fn message<A: Ip, P: Packet, T: Tables<A>>(
     let parsed = &work.parsed;
     let whole_request = parsed.icmp_type == A::ECHO_REQUEST && parsed.part == Part::Whole;
     match owner(context.tables, parsed.key.dst) {
-        Owned::UNUSED => *outcome = Err(Drop::UnusedServiceAddress),
+        Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
         Owned::VIP if whole_request => echo(packet, parsed, context, outcome),
         _ => {}
     }
@@ -58,9 +58,9 @@ fn echo<A: Ip, P: Packet, T: Tables<A>>(
     match answer(packet, parsed) {
         Ok(()) => {
             context.tables.note(Note::EchoAnswered);
-            *outcome = Ok(Verdict::Reply);
+            *outcome = Ok(Verdict::Reply).into();
         }
-        Err(reason) => *outcome = Err(reason),
+        Err(reason) => *outcome = Outcome::drop(reason),
     }
 }
 
@@ -110,7 +110,7 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     let Work { parsed, hit } = work;
     let Some(quoted) = quoted::<A, P>(packet, parsed) else {
         if owner(tables, parsed.key.dst) == Owned::VIP {
-            *outcome = Err(Drop::IcmpQuoteTooShort);
+            *outcome = Outcome::drop(Drop::IcmpQuoteTooShort);
         }
         return false;
     };
@@ -125,7 +125,7 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
         }
     }
     if let Err(reason) = translate(packet, parsed, &quoted, &hit.flow) {
-        *outcome = Err(reason);
+        *outcome = Outcome::drop(reason);
         return false;
     }
     tables.note(Note::IcmpTranslated);
@@ -238,7 +238,7 @@ pub fn refuse<A: Ip, P: Packet, T: Tables<A>>(
     reason: Drop,
     outcome: &mut Outcome,
 ) {
-    *outcome = try_refuse(packet, &work.parsed, context, reason);
+    *outcome = try_refuse(packet, &work.parsed, context, reason).into();
 }
 
 #[inline(always)]
@@ -247,7 +247,7 @@ fn try_refuse<A: Ip, P: Packet, T: Tables<A>>(
     parsed: &Parsed<A>,
     context: &Context<T>,
     reason: Drop,
-) -> Outcome {
+) -> Result<Verdict, Drop> {
     let link = turned(packet)?;
     // No error about what was sent to many (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
     if link.src.0[0] & 1 != 0 || !parsed.has_l4 {

@@ -17,7 +17,7 @@ use crate::apply::Packet;
 use crate::drop::Drop;
 use crate::table::{FlowSet, Owned, ServiceKey, filter};
 use crate::tables::Tables;
-use crate::verdict::{Arrival, Verdict};
+use crate::verdict::{Action, Arrival, Outcome};
 use crate::wire::header::{ETH_P_IP, ETH_P_IPV6};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 use flow::Hit;
@@ -54,26 +54,22 @@ impl Default for Scratch {
     }
 }
 
-/// What becomes of a packet; a stage leaves it alone when it has nothing to say.
-pub type Outcome = Result<Verdict, Drop>;
-
 /// Decides what becomes of a packet, and makes it so.
 #[inline(always)]
-pub fn run<P, T>(packet: &mut P, at: &Arrival, tables: &T, scratch: &mut Scratch) -> Verdict
+pub fn run<P, T>(packet: &mut P, at: &Arrival, tables: &T, scratch: &mut Scratch) -> Outcome
 where
     P: Packet,
     T: Tables<Ip4> + Tables<Ip6>,
 {
     let Some(link) = parse::link(&packet.frame()) else {
-        return Verdict::Pass;
+        return Outcome::PASS;
     };
     let context = Context { tables, at };
-    let outcome = match link.ethertype {
+    match link.ethertype {
         ETH_P_IP => family(packet, &link, &context, &mut scratch.v4),
         ETH_P_IPV6 => family(packet, &link, &context, &mut scratch.v6),
-        _ => Ok(Verdict::Pass),
-    };
-    outcome.unwrap_or_else(Verdict::Drop)
+        _ => Outcome::PASS,
+    }
 }
 
 #[inline(always)]
@@ -83,7 +79,7 @@ fn family<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     work: &mut Work<A>,
 ) -> Outcome {
-    let mut outcome = Ok(Verdict::Pass);
+    let mut outcome = Outcome::PASS;
     match fast(packet, link, context, work, &mut outcome) {
         Next::Done => {}
         Next::Special => special(packet, work, context, &mut outcome),
@@ -140,7 +136,7 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
         work.parsed = parsed;
         return Next::Known;
     }
-    *outcome = deliver::along(packet, &parsed, context, &flow);
+    *outcome = deliver::along(packet, &parsed, context, &flow).into();
     Next::Done
 }
 
@@ -158,7 +154,7 @@ fn special<A: Ip, P: Packet, T: Tables<A>>(
         icmp::message(packet, work, context, outcome);
     } else {
         connection(packet, work, context, true, outcome);
-        if *outcome != Ok(Verdict::Pass) {
+        if outcome.action != Action::Pass {
             fragment::remember(work, context);
         }
     }
@@ -188,7 +184,7 @@ fn connection<A: Ip, P: Packet, T: Tables<A>>(
         }
         None => match owner(context.tables, work.parsed.key.dst) {
             Owned::VIP => icmp::refuse(packet, work, context, Drop::NoService, outcome),
-            Owned::UNUSED => *outcome = Err(Drop::UnusedServiceAddress),
+            Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
             _ => {}
         },
     }

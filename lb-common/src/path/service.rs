@@ -5,13 +5,13 @@
 
 use super::flow::{Hit, age, reverse};
 use super::parse::{Ip, Parsed};
-use super::{Context, Outcome, Work};
+use super::{Context, Work};
 use crate::drop::{Drop, Note};
 use crate::hash;
 use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, NextHop, Put, Service};
 use crate::tables::{PutError, Tables};
 use crate::tcp;
-use crate::verdict::Hook;
+use crate::verdict::{Hook, Outcome};
 use crate::wire::Be16;
 use crate::wire::header::{SCTP, TCP, TCP_SYN};
 
@@ -28,7 +28,7 @@ pub fn open<A: Ip, T: Tables<A>>(
 ) -> bool {
     let opened = try_open(&work.parsed, context, service, &mut work.hit);
     if let Err(reason) = opened {
-        *outcome = Err(reason);
+        *outcome = Outcome::drop(reason);
     }
     opened == Ok(true)
 }

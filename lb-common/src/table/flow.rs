@@ -61,7 +61,7 @@ impl<A: Addr> Flow<A> {
 /// Which table a flow is in. They share no capacity: a connection that has not been answered can
 /// never push out one that has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, zerocopy::FromZeros)]
-#[repr(u8)]
+#[repr(u32)]
 pub enum FlowSet {
     /// Answered connections. Full: insertion fails, and the connection stays half-open's guest.
     Established,
