@@ -82,7 +82,7 @@ thread_local! {
 /// Runs one packet, counting a drop as the hooks do.
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
-    let verdict = SCRATCH.with_borrow_mut(|scratch| path::run(&mut packet, arrival, fake, scratch));
+    let verdict = SCRATCH.with_borrow_mut(|scratch| path::run(&mut packet, arrival, fake, scratch)).verdict();
     if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
         fake.dropped(reason);
     }
