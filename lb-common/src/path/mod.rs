@@ -93,7 +93,7 @@ fn family<A: Ip, P: Packet, T: Tables<A>>(
 #[repr(u8)]
 enum Next {
     Done,
-    /// Fragments and ICMP.
+    /// Fragments, ICMP, and what is cut short.
     Special,
     /// Maybe of an established connection.
     Known,
@@ -116,7 +116,7 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     let Some(parsed) = parse::packet::<A>(&packet.frame(), link, context.at.tagged) else {
         return Next::Done;
     };
-    if parsed.part != Part::Whole || parsed.proto == A::ICMP {
+    if parsed.part != Part::Whole || parsed.proto == A::ICMP || !parsed.has_l4 {
         work.parsed = parsed;
         return Next::Special;
     }
@@ -140,7 +140,7 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     Next::Done
 }
 
-/// Fragments and ICMP.
+/// Fragments, ICMP, and what is cut short.
 #[inline(always)]
 fn special<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
@@ -150,6 +150,12 @@ fn special<A: Ip, P: Packet, T: Tables<A>>(
 ) {
     if work.parsed.part == Part::Later {
         fragment::later(packet, work, context, outcome);
+    } else if !work.parsed.has_l4 {
+        match owner(context.tables, work.parsed.key.dst) {
+            Owned::VIP => *outcome = Outcome::drop(Drop::Truncated),
+            Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
+            _ => {}
+        }
     } else if work.parsed.proto == A::ICMP {
         icmp::message(packet, work, context, outcome);
     } else {

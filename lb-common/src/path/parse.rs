@@ -294,7 +294,8 @@ impl Ip for Ip6 {
     }
 }
 
-/// The network and transport headers.
+/// The network and transport headers. A packet that ends before its transport header does has no
+/// `has_l4`, and neither has a later fragment.
 #[inline(always)]
 pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: bool) -> Option<Parsed<A>> {
     let header = A::header(frame, link.l3)?;
@@ -320,7 +321,10 @@ pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: bool) -> Option<Parsed<
         tagged: tagged || link.tagged,
     };
     if header.part != Part::Later {
-        transport(frame, &mut parsed)?;
+        if !matches!(header.proto, TCP | UDP | SCTP) && header.proto != A::ICMP {
+            return None;
+        }
+        parsed.has_l4 = transport(frame, &mut parsed).is_some();
     }
     Some(parsed)
 }
@@ -354,7 +358,6 @@ fn transport<A: Ip>(frame: &Frame, parsed: &mut Parsed<A>) -> Option<()> {
         }
         _ => return None,
     }
-    parsed.has_l4 = true;
     Some(())
 }
 
