@@ -15,7 +15,8 @@ fn connections_survive_churn_failures_and_restarts() {
     };
     let mut total = sim::Figures::default();
     for seed in seeds {
-        let figures = catch_unwind(AssertUnwindSafe(|| sim::run(seed))).unwrap_or_else(|_| panic!("seed {seed}; again: SEED={seed}"));
+        let figures = catch_unwind(AssertUnwindSafe(|| sim::run(seed)))
+            .unwrap_or_else(|_| panic!("seed {seed}; again: SEED={seed}"));
         total.operations += figures.operations;
         total.failed_applies += figures.failed_applies;
         total.restarts += figures.restarts;

@@ -39,7 +39,10 @@ impl fmt::Display for PlanError {
             ),
             PlanError::Range { first, last } => write!(f, "service range {first}-{last} is not a range"),
             PlanError::RangeTooLong { first, last } => {
-                write!(f, "service range {first}-{last} is too long: at most 65,536 blocks of /24 (IPv4) or /112 (IPv6)")
+                write!(
+                    f,
+                    "service range {first}-{last} is too long: at most 65,536 blocks of /24 (IPv4) or /112 (IPv6)"
+                )
             }
         }
     }

@@ -108,11 +108,8 @@ impl<'a> Routing<'a> {
     pub fn table<A: Addr>(&self) -> BTreeMap<Prefix<A>, u32> {
         let trie = if A::IS_V6 { &self.v6 } else { &self.v4 };
         let prefix = |len, bits: u128| {
-            let addr: IpAddr = if A::IS_V6 {
-                IpAddr::V6(bits.into())
-            } else {
-                IpAddr::V4(((bits >> 96) as u32).into())
-            };
+            let addr: IpAddr =
+                if A::IS_V6 { IpAddr::V6(bits.into()) } else { IpAddr::V4(((bits >> 96) as u32).into()) };
             A::from_ip(addr).map(|addr| Prefix { len, addr })
         };
         let all = trie.0.iter().flat_map(|(&len, ways)| ways.iter().map(move |(&bits, way)| (len, bits, way.next_hop)));
@@ -182,7 +179,8 @@ impl<'a> Routing<'a> {
 
     /// This node's address towards `to`, which `way` leads to.
     pub fn source(&self, to: IpAddr, way: Option<&Way>) -> Option<IpAddr> {
-        let same_family = |a: &&crate::intent::Address| a.net.addr().is_ipv4() == to.is_ipv4() && is_routed(a.net.addr());
+        let same_family =
+            |a: &&crate::intent::Address| a.net.addr().is_ipv4() == to.is_ipv4() && is_routed(a.net.addr());
         if let Some(way) = way {
             if let Some(source) = way.source.filter(|s| s.is_ipv4() == to.is_ipv4()) {
                 return Some(source);

@@ -13,9 +13,9 @@ use std::net::IpAddr;
 
 use lb_common::drop::Drop;
 use lb_common::table::{Backend, FlowSet};
+use lb_common::tables::Tables;
 use lb_common::verdict::{Arrival, Hook, Verdict};
 use lb_common::wire::header::{TCP_ACK, TCP_SYN};
-use lb_common::tables::Tables;
 use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::intent::{Endpoint, EndpointState, ServicePort};
 use lb_user::plan::{Apply, Contents, Ids, Op, diff, plan};
@@ -189,7 +189,11 @@ impl Run {
             tagged: false,
         };
         let (verdict, bytes) = host::run(&self.fake, &at, packet::build(tuple, flags), Refuses::default());
-        let out = if matches!(verdict, Verdict::Continue | Verdict::Transmit { .. }) { packet::tuple(&bytes) } else { *tuple };
+        let out = if matches!(verdict, Verdict::Continue | Verdict::Transmit { .. }) {
+            packet::tuple(&bytes)
+        } else {
+            *tuple
+        };
         let mac = bytes[..6].try_into().expect("six bytes");
         (verdict, out, mac)
     }
@@ -207,7 +211,9 @@ impl Run {
         match verdict {
             Verdict::Continue | Verdict::Transmit { .. } => {}
             Verdict::Refuse(Drop::NoBackend | Drop::NoService | Drop::IcmpRateLimited) => return None,
-            Verdict::Drop(Drop::UnusedServiceAddress | Drop::NoBackend | Drop::NoService | Drop::IcmpRateLimited) => return None,
+            Verdict::Drop(Drop::UnusedServiceAddress | Drop::NoBackend | Drop::NoService | Drop::IcmpRateLimited) => {
+                return None;
+            }
             Verdict::Pass => return None,
             other => panic!("{client:?}: {other:?}"),
         }
@@ -256,7 +262,8 @@ impl Run {
     /// way, to the one that its route leads to.
     fn leaves_rightly(&self, verdict: Verdict, dst: IpAddr, mac: [u8; 6]) {
         let Verdict::Transmit { ifindex } = verdict else { return };
-        let leads_to = |index: u32| self.fake.next_hops.get(&index).is_some_and(|h| h.ifindex == ifindex && h.dst.0 == mac);
+        let leads_to =
+            |index: u32| self.fake.next_hops.get(&index).is_some_and(|h| h.ifindex == ifindex && h.dst.0 == mac);
         let known = if self.at_rest {
             let v4 = Ip4::from_ip(dst).and_then(|dst| Tables::route(&self.fake, dst));
             v4.or_else(|| Tables::route(&self.fake, Ip6::from_ip(dst)?)).is_some_and(leads_to)
@@ -283,4 +290,3 @@ fn takers(service: &ServicePort, v4: bool) -> impl Iterator<Item = &Endpoint> {
     let any_ready = service.endpoints.iter().filter(of_family).any(|e| e.state == EndpointState::Ready);
     service.endpoints.iter().filter(of_family).filter(move |e| !any_ready || e.state == EndpointState::Ready)
 }
-

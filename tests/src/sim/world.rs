@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use lb_user::intent::{
-    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol, Route,
-    ServicePort, ServiceRange,
+    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol,
+    Route, ServicePort, ServiceRange,
 };
 use lb_user::plan::Clock;
 
@@ -39,8 +39,18 @@ pub const TICKS: u32 = 100;
 
 /// Where endpoints may be: on the switch, on the port, behind a gateway, on the node itself.
 const PLACES: [&str; 12] = [
-    "10.20.0.5", "10.20.0.6", "10.20.0.7", "192.168.20.10", "192.168.20.11", "198.51.100.7", "192.168.20.1",
-    "fd10::5", "fd10::6", "fd20::10", "fd20::11", "fd99::1",
+    "10.20.0.5",
+    "10.20.0.6",
+    "10.20.0.7",
+    "192.168.20.10",
+    "192.168.20.11",
+    "198.51.100.7",
+    "192.168.20.1",
+    "fd10::5",
+    "fd10::6",
+    "fd20::10",
+    "fd20::11",
+    "fd99::1",
 ];
 
 pub fn ip(text: &str) -> IpAddr {
@@ -208,14 +218,23 @@ fn network() -> Network {
         source: None,
     };
     let neighbours = [
-        (PORT, "192.168.20.10"), (PORT, "192.168.20.11"), (PORT, "192.168.20.254"), (PORT, "fd20::10"),
-        (PORT, "fd20::11"), (PORT, "fd20::fe"), (SWITCH, "10.20.0.5"), (SWITCH, "10.20.0.6"), (SWITCH, "fd10::5"),
+        (PORT, "192.168.20.10"),
+        (PORT, "192.168.20.11"),
+        (PORT, "192.168.20.254"),
+        (PORT, "fd20::10"),
+        (PORT, "fd20::11"),
+        (PORT, "fd20::fe"),
+        (SWITCH, "10.20.0.5"),
+        (SWITCH, "10.20.0.6"),
+        (SWITCH, "fd10::5"),
     ];
     Network {
         links: vec![link(PORT, "eth1", None), link(SWITCH, "br-int", Some("bridge"))],
         addresses: vec![
-            address(PORT, "192.168.20.1/24"), address(PORT, "fd20::1/64"),
-            address(SWITCH, "10.20.0.1/24"), address(SWITCH, "fd10::1/64"),
+            address(PORT, "192.168.20.1/24"),
+            address(PORT, "fd20::1/64"),
+            address(SWITCH, "10.20.0.1/24"),
+            address(SWITCH, "fd10::1/64"),
         ],
         neighbours: neighbours.into_iter().enumerate().map(neighbour).collect(),
         routes: vec![route("0.0.0.0/0", "192.168.20.254"), route("::/0", "fd20::fe")],

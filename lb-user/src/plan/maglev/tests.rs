@@ -70,7 +70,9 @@ fn a_lightweight_among_heavyweights_has_its_share() {
 #[test]
 fn one_of_a_hundred_disturbs_at_most_three_percent() {
     let mut worst = 0.0f64;
-    for (seed, heaviest, v6) in [(1, 1, false), (2, 1, true), (3, 10, false), (4, 10, true), (5, 2, false), (6, 3, true)] {
+    for (seed, heaviest, v6) in
+        [(1, 1, false), (2, 1, true), (3, 10, false), (4, 10, true), (5, 2, false), (6, 3, true)]
+    {
         // Leaves from 100 and from 101: read the other way round, comes to 99 and to 100.
         for n in [100, 101] {
             let all = set(seed, n, heaviest, v6);
@@ -122,11 +124,7 @@ fn lengths() {
 fn rows_stay_what_they_are_from_release_to_release() {
     let digest = |n, heaviest, v6| keys(&set(9, n, heaviest, v6)).into_iter().fold(0, |d, key| mix(d ^ key));
     let digests = [digest(3, 1, false), digest(10, 10, false), digest(10, 10, true), digest(100, 1, true)];
-    let known = [
-        12_003_221_931_795_553_347,
-        13_259_832_652_805_901_033,
-        15_872_031_629_169_892_468,
-        3_293_097_156_166_833_578,
-    ];
+    let known =
+        [12_003_221_931_795_553_347, 13_259_832_652_805_901_033, 15_872_031_629_169_892_468, 3_293_097_156_166_833_578];
     assert_eq!(digests, known);
 }

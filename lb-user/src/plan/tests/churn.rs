@@ -40,7 +40,8 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
 fn services() -> impl Strategy<Value = Vec<ServicePort>> {
     let all = (0..4usize).map(|i| {
         let addresses = vec![format!("172.28.0.{i}"), format!("192.168.20.10{i}"), format!("fd28::{i}")];
-        let rest = (subsequence(addresses, 0..=3), any::<bool>(), any::<bool>(), endpoints(), proptest::bool::weighted(0.8));
+        let rest =
+            (subsequence(addresses, 0..=3), any::<bool>(), any::<bool>(), endpoints(), proptest::bool::weighted(0.8));
         rest.prop_map(move |(addresses, node_port, affinity, endpoints, there)| {
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
             let mut one = service(&format!("s{i}"), &addresses, endpoints);
@@ -56,7 +57,11 @@ fn networks() -> impl Strategy<Value = Network> {
     let full = network();
     let neighbours = subsequence(full.neighbours.clone(), 0..=full.neighbours.len());
     let routes = subsequence(
-        [full.routes.clone(), vec![route("198.51.100.0/24", Some("203.0.113.1"), ETH0, 5), route("::/0", Some("fd20::10"), ETH1, 1)]].concat(),
+        [
+            full.routes.clone(),
+            vec![route("198.51.100.0/24", Some("203.0.113.1"), ETH0, 5), route("::/0", Some("fd20::10"), ETH1, 1)],
+        ]
+        .concat(),
         0..=4,
     );
     let macs = select(vec![0x21u8, 0x22, 0x31]);
@@ -76,7 +81,8 @@ fn networks() -> impl Strategy<Value = Network> {
 }
 
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    let round = (services(), networks(), 0u32..20, proptest::option::weighted(0.4, 0usize..80), proptest::bool::weighted(0.3));
+    let round =
+        (services(), networks(), 0u32..20, proptest::option::weighted(0.4, 0usize..80), proptest::bool::weighted(0.3));
     let round = round.prop_map(|(services, network, seconds, fails_at, restart)| {
         let intent = intent(services);
         Round { intent, network, seconds, fails_at, restart }

@@ -85,7 +85,8 @@ impl Model {
     fn check(&self) {
         self.check_family(&self.contents.v4);
         self.check_family(&self.contents.v6);
-        let hooked = !self.contents.hooks.values().all(|h| *h == Hooks { interface: h.interface.clone(), ..Hooks::default() });
+        let hooked =
+            !self.contents.hooks.values().all(|h| *h == Hooks { interface: h.interface.clone(), ..Hooks::default() });
         assert!(!hooked || self.contents.settings.ticks_per_second > 0, "hooks before settings");
     }
 
@@ -95,7 +96,8 @@ impl Model {
             assert!(filter(tuple_bit(key.addr, key.port, key.proto)), "filter lacks service {key:?}");
             for slot in service.first..service.first + service.count {
                 let id = self.slots[slot as usize];
-                let backend = family.backends.get(&id).unwrap_or_else(|| panic!("slot {slot} of {key:?}: no backend {id}"));
+                let backend =
+                    family.backends.get(&id).unwrap_or_else(|| panic!("slot {slot} of {key:?}: no backend {id}"));
                 assert_eq!(backend.state, Backend::<A>::ACTIVE, "slot {slot} of {key:?}: backend {id} leaves");
                 assert_eq!(backend.service, service.id, "slot {slot} of {key:?}: backend {id} is another service's");
                 assert!(filter(tuple_bit(backend.addr, backend.port, key.proto)), "filter lacks backend {backend:?}");

@@ -31,7 +31,11 @@ fn tcp<A: Addr>(addr: A, port: u16) -> ServiceKey<A> {
     ServiceKey { addr, port: Be16::new(port), proto: 6, pad: 0 }
 }
 
-fn row<'a, A: Addr>(contents: &'a Contents, services: &BTreeMap<ServiceKey<A>, Service>, key: ServiceKey<A>) -> &'a [u32] {
+fn row<'a, A: Addr>(
+    contents: &'a Contents,
+    services: &BTreeMap<ServiceKey<A>, Service>,
+    key: ServiceKey<A>,
+) -> &'a [u32] {
     &contents.rows[&services[&key].first]
 }
 
@@ -94,17 +98,19 @@ fn where_backends_are() {
         assert_eq!(b.state, Backend::<Ip4>::ACTIVE);
     }
     let uplink = c.next_hops[&hop(0x11)];
-    assert_eq!((uplink.ifindex, uplink.kind, uplink.flags, uplink.src), (ETH0, NextHop::LINK, NextHop::XDP, Mac(mac(2))));
+    assert_eq!(
+        (uplink.ifindex, uplink.kind, uplink.flags, uplink.src),
+        (ETH0, NextHop::LINK, NextHop::XDP, Mac(mac(2)))
+    );
     assert_eq!(c.next_hops[&hop(0x21)].flags, 0);
 }
 
 #[test]
 fn routes_mirror_the_kernel() {
     let mut network = network();
-    network.routes.extend([
-        route("198.51.100.0/24", Some("203.0.113.1"), ETH0, 5),
-        route("100.64.0.0/10", None, ETH1, 0),
-    ]);
+    network
+        .routes
+        .extend([route("198.51.100.0/24", Some("203.0.113.1"), ETH0, 5), route("100.64.0.0/10", None, ETH1, 0)]);
     network.neighbours.extend([neighbour(ETH1, "203.0.113.77", 0x77), neighbour(BR, "fe80::5", 0x78)]);
     let c = plan(&intent(vec![]), &network);
     let route = |addr: &str, len| c.v4.routes.get(&Prefix { len, addr: a4(addr) }).copied();
@@ -148,7 +154,8 @@ fn draining_backends_are_in_no_row_until_nothing_else_is_left() {
 
 #[test]
 fn a_deadline_does_not_move_by_itself() {
-    let wish = intent(vec![service("web", &["172.28.0.1"], vec![ready("10.20.0.5"), draining("10.20.0.6", clock(30).now)])]);
+    let wish =
+        intent(vec![service("web", &["172.28.0.1"], vec![ready("10.20.0.5"), draining("10.20.0.6", clock(30).now)])]);
     let mut ids = Ids::default();
     let first = super::super::plan(&wish, &network(), &mut ids, clock(0)).expect("a plan");
     let mut later = clock(10);
@@ -191,7 +198,8 @@ fn hooks_by_role_and_kind() {
         plan(wish, &network).hooks.into_values().map(|h| (h.interface, h.xdp, h.tc_ingress, h.tc_egress)).collect()
     };
     let row = |name: &str, xdp, ingress, egress| (name.to_owned(), xdp, ingress, egress);
-    let (lo, inside) = (row("lo", false, false, true), [row("br-int", false, true, false), row("pod7", false, true, false)]);
+    let (lo, inside) =
+        (row("lo", false, false, true), [row("br-int", false, true, false), row("pod7", false, true, false)]);
     let [br, pod] = inside;
     let expected = [lo, row("eth0", true, false, true), row("eth1", false, true, true), br, pod];
     assert_eq!(hooks(&wish), expected);

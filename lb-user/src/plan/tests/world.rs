@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::intent::{
-    Address, Endpoint, EndpointState, HookChoice, InternalSwitch, Intent, Link, Neighbour, Network, Port, Protocol, Route,
-    ServicePort, ServiceRange,
+    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol,
+    Route, ServicePort, ServiceRange,
 };
 
 pub const LO: u32 = 1;
