@@ -1,0 +1,10 @@
+//! The benchmarks. Each measures everything it compares in one run and prints ratios; what a figure
+//! should reach stands beside it.
+
+pub mod machine;
+pub mod packet;
+pub mod plot;
+pub mod report;
+pub mod scene;
+pub mod script;
+pub mod series;
