@@ -39,10 +39,16 @@ pub fn is_quiet<A: Ip, T: Tables<A>>(flow: &Flow<A>, parsed: &Parsed<A>, context
 pub fn find<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, known: bool) -> bool {
     let tables = context.tables;
     let Work { parsed, hit, .. } = work;
-    if known && let Some(flow) = tables.flow(FlowSet::Established, &parsed.key) {
+    // A connection on its way from one table to the other, on another CPU, was not yet in the first
+    // when we looked and is no longer in the second: it is in the first now. A SYN is of none such.
+    let opens = parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+    let established = || tables.flow(FlowSet::Established, &parsed.key);
+    if known && let Some(flow) = established() {
         *hit = Hit { set: FlowSet::Established, flow };
     } else if let Some(flow) = tables.flow(FlowSet::HalfOpen, &parsed.key) {
         *hit = Hit { set: FlowSet::HalfOpen, flow };
+    } else if !opens && let Some(flow) = established() {
+        *hit = Hit { set: FlowSet::Established, flow };
     } else {
         return false;
     }
