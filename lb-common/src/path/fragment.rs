@@ -3,7 +3,7 @@
 //! Invariant: a later fragment has no transport header, so only its addresses change; the first
 //! fragment's checksum accounts for all of them.
 
-use super::parse::{Ip, Parsed};
+use super::parse::{Ip, Parsed, Part};
 use super::{Context, Work, deliver, flow, owner};
 use crate::apply::Packet;
 use crate::drop::{Drop, Note};
@@ -24,16 +24,17 @@ pub fn remember<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) {
     context.tables.fragment_put(&key(&work.parsed), &ports);
 }
 
-/// A fragment behind the first.
+/// A fragment behind the first, or a packet that ends before its transport header does.
 #[inline(never)]
-pub fn later<A: Ip, P: Packet, T: Tables<A>>(
+pub fn portless<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     work: &mut Work<A>,
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
     let tables = context.tables;
-    let first = tables.fragment(&key(&work.parsed));
+    let cut = work.parsed.part == Part::Cut;
+    let first = if cut { None } else { tables.fragment(&key(&work.parsed)) };
     let first = first.filter(|first| flow::age(context.at.now, first.last) <= tables.settings().fragment);
     if let Some(first) = first {
         work.parsed.key.sport = first.sport;
@@ -46,7 +47,7 @@ pub fn later<A: Ip, P: Packet, T: Tables<A>>(
     }
     // Without its first fragment nobody knows where it belongs.
     match owner(tables, work.parsed.key.dst) {
-        Owned::VIP => *outcome = Outcome::drop(Drop::FragmentOutOfOrder),
+        Owned::VIP => *outcome = Outcome::drop(if cut { Drop::Truncated } else { Drop::FragmentOutOfOrder }),
         Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
         _ => {}
     }

@@ -116,7 +116,7 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     let Some(parsed) = parse::packet::<A>(&packet.frame(), link, context.at.tagged) else {
         return Next::Done;
     };
-    if parsed.part != Part::Whole || parsed.proto == A::ICMP || !parsed.has_l4 {
+    if parsed.part != Part::Whole || parsed.proto == A::ICMP {
         work.parsed = parsed;
         return Next::Special;
     }
@@ -148,14 +148,8 @@ fn special<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
-    if work.parsed.part == Part::Later {
-        fragment::later(packet, work, context, outcome);
-    } else if !work.parsed.has_l4 {
-        match owner(context.tables, work.parsed.key.dst) {
-            Owned::VIP => *outcome = Outcome::drop(Drop::Truncated),
-            Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
-            _ => {}
-        }
+    if !work.parsed.has_l4 {
+        fragment::portless(packet, work, context, outcome);
     } else if work.parsed.proto == A::ICMP {
         icmp::message(packet, work, context, outcome);
     } else {

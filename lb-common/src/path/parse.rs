@@ -28,6 +28,8 @@ pub enum Part {
     Whole,
     First,
     Later,
+    /// The packet ends before its transport header does.
+    Cut,
 }
 
 /// A packet's network header.
@@ -294,8 +296,7 @@ impl Ip for Ip6 {
     }
 }
 
-/// The network and transport headers. A packet that ends before its transport header does has no
-/// `has_l4`, and neither has a later fragment.
+/// The network and transport headers.
 #[inline(always)]
 pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: bool) -> Option<Parsed<A>> {
     let header = A::header(frame, link.l3)?;
@@ -324,7 +325,9 @@ pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: bool) -> Option<Parsed<
         if !matches!(header.proto, TCP | UDP | SCTP) && header.proto != A::ICMP {
             return None;
         }
-        parsed.has_l4 = transport(frame, &mut parsed).is_some();
+        if transport(frame, &mut parsed).is_none() {
+            parsed.part = Part::Cut;
+        }
     }
     Some(parsed)
 }
@@ -358,6 +361,7 @@ fn transport<A: Ip>(frame: &Frame, parsed: &mut Parsed<A>) -> Option<()> {
         }
         _ => return None,
     }
+    parsed.has_l4 = true;
     Some(())
 }
 
