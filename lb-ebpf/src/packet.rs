@@ -9,7 +9,7 @@ use core::ptr::from_ref;
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::generated::{
     bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_xdp_adjust_tail,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
@@ -48,8 +48,30 @@ impl Packet for Xdp {
         // SAFETY: the program's own context.
         match unsafe { bpf_xdp_adjust_tail(self.0, delta) } {
             0 => Ok(()),
+            _ if delta > 0 => self.grow_ahead(delta),
             _ => Err(Drop::ResizeFailed),
         }
+    }
+}
+
+impl Xdp {
+    /// Grows by the room ahead of the packet, where there is none behind it: a veth's packet may end
+    /// where its memory ends. The headers, which alone matter, move to the new beginning.
+    #[inline(always)]
+    fn grow_ahead(&mut self, delta: i32) -> Result<(), Drop> {
+        /// Half-words of an Ethernet header with a tag, and of a quote.
+        const MOVED: u32 = 9 + 64;
+        // SAFETY: the program's own context.
+        if unsafe { bpf_xdp_adjust_head(self.0, -delta) } != 0 {
+            return Err(Drop::ResizeFailed);
+        }
+        let mut frame = self.frame();
+        for at in 0..MOVED {
+            // Its end: a packet that has to grow is no longer than what it grows to.
+            let Some(half) = frame.read::<u16>(at * 2 + delta as u32) else { break };
+            frame.store(at * 2, half)?;
+        }
+        Ok(())
     }
 }
 

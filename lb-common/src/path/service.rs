@@ -64,10 +64,13 @@ fn try_open<A: Ip, T: Tables<A>>(
         epoch: context.tables.settings().epoch,
     };
     // The answer comes back through this node only if it must: from elsewhere, or to the very link
-    // that the backend is on (there the two would talk directly, or the client is the backend).
+    // that the backend is on (there the two would talk directly), or the client is the backend. What
+    // this node sends itself has an address of ours already, but of the way to the service, which
+    // may not be the one that the backend answers on.
     let remote = backend.flags & Backend::<A>::REMOTE != 0;
     let same_link = hop.kind == NextHop::LINK && hop.ifindex == context.at.ifindex;
-    let snat = !own && (remote || same_link);
+    let itself = parsed.key.src == backend.addr;
+    let snat = if own { remote && parsed.key.src != backend.snat } else { remote || same_link || itself };
     insert(hit, &parsed.key, context, &backend, snat)?;
     context.tables.count_connection(id);
     if mid_stream {

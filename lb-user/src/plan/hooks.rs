@@ -35,7 +35,8 @@ pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> 
         match role(intent, link) {
             Role::Port(port) if by_xdp(port.hook, link) => Some(Hooks { xdp: true, tc_egress: true, ..none }),
             Role::Port(_) => Some(Hooks { tc_ingress: true, tc_egress: true, ..none }),
-            Role::Inside => Some(Hooks { tc_ingress: true, ..none }),
+            // What a backend on the host answers to a pod; a bridge sends it for its ports.
+            Role::Inside => Some(Hooks { tc_ingress: true, tc_egress: link.master.is_none(), ..none }),
             // What a client on the host sends to a service whose backend is the host itself.
             Role::Loopback => Some(Hooks { tc_egress: true, ..none }),
             Role::Other => None,

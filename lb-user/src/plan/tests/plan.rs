@@ -199,7 +199,7 @@ fn hooks_by_role_and_kind() {
     };
     let row = |name: &str, xdp, ingress, egress| (name.to_owned(), xdp, ingress, egress);
     let (lo, inside) =
-        (row("lo", false, false, true), [row("br-int", false, true, false), row("pod7", false, true, false)]);
+        (row("lo", false, false, true), [row("br-int", false, true, true), row("pod7", false, true, true)]);
     let [br, pod] = inside;
     let expected = [lo, row("eth0", true, false, true), row("eth1", false, true, true), br, pod];
     assert_eq!(hooks(&wish), expected);
