@@ -26,10 +26,9 @@ use tracing::{debug, error, info, warn};
 use self::wish::{Undo, Wish};
 use crate::apply::sweep::{Sweeper, Swept};
 use crate::apply::{Kernel, Paths};
-use crate::config::Config;
 use crate::intent::{Capacity, EndpointState, Network};
 use crate::plan::{Apply, Clock, Contents, Ids, Op, diff, plan};
-use crate::source::netlink::{self, Mirror, Wanted};
+use crate::source::netlink::{self, Wanted};
 use crate::source::readiness::readable;
 use crate::source::watch::{Changed, Watch};
 
@@ -59,9 +58,9 @@ async fn start(options: &Options) -> Result<()> {
     let lock = lock::take(&options.paths)?;
     // Before anything is read: no change falls between.
     let mut watch = None;
-    let wish = Wish::read(&options.config, &options.paths, |config| {
-        watch = Some(Watch::new(&options.config, config.manifests.as_deref())?);
-        prepare(&options.paths, config)
+    let wish = Wish::read(&options.config, &options.paths, |manifests| {
+        watch = Some(Watch::new(&options.config, manifests)?);
+        Ok(())
     })?;
     let watch = watch.context("the configuration was not watched")?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
@@ -90,26 +89,20 @@ async fn start(options: &Options) -> Result<()> {
     agent.serve(watch, network_by).await
 }
 
-/// Makes what a configuration needs, and reads the network as it is then.
-fn prepare(paths: &Paths, config: &Config) -> Result<Network> {
-    if let Some(switch) = &config.internal_switch {
-        switch::ensure(paths, switch)?;
-    }
-    Ok(Mirror::open()?.network().clone())
-}
-
 /// The data plane's own lines, where the object has any.
 fn log_lines(kernel: &mut Kernel) {
     if kernel.ebpf.map("AYA_LOGS").is_none() {
         return;
     }
     match EbpfLogger::init(&mut kernel.ebpf).context("its log map").and_then(|logger| Ok(readable(logger)?)) {
-        Ok(mut logger) => _ = tokio::spawn(async move {
-            while let Ok(mut ready) = logger.readable_mut().await {
-                ready.get_inner_mut().flush();
-                ready.clear_ready();
-            }
-        }),
+        Ok(mut logger) => {
+            _ = tokio::spawn(async move {
+                while let Ok(mut ready) = logger.readable_mut().await {
+                    ready.get_inner_mut().flush();
+                    ready.clear_ready();
+                }
+            })
+        }
         Err(error) => warn!("the data plane's log is not read: {error:#}"),
     }
 }
@@ -198,9 +191,8 @@ impl Agent {
     }
 
     fn files_changed(&mut self, changed: &Changed) {
-        let paths = self.options.paths.clone();
         let result = match (changed.config, &changed.manifests) {
-            (true, _) => self.wish.config_changed(&self.options.config, |config| prepare(&paths, config)),
+            (true, _) => self.wish.config_changed(&self.options.config, &self.options.paths),
             (false, Some(scope)) => self.wish.manifests_changed(scope),
             (false, None) => return,
         };
@@ -225,13 +217,11 @@ impl Agent {
     /// Plans, and brings the kernel there. A wish that can't be planned is taken back by `undo`.
     fn replan(&mut self, undo: Option<Undo>) -> Result<()> {
         (self.retry, self.deadline) = (None, None);
-        let clock = Clock {
-            now: SystemTime::now(),
-            tick: self.kernel.now()?,
-            ticks_per_second: self.kernel.ticks_per_second,
-        };
+        let clock =
+            Clock { now: SystemTime::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
         // What the tables have room for was settled when they were made.
         self.wish.intent.tuning.capacity = self.capacity;
+        let started = std::time::Instant::now();
         let desired = match plan(&self.wish.intent, &self.network, &mut self.ids, clock) {
             Ok(desired) => desired,
             Err(error) => {
@@ -244,8 +234,11 @@ impl Agent {
         if undo.is_some() {
             self.wish.keep();
         }
+        let planned = started.elapsed();
         let ops = diff(&self.current, &desired);
+        let compared = started.elapsed();
         self.carry_out(&ops, desired)?;
+        debug!(?planned, ?compared, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
         }

@@ -5,10 +5,28 @@
 use anyhow::{Context, Result};
 
 use crate::apply::{Paths, State};
-use crate::intent::InternalSwitch;
+use crate::intent::{InternalSwitch, Link, Network};
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, write};
 
+/// The network as it will be once the switch is there.
+pub fn pretend(switch: &InternalSwitch, network: &mut Network) {
+    if network.links.iter().all(|link| link.name != switch.interface) {
+        network.links.push(Link {
+            index: u32::MAX,
+            name: switch.interface.clone(),
+            mac: None,
+            mtu: 1500,
+            up: true,
+            master: None,
+            kind: Some("bridge".into()),
+            master_kind: None,
+            xdp_transmit: false,
+        });
+    }
+}
+
+/// Makes what is missing of it.
 pub fn ensure(paths: &Paths, switch: &InternalSwitch) -> Result<()> {
     let name = &switch.interface;
     let mut state = State::read(paths)?;

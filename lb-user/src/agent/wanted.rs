@@ -119,7 +119,8 @@ mod tests {
             ],
         };
         let intent = Intent { services: vec![service], ..Intent::default() };
-        let found: Vec<String> = wanted(&intent, &network).iter().map(|(link, addr)| format!("{link} {addr}")).collect();
+        let found: Vec<String> =
+            wanted(&intent, &network).iter().map(|(link, addr)| format!("{link} {addr}")).collect();
         assert_eq!(found, ["1 10.0.0.5", "1 10.0.0.9", "2 10.2.0.1", "2 10.2.0.9"]);
     }
 }

@@ -11,8 +11,11 @@ use tracing::warn;
 
 use crate::apply::{Maps, Paths};
 use crate::config::{Config, Error, Errors, verify};
-use crate::intent::{Intent, Network, ServicePort};
+use crate::intent::{Intent, ServicePort};
 use crate::source::manifests::{Manifests, Scope, ServiceName, Update};
+use crate::source::netlink::Mirror;
+
+use super::switch;
 
 pub struct Wish {
     pub intent: Intent,
@@ -50,18 +53,25 @@ fn remember(manifests: &mut Manifests, config: &Config, paths: &Paths) {
     }
 }
 
-/// Refuses what the kernel's facts speak against.
-fn check(config: &Config, network: &Network) -> Result<()> {
-    let errors = verify(config, network);
-    if errors.is_empty() { Ok(()) } else { Err(anyhow!(Errors(errors))) }
+/// Refuses what the kernel's facts speak against, and only then makes what the configuration needs.
+fn check(config: &Config, paths: &Paths) -> Result<()> {
+    let mut network = Mirror::open()?.network().clone();
+    if let Some(switch) = &config.internal_switch {
+        switch::pretend(switch, &mut network);
+    }
+    let errors = verify(config, &network);
+    if !errors.is_empty() {
+        return Err(anyhow!(Errors(errors)));
+    }
+    config.internal_switch.as_ref().map_or(Ok(()), |switch| switch::ensure(paths, switch))
 }
 
 impl Wish {
-    /// Reads everything, for a start. `prepare` makes what the configuration needs before it can be
-    /// judged, and says what the network is then.
-    pub fn read(file: &Path, paths: &Paths, prepare: impl FnOnce(&Config) -> Result<Network>) -> Result<Self> {
+    /// Reads everything, for a start. `watch` is told which manifests there are before they are read.
+    pub fn read(file: &Path, paths: &Paths, watch: impl FnOnce(Option<&Path>) -> Result<()>) -> Result<Self> {
         let config = Config::load(file)?;
-        check(&config, &prepare(&config)?)?;
+        watch(config.manifests.as_deref())?;
+        check(&config, paths)?;
         notices(&config.notices);
         let mut manifests = config.manifests.clone().map(|path| Manifests::new(path, config.rules()));
         let mut services = Vec::new();
@@ -99,13 +109,9 @@ impl Wish {
     }
 
     /// Takes a changed configuration, with all manifests.
-    pub fn config_changed(
-        &mut self,
-        file: &Path,
-        prepare: impl FnOnce(&Config) -> Result<Network>,
-    ) -> Result<Option<Undo>> {
+    pub fn config_changed(&mut self, file: &Path, paths: &Paths) -> Result<Option<Undo>> {
         let config = Config::load(file)?;
-        check(&config, &prepare(&config)?)?;
+        check(&config, paths)?;
         let mut manifests = match (&config.manifests, &self.manifests) {
             (Some(path), Some(old)) if old.path() == path => Some(old.clone()),
             (path, _) => path.clone().map(|path| Manifests::new(path, config.rules())),

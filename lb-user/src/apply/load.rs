@@ -61,7 +61,10 @@ pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity) -> Result<Loade
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     for other in other_layouts(paths)? {
-        tracing::warn!("maps of another layout are pinned ({other}): tables and connections begin anew in {}", layout());
+        tracing::warn!(
+            "maps of another layout are pinned ({other}): tables and connections begin anew in {}",
+            layout()
+        );
     }
     let capacity = in_force(&dir, wanted)?;
     let mut loader = EbpfLoader::new();

@@ -180,9 +180,7 @@ impl Slots {
         let end = (first as usize).saturating_add(count as usize);
         ensure!(end <= self.capacity() as usize, "a service's row ends at slot {end} of {}", self.capacity());
         match &self.words {
-            Some(words) => {
-                Ok(words.get()[first as usize..end].iter().map(|w| w.load(Ordering::Relaxed)).collect())
-            }
+            Some(words) => Ok(words.get()[first as usize..end].iter().map(|w| w.load(Ordering::Relaxed)).collect()),
             None => (first..end as u32)
                 .map(|slot| Ok(self.table.get(&(slot / 2))?.unwrap_or_default()[(slot % 2) as usize]))
                 .collect(),

@@ -143,9 +143,8 @@ fn connections<A: Addr>(
     settings: &Settings,
     now: u32,
 ) -> Result<usize> {
-    let over = |key: &FlowKey<A>, flow: &Flow<A>| {
-        age(now, flow.last) > idle_limit(settings, key.proto as u8, flow.state)
-    };
+    let over =
+        |key: &FlowKey<A>, flow: &Flow<A>| age(now, flow.last) > idle_limit(settings, key.proto as u8, flow.state);
     let mut gone = Vec::new();
     for (key, flow) in next_part(table, cursor, over)? {
         // Read again: a packet may have come since.

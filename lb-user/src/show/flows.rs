@@ -27,7 +27,8 @@ pub fn flows(paths: &Paths) -> Result<Listing> {
         now: clock::read_pinned(paths, &maps)?.tick(),
         ticks: maps.settings.get(&0)?.unwrap_or_default().ticks_per_second.max(1),
     };
-    let mut listing = Listing::new(&["protocol", "client", "vip", "backend", "snat", "service", "state", "set", "idle_s"]);
+    let mut listing =
+        Listing::new(&["protocol", "client", "vip", "backend", "snat", "service", "state", "set", "idle_s"]);
     list(&mut listing, &maps.v4.flows, "established", &context)?;
     list(&mut listing, &maps.v4.half, "half-open", &context)?;
     list(&mut listing, &maps.v6.flows, "established", &context)?;

@@ -82,8 +82,18 @@ pub fn services(paths: &Paths) -> Result<Table> {
     reached(&maps.v4, &mut all)?;
     reached(&maps.v6, &mut all)?;
     let mut table = Table::new(&[
-        "name", "id", "addresses", "protocol", "port", "backends", "affinity_s", "connections", "packets", "bytes",
-        "reply_packets", "reply_bytes",
+        "name",
+        "id",
+        "addresses",
+        "protocol",
+        "port",
+        "backends",
+        "affinity_s",
+        "connections",
+        "packets",
+        "bytes",
+        "reply_packets",
+        "reply_bytes",
     ]);
     let mut rows: Vec<_> = all.into_iter().map(|(id, at)| (names.get(&id).cloned(), id, at)).collect();
     rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
@@ -136,11 +146,25 @@ pub fn backends(paths: &Paths) -> Result<Table> {
     shares(&maps, &maps.v6, &mut share)?;
     let now = clock::read_pinned(paths, &maps).map(|reading| reading.tick());
     let ticks = maps.settings.get(&0)?.unwrap_or_default().ticks_per_second.max(1);
-    let interfaces: BTreeMap<u32, String> =
-        Mirror::open().map(|m| m.network().links.iter().map(|l| (l.index, l.name.clone())).collect()).unwrap_or_default();
+    let interfaces: BTreeMap<u32, String> = Mirror::open()
+        .map(|m| m.network().links.iter().map(|l| (l.index, l.name.clone())).collect())
+        .unwrap_or_default();
     let mut table = Table::new(&[
-        "service", "id", "address", "port", "state", "weight", "share", "remote", "next_hop", "left_s", "connections",
-        "packets", "bytes", "reply_packets", "reply_bytes",
+        "service",
+        "id",
+        "address",
+        "port",
+        "state",
+        "weight",
+        "share",
+        "remote",
+        "next_hop",
+        "left_s",
+        "connections",
+        "packets",
+        "bytes",
+        "reply_packets",
+        "reply_bytes",
     ]);
     for b in all_backends(&maps)? {
         let active = b.state == Backend::<lb_common::wire::Ip4>::ACTIVE;

@@ -140,17 +140,13 @@ impl Table {
     /// Aligned columns; numbers to the right.
     pub fn text(&self) -> String {
         let head: Vec<String> = self.columns.iter().map(|c| c.to_uppercase().replace('_', " ")).collect();
-        let rows: Vec<Vec<String>> =
-            self.rows.iter().map(|row| row.iter().map(Cell::to_string).collect()).collect();
-        let width = |column: usize| {
-            rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0)
-        };
+        let rows: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(Cell::to_string).collect()).collect();
+        let width =
+            |column: usize| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..head.len()).map(width).collect();
         let right: Vec<bool> = (0..head.len())
             .map(|column| {
-                self.rows.iter().any(|row| {
-                    matches!(row[column], Cell::Number(_) | Cell::Percent(_) | Cell::Seconds(_))
-                })
+                self.rows.iter().any(|row| matches!(row[column], Cell::Number(_) | Cell::Percent(_) | Cell::Seconds(_)))
             })
             .collect();
         let mut out = String::new();

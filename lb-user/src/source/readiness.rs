@@ -5,8 +5,8 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 
-use tokio::io::unix::AsyncFd;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Call within a tokio runtime. For owners of one descriptor, such as a socket or a ring buffer.
 #[expect(unsafe_code, reason = "tokio asks for a promise that traits can't give")]

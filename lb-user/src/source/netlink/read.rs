@@ -43,9 +43,12 @@ pub struct Neighbours {
 }
 
 pub fn links(connection: &mut Connection) -> Result<Links> {
-    let mut all: Links = connection.dump(|| Message::new(GET_LINK, 0, &[0; 16]), |all, payload| {
-        link(all, payload);
-    })?;
+    let mut all: Links = connection.dump(
+        || Message::new(GET_LINK, 0, &[0; 16]),
+        |all, payload| {
+            link(all, payload);
+        },
+    )?;
     let kinds: BTreeMap<u32, Option<String>> = all.links.iter().map(|l| (l.index, l.kind.clone())).collect();
     for link in &mut all.links {
         link.master_kind = link.master.and_then(|master| kinds.get(&master).cloned().flatten());
@@ -76,9 +79,12 @@ fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
 }
 
 pub fn addresses(connection: &mut Connection) -> Result<Vec<Address>> {
-    let mut all: Vec<Address> = connection.dump(|| Message::new(GET_ADDRESS, 0, &[0; 8]), |all: &mut Vec<_>, payload| {
-        all.extend(address(payload));
-    })?;
+    let mut all: Vec<Address> = connection.dump(
+        || Message::new(GET_ADDRESS, 0, &[0; 8]),
+        |all: &mut Vec<_>, payload| {
+            all.extend(address(payload));
+        },
+    )?;
     all.sort_by_key(|a| (a.link, a.net));
     Ok(all)
 }
@@ -93,9 +99,12 @@ fn address(payload: &[u8]) -> Option<Address> {
 }
 
 pub fn neighbours(connection: &mut Connection) -> Result<Neighbours> {
-    let mut all: Neighbours = connection.dump(|| Message::new(GET_NEIGHBOUR, 0, &[0; 12]), |all, payload| {
-        neighbour(all, payload);
-    })?;
+    let mut all: Neighbours = connection.dump(
+        || Message::new(GET_NEIGHBOUR, 0, &[0; 12]),
+        |all, payload| {
+            neighbour(all, payload);
+        },
+    )?;
     all.neighbours.sort_by_key(|n| (n.link, n.addr));
     Ok(all)
 }
@@ -117,9 +126,12 @@ fn neighbour(all: &mut Neighbours, payload: &[u8]) -> Option<()> {
 }
 
 pub fn routes(connection: &mut Connection) -> Result<Vec<Route>> {
-    let mut all: Vec<Route> = connection.dump(|| Message::new(GET_ROUTE, 0, &[0; 12]), |all: &mut Vec<_>, payload| {
-        route(all, payload);
-    })?;
+    let mut all: Vec<Route> = connection.dump(
+        || Message::new(GET_ROUTE, 0, &[0; 12]),
+        |all: &mut Vec<_>, payload| {
+            route(all, payload);
+        },
+    )?;
     all.sort_by_key(|r| (r.prefix, r.metric, r.link, r.gateway));
     Ok(all)
 }
@@ -184,20 +196,78 @@ impl Features {
         let mut family = None;
         // CTRL_CMD_GETFAMILY by CTRL_ATTR_FAMILY_NAME gives CTRL_ATTR_FAMILY_ID.
         let message = Message::new(16, 0, &[3, 1, 0, 0]).attr(2, b"netdev\0");
-        connection.ask(message, |_, payload| family = payload.get(4..).and_then(|p| u16_at(Attrs(p).find(1)?, 0))).ok()?;
+        connection
+            .ask(message, |_, payload| family = payload.get(4..).and_then(|p| u16_at(Attrs(p).find(1)?, 0)))
+            .ok()?;
         Some(Features { connection, family: family? })
     }
 
     /// Links that XDP can transmit on: NETDEV_XDP_ACT_NDO_XMIT.
     pub fn transmit(&mut self) -> Result<BTreeSet<u32>> {
         let family = self.family;
-        self.connection.dump(|| Message::new(family, 0, &[1, 1, 0, 0]), |all: &mut BTreeSet<u32>, payload| {
-            let attrs = Attrs(payload.get(4..).unwrap_or_default());
-            if let (Some(index), Some(features)) = (attrs.u32(1), attrs.find(3))
-                && features.first().is_some_and(|bits| bits & 4 != 0)
-            {
-                all.insert(index);
-            }
-        })
+        self.connection.dump(
+            || Message::new(family, 0, &[1, 1, 0, 0]),
+            |all: &mut BTreeSet<u32>, payload| {
+                let attrs = Attrs(payload.get(4..).unwrap_or_default());
+                if let (Some(index), Some(features)) = (attrs.u32(1), attrs.find(3))
+                    && features.first().is_some_and(|bits| bits & 4 != 0)
+                {
+                    all.insert(index);
+                }
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut out = [(value.len() as u16 + 4).to_ne_bytes(), kind.to_ne_bytes()].concat();
+        out.extend_from_slice(value);
+        out.resize(out.len().next_multiple_of(4), 0);
+        out
+    }
+
+    fn hop(link: u32, flags: u8, gateway: [u8; 4]) -> Vec<u8> {
+        let gateway = attr(5, &gateway);
+        let mut out = (gateway.len() as u16 + 8).to_ne_bytes().to_vec();
+        out.extend_from_slice(&[flags, 0]);
+        out.extend_from_slice(&link.to_ne_bytes());
+        out.extend_from_slice(&gateway);
+        out
+    }
+
+    fn parse(header: [u8; 12], attrs: &[Vec<u8>]) -> Vec<String> {
+        let mut all = Vec::new();
+        route(&mut all, &[&header[..], &attrs.concat()].concat());
+        all.iter().map(|r| format!("{} via {:?} link {} metric {}", r.prefix, r.gateway, r.link, r.metric)).collect()
+    }
+
+    #[test]
+    fn routes_of_all_forms() {
+        let main = |bits| [2, bits, 0, 0, 254, 0, 0, UNICAST, 0, 0, 0, 0];
+        let link = |n: u32| attr(4, &n.to_ne_bytes());
+        let default = parse(main(0), &[attr(5, &[10, 0, 0, 1]), link(2), attr(6, &7u32.to_ne_bytes())]);
+        assert_eq!(default, ["0.0.0.0/0 via Some(10.0.0.1) link 2 metric 7"]);
+        // Several next hops, of which one is dead.
+        let hops = [hop(2, 0, [10, 0, 0, 1]), hop(3, 1, [10, 0, 0, 2]), hop(4, 0, [10, 0, 0, 3])].concat();
+        assert_eq!(
+            parse(main(24), &[attr(1, &[10, 1, 2, 0]), attr(9, &hops)]),
+            ["10.1.2.0/24 via Some(10.0.0.1) link 2 metric 0", "10.1.2.0/24 via Some(10.0.0.3) link 4 metric 0"]
+        );
+        // An IPv4 route through an IPv6 gateway.
+        let via = [&[10, 0][..], &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].concat();
+        assert_eq!(
+            parse(main(8), &[attr(1, &[10, 0, 0, 0]), attr(18, &via), link(2)]),
+            ["10.0.0.0/8 via Some(fe80::1) link 2 metric 0"]
+        );
+        // Another table, by its attribute; a blackhole; nonsense.
+        let other = attr(15, &100u32.to_ne_bytes());
+        assert!(parse(main(8), &[attr(1, &[10, 0, 0, 0]), link(2), other]).is_empty());
+        assert!(parse([2, 8, 0, 0, 254, 0, 0, 6, 0, 0, 0, 0], &[attr(1, &[10, 0, 0, 0]), link(2)]).is_empty());
+        assert!(parse(main(33), &[attr(1, &[10, 0, 0, 0]), link(2)]).is_empty());
+        assert!(parse(main(8), &[vec![0xff, 0xff, 1, 0, 10]]).is_empty());
     }
 }

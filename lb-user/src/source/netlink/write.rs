@@ -127,9 +127,12 @@ pub struct Filter {
 
 pub fn filters(connection: &mut Connection, link: u32, egress: bool) -> Result<Vec<Filter>> {
     let parent = if egress { EGRESS } else { INGRESS };
-    connection.dump(|| Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent)), |all: &mut Vec<_>, payload| {
-        all.extend(filter(payload));
-    })
+    connection.dump(
+        || Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent)),
+        |all: &mut Vec<_>, payload| {
+            all.extend(filter(payload));
+        },
+    )
 }
 
 fn filter(payload: &[u8]) -> Option<Filter> {
