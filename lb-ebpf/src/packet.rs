@@ -48,7 +48,7 @@ impl Packet for Xdp {
         // SAFETY: the program's own context.
         match unsafe { bpf_xdp_adjust_tail(self.0, delta) } {
             0 => Ok(()),
-            _ if delta > 0 => self.grow_ahead(delta),
+            _ if delta > 0 => self.grow_ahead(len, delta as u32),
             _ => Err(Drop::ResizeFailed),
         }
     }
@@ -58,18 +58,33 @@ impl Xdp {
     /// Grows by the room ahead of the packet, where there is none behind it: a veth's packet may end
     /// where its memory ends. The headers, which alone matter, move to the new beginning.
     #[inline(always)]
-    fn grow_ahead(&mut self, delta: i32) -> Result<(), Drop> {
-        /// Half-words of an Ethernet header with a tag, and of a quote.
-        const MOVED: u32 = 9 + 64;
+    fn grow_ahead(&mut self, len: u32, by: u32) -> Result<(), Drop> {
+        /// Double words behind the first six bytes: an Ethernet header with a tag, and a quote of a
+        /// TCP header behind all of IPv4's options, or behind IPv6's header alone.
+        const MOVED: u32 = 12;
+        /// Headers that an ICMP answer puts before its quote, at least.
+        const BEFORE: u32 = 28;
+        if len > BEFORE + 6 + MOVED * 8 {
+            return Err(Drop::ResizeFailed);
+        }
         // SAFETY: the program's own context.
-        if unsafe { bpf_xdp_adjust_head(self.0, -delta) } != 0 {
+        if unsafe { bpf_xdp_adjust_head(self.0, -(by as i32)) } != 0 {
             return Err(Drop::ResizeFailed);
         }
         let mut frame = self.frame();
+        // A quote ends a multiple of four bytes behind the sixth.
+        frame.store(0, frame.read::<u16>(by).ok_or(Drop::ResizeFailed)?)?;
+        frame.store(2, frame.read::<u32>(2 + by).ok_or(Drop::ResizeFailed)?)?;
         for at in 0..MOVED {
-            // Its end: a packet that has to grow is no longer than what it grows to.
-            let Some(half) = frame.read::<u16>(at * 2 + delta as u32) else { break };
-            frame.store(at * 2, half)?;
+            let at = 6 + at * 8;
+            if let Some(double) = frame.read::<u64>(at + by) {
+                frame.store(at, double)?;
+                continue;
+            }
+            if let Some(word) = frame.read::<u32>(at + by) {
+                frame.store(at, word)?;
+            }
+            break;
         }
         Ok(())
     }
