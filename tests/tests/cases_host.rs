@@ -12,20 +12,9 @@ fn every_case_holds() {
         println!("blessed: {:#?}", bless::all().unwrap());
     }
     let cases = runner::cases();
-    let run = |case: &Result<_, String>| {
-        case.as_ref()
-            .map_err(Clone::clone)
-            .and_then(runner::on_host)
-            .err()
-    };
+    let run = |case: &Result<_, String>| case.as_ref().map_err(Clone::clone).and_then(runner::on_host).err();
     let wrong: Vec<String> = cases.iter().filter_map(run).collect();
-    assert!(
-        wrong.is_empty(),
-        "{} of {} cases fail:\n\n{}",
-        wrong.len(),
-        cases.len(),
-        wrong.join("\n\n")
-    );
+    assert!(wrong.is_empty(), "{} of {} cases fail:\n\n{}", wrong.len(), cases.len(), wrong.join("\n\n"));
     println!("{} cases", cases.len());
 }
 
@@ -34,10 +23,7 @@ const BEYOND_CASES: &[(&str, &str)] = &[];
 
 #[test]
 fn every_drop_and_note_is_reached() {
-    if ["BLESS", "STELLWERK_CASE"]
-        .iter()
-        .any(|name| std::env::var_os(name).is_some())
-    {
+    if ["BLESS", "STELLWERK_CASE"].iter().any(|name| std::env::var_os(name).is_some()) {
         return;
     }
     let cases: Vec<_> = runner::cases().into_iter().map(Result::unwrap).collect();
@@ -45,11 +31,6 @@ fn every_drop_and_note_is_reached() {
     let drops = Drop::ALL.iter().map(|d| d.label());
     let all = drops.chain(Note::ALL.iter().map(|n| n.label()));
     let beyond = |label: &str| BEYOND_CASES.iter().any(|(l, _)| *l == label);
-    let missing: Vec<_> = all
-        .filter(|label| !seen.contains(*label) && !beyond(label))
-        .collect();
-    assert!(
-        missing.is_empty() || std::env::var_os("STELLWERK_CASE").is_some(),
-        "in no case: {missing:?}"
-    );
+    let missing: Vec<_> = all.filter(|label| !seen.contains(*label) && !beyond(label)).collect();
+    assert!(missing.is_empty() || std::env::var_os("STELLWERK_CASE").is_some(), "in no case: {missing:?}");
 }

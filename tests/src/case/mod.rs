@@ -4,6 +4,7 @@
 //! passes, and what the tables hold then. [`crate::runner`] runs it. The format stands in
 //! `tests/cases/README.md`.
 
+mod device;
 pub mod parse;
 pub mod world;
 
@@ -72,10 +73,7 @@ pub struct Arriving {
 /// One expectation: `out VERDICT [PACKET]` or `note LABEL`.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Expected {
-    Out {
-        verdict: String,
-        packet: Option<Spec>,
-    },
+    Out { verdict: String, packet: Option<Spec> },
     Note(String),
 }
 
@@ -93,8 +91,6 @@ impl Case {
                 matches!(kind, "drop" | "refuse").then(|| label.to_string())
             }
         };
-        packets
-            .flat_map(|p| p.expected.iter().filter_map(label))
-            .collect()
+        packets.flat_map(|p| p.expected.iter().filter_map(label)).collect()
     }
 }

@@ -1,13 +1,10 @@
 //! From the text of a case to its steps.
 
-use std::net::IpAddr;
-
 use lb_common::verdict::Hook;
 use lb_user::plan::Op;
 
-use super::world::{BackendLine, Host, Link, Place, ServiceLine};
+use super::device::{self, seconds};
 use super::{Arriving, Case, Expected, Lines, Step, What, World};
-use crate::packet::build::parse_mac;
 use crate::packet::{End, Spec};
 use crate::runner::host::Refuses;
 
@@ -22,32 +19,18 @@ pub fn case(name: &str, text: &str, v6: bool) -> Built<Option<Case>> {
     if text.lines().any(|line| line.trim() == other) {
         return Ok(None);
     }
-    let mut reader = Reader {
-        world: World {
-            v6,
-            ..World::default()
-        },
-        steps: Vec::new(),
-        dirty: None,
-        host_only: None,
-    };
+    let mut reader =
+        Reader { world: World { v6, ..World::default() }, steps: Vec::new(), dirty: None, host_only: None };
     if !text.lines().any(|line| line.trim() == "world none") {
         for line in WORLD.lines() {
             reader.line(line, 0..0)?;
         }
     }
     for (at, line) in text.lines().enumerate() {
-        reader
-            .line(line, at..at + 1)
-            .map_err(|e| format!("{name}:{}: {e}", at + 1))?;
+        reader.line(line, at..at + 1).map_err(|e| format!("{name}:{}: {e}", at + 1))?;
     }
     let name = format!("{name} {}", if v6 { "v6" } else { "v4" });
-    Ok(Some(Case {
-        name,
-        world: reader.world,
-        steps: reader.steps,
-        host_only: reader.host_only,
-    }))
+    Ok(Some(Case { name, world: reader.world, steps: reader.steps, host_only: reader.host_only }))
 }
 
 struct Reader {
@@ -61,20 +44,11 @@ struct Reader {
 impl Reader {
     fn line(&mut self, line: &str, at: Lines) -> Built<()> {
         let line = line.split(" # ").next().unwrap_or("").trim();
-        let line = match (
-            line.strip_prefix("v4:"),
-            line.strip_prefix("v6:"),
-            self.world.v6,
-        ) {
+        let line = match (line.strip_prefix("v4:"), line.strip_prefix("v6:"), self.world.v6) {
             (Some(other), _, true) | (_, Some(other), false) => {
                 // The other version's expectation is a line of the block all the same.
-                let expectation = ["out ", "note ", "flow "]
-                    .iter()
-                    .any(|w| other.trim().starts_with(w));
-                let step = self
-                    .steps
-                    .last_mut()
-                    .filter(|s| expectation && s.expected_at.end == at.start);
+                let expectation = ["out ", "note ", "flow "].iter().any(|w| other.trim().starts_with(w));
+                let step = self.steps.last_mut().filter(|s| expectation && s.expected_at.end == at.start);
                 if let Some(step) = step {
                     step.expected_at.end = at.end;
                 }
@@ -106,7 +80,7 @@ impl Reader {
                 Ok(())
             }
             _ => {
-                self.table(word, rest)?;
+                device::line(&mut self.world, word, rest)?;
                 let start = self.dirty.as_ref().map_or(at.start, |lines| lines.start);
                 self.dirty = Some(start..at.end);
                 Ok(())
@@ -126,25 +100,13 @@ impl Reader {
             "count" => {
                 let (backend, text) = rest.split_once(' ').ok_or("count BACKEND …")?;
                 let id = self.world.backend_id(&backend.parse()?)?;
-                let what = What::Counted {
-                    name: backend.into(),
-                    id,
-                    text: text.trim().into(),
-                };
-                self.steps.push(Step {
-                    at: at.clone(),
-                    expected_at: at,
-                    what,
-                });
+                let what = What::Counted { name: backend.into(), id, text: text.trim().into() };
+                self.steps.push(Step { at: at.clone(), expected_at: at, what });
                 return Ok(());
             }
             _ => {
-                let ids = rest
-                    .split_whitespace()
-                    .map(|b| self.world.backend_id(&b.parse()?));
-                What::Apply(Op::EndFlows {
-                    backends: ids.collect::<Built<_>>()?,
-                })
+                let ids = rest.split_whitespace().map(|b| self.world.backend_id(&b.parse()?));
+                What::Apply(Op::EndFlows { backends: ids.collect::<Built<_>>()? })
             }
         };
         self.push(at, what);
@@ -153,11 +115,7 @@ impl Reader {
 
     fn push(&mut self, at: Lines, what: What) {
         let expected_at = at.end..at.end;
-        self.steps.push(Step {
-            at,
-            expected_at,
-            what,
-        });
+        self.steps.push(Step { at, expected_at, what });
     }
 
     fn arriving(&self, rest: &str) -> Built<Arriving> {
@@ -174,10 +132,7 @@ impl Reader {
         let gso_size = packet.number("gso", 0)? as u32;
         packet.attrs.remove("gso");
         let tagged = packet.attrs.remove("offtag").is_some();
-        let refuses = match (
-            packet.attrs.remove("noresize"),
-            packet.attrs.remove("nowrite"),
-        ) {
+        let refuses = match (packet.attrs.remove("noresize"), packet.attrs.remove("nowrite")) {
             (Some(_), _) => Refuses::Resizing,
             (_, Some(_)) => Refuses::Writing,
             _ => Refuses::Nothing,
@@ -185,39 +140,18 @@ impl Reader {
         // Who sends it: the neighbour that its source is or is behind; at egress, this node.
         let far = |end: &Option<End>| {
             let addr = self.world.names().resolve(&end.as_ref()?.host).ok()?;
-            self.world
-                .neighbour(addr)
-                .filter(|(l, _)| l.name == link.name)
-                .map(|(_, mac)| mac)
+            self.world.neighbour(addr).filter(|(l, _)| l.name == link.name).map(|(_, mac)| mac)
         };
         const STRANGER: crate::packet::Mac = [2, 0x99, 0, 0, 0, 0x99];
         let names = match hook {
-            Hook::Egress => self
-                .world
-                .names()
-                .with_macs(link.mac, far(&packet.dst).unwrap_or(STRANGER)),
-            _ => self
-                .world
-                .names()
-                .with_macs(far(&packet.src).unwrap_or(STRANGER), link.mac),
+            Hook::Egress => self.world.names().with_macs(link.mac, far(&packet.dst).unwrap_or(STRANGER)),
+            _ => self.world.names().with_macs(far(&packet.src).unwrap_or(STRANGER), link.mac),
         };
-        Ok(Arriving {
-            hook,
-            ifindex: link.index,
-            gso_size,
-            tagged,
-            refuses,
-            packet,
-            expected: Vec::new(),
-            names,
-        })
+        Ok(Arriving { hook, ifindex: link.index, gso_size, tagged, refuses, packet, expected: Vec::new(), names })
     }
 
     fn expected(&mut self, word: &str, rest: &str, at: Lines) -> Built<()> {
-        let step = self
-            .steps
-            .last_mut()
-            .ok_or("an expectation comes behind `in`")?;
+        let step = self.steps.last_mut().ok_or("an expectation comes behind `in`")?;
         let What::Packet(arriving) = &mut step.what else {
             return Err("an expectation comes behind `in`".into());
         };
@@ -237,198 +171,4 @@ impl Reader {
         arriving.expected.push(Expected::Out { verdict, packet });
         Ok(())
     }
-
-    /// A line that describes the device.
-    fn table(&mut self, word: &str, rest: &str) -> Built<()> {
-        let words: Vec<&str> = rest.split_whitespace().collect();
-        match (word, words.as_slice()) {
-            ("link", [name, index, mac, addr4, addr6, more @ ..]) => {
-                self.link(name, index, mac, (addr4, addr6), more)
-            }
-            ("host", [name, addr4, addr6, at @ ..]) => self.host(name, (addr4, addr6), at),
-            ("route", [net4, net6, "via", host]) => {
-                let (addr, len) = prefix(if self.world.v6 { net6 } else { net4 })?;
-                self.world
-                    .routes
-                    .retain(|(a, l, _)| (*a, *l) != (addr, len));
-                self.world.routes.push((addr, len, (*host).into()));
-                Ok(())
-            }
-            ("unused", [net4, net6]) => {
-                self.world
-                    .unused
-                    .push(prefix(if self.world.v6 { net6 } else { net4 })?);
-                Ok(())
-            }
-            ("vip", names) => {
-                self.world.vips.extend(names.iter().map(|n| n.to_string()));
-                Ok(())
-            }
-            ("service", [proto, rest @ ..]) => self.service(proto, rest),
-            ("set", pairs) => each_number(pairs, |key, value| {
-                self.world.settings.insert(key.into(), value);
-                Ok(())
-            }),
-            ("capacity", pairs) => each_number(pairs, |key, value| {
-                let capacity = &mut self.world.capacity;
-                match key {
-                    "connections" => capacity.connections = value,
-                    "half_open" => capacity.half_open = value,
-                    "affinity" => capacity.affinity = value,
-                    "fragments" => capacity.fragments = value,
-                    _ => return Err(format!("{key}: no such capacity")),
-                }
-                Ok(())
-            }),
-            _ => Err(format!("{word} {rest}: not a line of a case")),
-        }
-    }
-
-    fn link(
-        &mut self,
-        name: &str,
-        index: &str,
-        mac: &str,
-        addrs: (&str, &str),
-        more: &[&str],
-    ) -> Built<()> {
-        let addr = if self.world.v6 { addrs.1 } else { addrs.0 };
-        let mut link = Link {
-            name: name.into(),
-            index: index.parse().map_err(|_| format!("{index}: no index"))?,
-            mac: parse_mac(mac)?,
-            mtu: 1500,
-            xdp: false,
-            addr: addr.parse().ok(),
-        };
-        for word in more {
-            match word.split_once('=') {
-                Some(("mtu", mtu)) => {
-                    link.mtu = mtu.parse().map_err(|_| format!("{word}: no MTU"))?
-                }
-                None if *word == "xdp" => link.xdp = true,
-                _ => return Err(format!("{word}: not a word for links")),
-            }
-        }
-        self.world.links.retain(|l| l.name != name);
-        self.world.links.push(link);
-        Ok(())
-    }
-
-    fn host(&mut self, name: &str, addrs: (&str, &str), at: &[&str]) -> Built<()> {
-        let addr = if self.world.v6 { addrs.1 } else { addrs.0 };
-        let at = match at {
-            ["on", link, mac] => Place::On((*link).into(), parse_mac(mac)?),
-            ["via", host] => Place::Via((*host).into()),
-            ["unresolved", link] => Place::Unresolved((*link).into()),
-            ["local"] => Place::Local,
-            [] => Place::Nowhere,
-            _ => {
-                return Err(
-                    "host NAME V4 V6 [on LINK MAC | via HOST | unresolved LINK | local]".into(),
-                );
-            }
-        };
-        let host = Host {
-            name: name.into(),
-            addr: addr.parse().map_err(|_| format!("{addr}: no address"))?,
-            at,
-        };
-        // In place, so that the other hosts keep their next hops' indexes.
-        match self.world.hosts.iter_mut().find(|h| h.name == name) {
-            Some(old) => *old = host,
-            None => self.world.hosts.push(host),
-        }
-        Ok(())
-    }
-
-    fn service(&mut self, proto: &str, words: &[&str]) -> Built<()> {
-        let proto = match proto {
-            "tcp" => 6,
-            "udp" => 17,
-            "sctp" => 132,
-            _ => return Err(format!("{proto}: tcp, udp or sctp")),
-        };
-        let mut sides = words.split(|w| *w == "=");
-        let at = sides
-            .next()
-            .unwrap_or(&[])
-            .iter()
-            .map(|w| w.parse())
-            .collect::<Built<Vec<End>>>()?;
-        let mut line = ServiceLine {
-            proto,
-            at,
-            backends: Vec::new(),
-            affinity: 0,
-        };
-        for word in sides.next().unwrap_or(&[]) {
-            match word.strip_prefix("affinity=") {
-                Some(time) => line.affinity = seconds(time)?,
-                None => line.backends.push(backend(word)?),
-            }
-        }
-        let same = |other: &ServiceLine| other.proto == proto && other.at == line.at;
-        match self.world.services.iter_mut().find(|s| same(s)) {
-            Some(old) => *old = line,
-            None => self.world.services.push(line),
-        }
-        Ok(())
-    }
-}
-
-/// `pod1:8080/remote/draining`
-fn backend(word: &str) -> Built<BackendLine> {
-    let mut parts = word.split('/');
-    let at = parts.next().unwrap_or("").parse()?;
-    let mut line = BackendLine {
-        at,
-        remote: false,
-        draining: false,
-        gone: false,
-    };
-    for part in parts {
-        match part {
-            "remote" => line.remote = true,
-            "draining" => line.draining = true,
-            "gone" => line.gone = true,
-            _ => return Err(format!("{part}: remote, draining or gone")),
-        }
-    }
-    Ok(line)
-}
-
-fn prefix(text: &str) -> Built<(IpAddr, u32)> {
-    let net: ipnet::IpNet = text.parse().map_err(|_| format!("{text}: no prefix"))?;
-    Ok((net.network(), net.prefix_len().into()))
-}
-
-fn seconds(text: &str) -> Built<u32> {
-    let (number, unit) = match (
-        text.strip_suffix('h'),
-        text.strip_suffix('m'),
-        text.strip_suffix('s'),
-    ) {
-        (Some(n), _, _) => (n, 3600),
-        (_, Some(n), _) => (n, 60),
-        (_, _, Some(n)) => (n, 1),
-        _ => return Err(format!("{text}: a time is 30s, 4m or 2h")),
-    };
-    number
-        .parse::<u32>()
-        .map(|n| n * unit)
-        .map_err(|_| format!("{text}: no time"))
-}
-
-fn each_number(pairs: &[&str], mut with: impl FnMut(&str, u32) -> Built<()>) -> Built<()> {
-    for pair in pairs {
-        let (key, value) = pair
-            .split_once('=')
-            .ok_or_else(|| format!("{pair}: KEY=NUMBER"))?;
-        with(
-            key,
-            value.parse().map_err(|_| format!("{pair}: no number"))?,
-        )?;
-    }
-    Ok(())
 }

@@ -7,9 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::table::{
-    Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, Settings, filter,
-};
+use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, Settings, filter};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use lb_user::intent::Capacity;
 use lb_user::plan::{Contents, Family};
@@ -87,30 +85,16 @@ type Built<T> = Result<T, String>;
 
 impl World {
     pub fn names(&self) -> Names {
-        let hosts = self
-            .hosts
-            .iter()
-            .map(|h| (h.name.clone(), h.addr))
-            .collect();
-        Names {
-            v6: self.v6,
-            hosts,
-            macs: Default::default(),
-        }
+        let hosts = self.hosts.iter().map(|h| (h.name.clone(), h.addr)).collect();
+        Names { v6: self.v6, hosts, macs: Default::default() }
     }
 
     pub fn link(&self, name: &str) -> Built<&Link> {
-        self.links
-            .iter()
-            .find(|l| l.name == name)
-            .ok_or_else(|| format!("{name}: no such link"))
+        self.links.iter().find(|l| l.name == name).ok_or_else(|| format!("{name}: no such link"))
     }
 
     pub fn host(&self, name: &str) -> Built<&Host> {
-        self.hosts
-            .iter()
-            .find(|h| h.name == name)
-            .ok_or_else(|| format!("{name}: no such host"))
+        self.hosts.iter().find(|h| h.name == name).ok_or_else(|| format!("{name}: no such host"))
     }
 
     /// The neighbour that a packet to `addr` goes to: its link and link-layer address.
@@ -130,21 +114,12 @@ impl World {
     }
 
     fn longest(&self, addr: IpAddr) -> Option<&(IpAddr, u32, String)> {
-        let covers = |net: IpAddr, len: u32| {
-            ipnet::IpNet::new(net, len as u8).is_ok_and(|net| net.contains(&addr))
-        };
-        self.routes
-            .iter()
-            .filter(|(net, len, _)| covers(*net, *len))
-            .max_by_key(|(_, len, _)| *len)
+        let covers = |net: IpAddr, len: u32| ipnet::IpNet::new(net, len as u8).is_ok_and(|net| net.contains(&addr));
+        self.routes.iter().filter(|(net, len, _)| covers(*net, *len)).max_by_key(|(_, len, _)| *len)
     }
 
     fn hop_index(&self, name: &str) -> Built<u32> {
-        let at = self
-            .hosts
-            .iter()
-            .position(|h| h.name == name)
-            .ok_or_else(|| format!("{name}: no such host"))?;
+        let at = self.hosts.iter().position(|h| h.name == name).ok_or_else(|| format!("{name}: no such host"))?;
         match &self.hosts[at].at {
             Place::On(..) => Ok(NextHop::FIRST + at as u32),
             Place::Via(other) => self.hop_index(other),
@@ -199,13 +174,7 @@ impl World {
     fn next_hops(&self) -> Built<BTreeMap<u32, NextHop>> {
         let mut hops = BTreeMap::from([
             (NextHop::UNRESOLVED, NextHop::default()),
-            (
-                NextHop::HOST,
-                NextHop {
-                    kind: NextHop::LOCAL,
-                    ..NextHop::default()
-                },
-            ),
+            (NextHop::HOST, NextHop { kind: NextHop::LOCAL, ..NextHop::default() }),
         ]);
         for host in &self.hosts {
             let Place::On(link, mac) = &host.at else {
@@ -227,8 +196,7 @@ impl World {
     }
 
     fn addr<A: Addr>(&self, host: &str) -> Built<A> {
-        A::from_ip(self.names().resolve(host)?)
-            .ok_or_else(|| format!("{host}: of the other IP version"))
+        A::from_ip(self.names().resolve(host)?).ok_or_else(|| format!("{host}: of the other IP version"))
     }
 
     fn family<A: Addr>(&mut self, contents: &mut Contents) -> Built<Family<A>> {
@@ -236,32 +204,19 @@ impl World {
         let whole = |addr: A| Prefix { len: A::BITS, addr };
         for host in self.hosts.iter().filter(|h| h.at != Place::Nowhere) {
             let addr = A::from_ip(host.addr).ok_or("hosts are of one IP version")?;
-            family
-                .routes
-                .insert(whole(addr), self.hop_index(&host.name)?);
+            family.routes.insert(whole(addr), self.hop_index(&host.name)?);
         }
         for (net, len, via) in &self.routes {
             let addr = A::from_ip(*net).ok_or("routes are of one IP version")?;
-            family
-                .routes
-                .insert(Prefix { len: *len, addr }, self.hop_index(via)?);
+            family.routes.insert(Prefix { len: *len, addr }, self.hop_index(via)?);
         }
         for vip in &self.vips {
             self.own(vip, &mut family, contents)?;
         }
         for (net, len) in &self.unused {
             let addr = A::from_ip(*net).ok_or("ranges are of one IP version")?;
-            family.owned.insert(
-                Prefix { len: *len, addr },
-                Owned {
-                    kind: Owned::UNUSED,
-                },
-            );
-            let bit = if *len == A::BITS {
-                filter::addr_bit(addr)
-            } else {
-                filter::grain_bit(addr)
-            };
+            family.owned.insert(Prefix { len: *len, addr }, Owned { kind: Owned::UNUSED });
+            let bit = if *len == A::BITS { filter::addr_bit(addr) } else { filter::grain_bit(addr) };
             set_bit(contents, bit);
         }
         let mut first = 0;
@@ -271,16 +226,9 @@ impl World {
         Ok(family)
     }
 
-    fn own<A: Addr>(
-        &self,
-        vip: &str,
-        family: &mut Family<A>,
-        contents: &mut Contents,
-    ) -> Built<()> {
+    fn own<A: Addr>(&self, vip: &str, family: &mut Family<A>, contents: &mut Contents) -> Built<()> {
         let addr = self.addr::<A>(vip)?;
-        family
-            .owned
-            .insert(Prefix { len: A::BITS, addr }, Owned { kind: Owned::VIP });
+        family.owned.insert(Prefix { len: A::BITS, addr }, Owned { kind: Owned::VIP });
         set_bit(contents, filter::addr_bit(addr));
         Ok(())
     }
@@ -298,55 +246,25 @@ impl World {
         for backend in &line.backends {
             let port = backend.at.port.ok_or("a backend has a port")?;
             let next = self.ids.len() as u32 + 1;
-            let number = *self
-                .ids
-                .entry((at, backend.at.host.clone(), port))
-                .or_insert(next);
+            let number = *self.ids.entry((at, backend.at.host.clone(), port)).or_insert(next);
             if !backend.draining {
                 row.push(number);
             }
             if !backend.gone {
-                family
-                    .backends
-                    .insert(number, self.backend::<A>(backend, id)?);
+                family.backends.insert(number, self.backend::<A>(backend, id)?);
             }
-            set_bit(
-                contents,
-                filter::tuple_bit(
-                    self.addr::<A>(&backend.at.host)?,
-                    Be16::new(port),
-                    line.proto,
-                ),
-            );
+            set_bit(contents, filter::tuple_bit(self.addr::<A>(&backend.at.host)?, Be16::new(port), line.proto));
         }
-        let service = Service {
-            id,
-            first: *first,
-            count: row.len() as u32,
-            affinity: line.affinity * TICKS,
-        };
+        let service = Service { id, first: *first, count: row.len() as u32, affinity: line.affinity * TICKS };
         for end in &line.at {
-            let (addr, port) = (
-                self.addr::<A>(&end.host)?,
-                Be16::new(end.port.ok_or("a service has a port")?),
-            );
-            family.services.insert(
-                ServiceKey {
-                    addr,
-                    port,
-                    proto: line.proto,
-                    pad: 0,
-                },
-                service,
-            );
+            let (addr, port) = (self.addr::<A>(&end.host)?, Be16::new(end.port.ok_or("a service has a port")?));
+            family.services.insert(ServiceKey { addr, port, proto: line.proto, pad: 0 }, service);
             set_bit(contents, filter::tuple_bit(addr, port, line.proto));
             if self.host(&end.host).map_or(true, |h| h.at != Place::Local) {
                 self.own(&end.host, family, contents)?;
             }
         }
-        contents
-            .names
-            .insert(id, Name::new(&format!("case/service-{id}")));
+        contents.names.insert(id, Name::new(&format!("case/service-{id}")));
         *first += row.len() as u32;
         if !row.is_empty() {
             contents.rows.insert(service.first, row);
@@ -356,21 +274,12 @@ impl World {
 
     fn backend<A: Addr>(&self, line: &BackendLine, service: u32) -> Built<Backend<A>> {
         let host = self.names().resolve(&line.at.host)?;
-        let source = self
-            .neighbour(host)
-            .and_then(|(link, _)| link.addr)
-            .and_then(A::from_ip);
+        let source = self.neighbour(host).and_then(|(link, _)| link.addr).and_then(A::from_ip);
         Ok(Backend {
             addr: self.addr(&line.at.host)?,
-            snat: source
-                .or_else(|| self.addr("node").ok())
-                .unwrap_or_default(),
+            snat: source.or_else(|| self.addr("node").ok()).unwrap_or_default(),
             port: Be16::new(line.at.port.unwrap_or(0)),
-            state: if line.draining {
-                Backend::<A>::DRAINING
-            } else {
-                Backend::<A>::ACTIVE
-            },
+            state: if line.draining { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
             flags: if line.remote { Backend::<A>::REMOTE } else { 0 },
             service,
             next_hop: self.hop_index(&line.at.host)?,
@@ -381,13 +290,8 @@ impl World {
 
     /// The backend at `host:port` by id.
     pub fn backend_id(&self, end: &End) -> Built<u32> {
-        let found = self
-            .ids
-            .iter()
-            .find(|((_, host, port), _)| *host == end.host && Some(*port) == end.port);
-        found
-            .map(|(_, id)| *id)
-            .ok_or_else(|| format!("{}: no such backend", end.text()))
+        let found = self.ids.iter().find(|((_, host, port), _)| *host == end.host && Some(*port) == end.port);
+        found.map(|(_, id)| *id).ok_or_else(|| format!("{}: no such backend", end.text()))
     }
 }
 

@@ -1,0 +1,156 @@
+//! The lines of a case that describe its device, into a [`World`].
+
+use std::net::IpAddr;
+
+use super::World;
+use super::world::{BackendLine, Host, Link, Place, ServiceLine};
+use crate::packet::End;
+use crate::packet::build::parse_mac;
+
+type Built<T> = Result<T, String>;
+
+/// A line that describes the device.
+pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
+    let words: Vec<&str> = rest.split_whitespace().collect();
+    match (word, words.as_slice()) {
+        ("link", [name, index, mac, addr4, addr6, more @ ..]) => link(world, name, index, mac, (addr4, addr6), more),
+        ("host", [name, addr4, addr6, at @ ..]) => host(world, name, (addr4, addr6), at),
+        ("route", [net4, net6, "via", host]) => {
+            let (addr, len) = prefix(if world.v6 { net6 } else { net4 })?;
+            world.routes.retain(|(a, l, _)| (*a, *l) != (addr, len));
+            world.routes.push((addr, len, (*host).into()));
+            Ok(())
+        }
+        ("unused", [net4, net6]) => {
+            world.unused.push(prefix(if world.v6 { net6 } else { net4 })?);
+            Ok(())
+        }
+        ("vip", names) => {
+            world.vips.extend(names.iter().map(|n| n.to_string()));
+            Ok(())
+        }
+        ("service", [proto, rest @ ..]) => service(world, proto, rest),
+        ("set", pairs) => each_number(pairs, |key, value| {
+            world.settings.insert(key.into(), value);
+            Ok(())
+        }),
+        ("capacity", pairs) => each_number(pairs, |key, value| {
+            let capacity = &mut world.capacity;
+            match key {
+                "connections" => capacity.connections = value,
+                "half_open" => capacity.half_open = value,
+                "affinity" => capacity.affinity = value,
+                "fragments" => capacity.fragments = value,
+                _ => return Err(format!("{key}: no such capacity")),
+            }
+            Ok(())
+        }),
+        _ => Err(format!("{word} {rest}: not a line of a case")),
+    }
+}
+
+fn link(world: &mut World, name: &str, index: &str, mac: &str, addrs: (&str, &str), more: &[&str]) -> Built<()> {
+    let addr = if world.v6 { addrs.1 } else { addrs.0 };
+    let mut link = Link {
+        name: name.into(),
+        index: index.parse().map_err(|_| format!("{index}: no index"))?,
+        mac: parse_mac(mac)?,
+        mtu: 1500,
+        xdp: false,
+        addr: addr.parse().ok(),
+    };
+    for word in more {
+        match word.split_once('=') {
+            Some(("mtu", mtu)) => link.mtu = mtu.parse().map_err(|_| format!("{word}: no MTU"))?,
+            None if *word == "xdp" => link.xdp = true,
+            _ => return Err(format!("{word}: not a word for links")),
+        }
+    }
+    world.links.retain(|l| l.name != name);
+    world.links.push(link);
+    Ok(())
+}
+
+fn host(world: &mut World, name: &str, addrs: (&str, &str), at: &[&str]) -> Built<()> {
+    let addr = if world.v6 { addrs.1 } else { addrs.0 };
+    let at = match at {
+        ["on", link, mac] => Place::On((*link).into(), parse_mac(mac)?),
+        ["via", host] => Place::Via((*host).into()),
+        ["unresolved", link] => Place::Unresolved((*link).into()),
+        ["local"] => Place::Local,
+        [] => Place::Nowhere,
+        _ => {
+            return Err("host NAME V4 V6 [on LINK MAC | via HOST | unresolved LINK | local]".into());
+        }
+    };
+    let host = Host { name: name.into(), addr: addr.parse().map_err(|_| format!("{addr}: no address"))?, at };
+    // In place, so that the other hosts keep their next hops' indexes.
+    match world.hosts.iter_mut().find(|h| h.name == name) {
+        Some(old) => *old = host,
+        None => world.hosts.push(host),
+    }
+    Ok(())
+}
+
+fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
+    let proto = match proto {
+        "tcp" => 6,
+        "udp" => 17,
+        "sctp" => 132,
+        _ => return Err(format!("{proto}: tcp, udp or sctp")),
+    };
+    let mut sides = words.split(|w| *w == "=");
+    let at = sides.next().unwrap_or(&[]).iter().map(|w| w.parse()).collect::<Built<Vec<End>>>()?;
+    let mut line = ServiceLine { proto, at, backends: Vec::new(), affinity: 0 };
+    for word in sides.next().unwrap_or(&[]) {
+        match word.strip_prefix("affinity=") {
+            Some(time) => line.affinity = seconds(time)?,
+            None => line.backends.push(backend(word)?),
+        }
+    }
+    let same = |other: &ServiceLine| other.proto == proto && other.at == line.at;
+    match world.services.iter_mut().find(|s| same(s)) {
+        Some(old) => *old = line,
+        None => world.services.push(line),
+    }
+    Ok(())
+}
+
+/// `pod1:8080/remote/draining`
+fn backend(word: &str) -> Built<BackendLine> {
+    let mut parts = word.split('/');
+    let at = parts.next().unwrap_or("").parse()?;
+    let mut line = BackendLine { at, remote: false, draining: false, gone: false };
+    for part in parts {
+        match part {
+            "remote" => line.remote = true,
+            "draining" => line.draining = true,
+            "gone" => line.gone = true,
+            _ => return Err(format!("{part}: remote, draining or gone")),
+        }
+    }
+    Ok(line)
+}
+
+fn prefix(text: &str) -> Built<(IpAddr, u32)> {
+    let net: ipnet::IpNet = text.parse().map_err(|_| format!("{text}: no prefix"))?;
+    Ok((net.network(), net.prefix_len().into()))
+}
+
+pub(super) fn seconds(text: &str) -> Built<u32> {
+    let (number, unit) = match (text.strip_suffix('h'), text.strip_suffix('m'), text.strip_suffix('s')) {
+        (Some(n), _, _) => (n, 3600),
+        (_, Some(n), _) => (n, 60),
+        (_, _, Some(n)) => (n, 1),
+        _ => return Err(format!("{text}: a time is 30s, 4m or 2h")),
+    };
+    number.parse::<u32>().map(|n| n * unit).map_err(|_| format!("{text}: no time"))
+}
+
+fn each_number(pairs: &[&str], mut with: impl FnMut(&str, u32) -> Built<()>) -> Built<()> {
+    for pair in pairs {
+        let (key, value) = pair.split_once('=').ok_or_else(|| format!("{pair}: KEY=NUMBER"))?;
+        with(key, value.parse().map_err(|_| format!("{pair}: no number"))?)?;
+    }
+    Ok(())
+}
