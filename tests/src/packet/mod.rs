@@ -100,7 +100,7 @@ pub fn pattern(from: usize, len: usize) -> Vec<u8> {
 
 /// `0a1b` as bytes.
 pub fn unhex(text: &str) -> Result<Vec<u8>, String> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return Err(format!("{text}: not hexadecimal bytes"));
     }
     let byte = |i| u8::from_str_radix(&text[i..i + 2], 16).map_err(|e| format!("{text}: {e}"));
