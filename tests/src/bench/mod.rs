@@ -8,3 +8,5 @@ pub mod report;
 pub mod scene;
 pub mod script;
 pub mod series;
+pub mod update;
+pub mod wire;

@@ -49,6 +49,12 @@ impl Row {
         self
     }
 
+    /// The figure itself is judged.
+    pub fn reach(mut self, reach: Reach) -> Row {
+        self.reach = Some(reach);
+        self
+    }
+
     pub fn verdict(mut self, name: &str, value: impl Into<Value>) -> Row {
         self.verdicts.insert(name.into(), value.into());
         self

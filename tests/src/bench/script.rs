@@ -66,15 +66,16 @@ impl Script {
         Script::new(if v6 { 0x86dd } else { 0x0800 }, &packet, reply, order)
     }
 
-    /// UDP packets without checksum, of clients to a peer, between two link-layer addresses.
-    pub fn udp4(peer: Peer, order: Order) -> Script {
-        let mut packet = header4(peer, false);
+    /// UDP packets without checksum, of clients to a peer or of the peer to clients.
+    pub fn udp4(peer: Peer, reply: bool, order: Order) -> Script {
+        let mut packet = header4(peer, reply);
         packet[9] = 17;
-        packet.extend([0, 0].into_iter().chain(peer.port.to_be_bytes()));
+        let ports = if reply { [peer.port, 0] } else { [0, peer.port] };
+        packet.extend(ports.iter().flat_map(|p| p.to_be_bytes()));
         packet.extend([0, 20, 0, 0]);
         packet.extend([0; 12]);
-        checksum(&mut packet, false);
-        Script::new(0x0800, &packet, false, order)
+        checksum(&mut packet, reply);
+        Script::new(0x0800, &packet, reply, order)
     }
 
     fn new(ethertype: u16, packet: &[u8], reply: bool, order: Order) -> Script {

@@ -30,6 +30,10 @@ enum What {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// Frames, connections, requests and bytes a second through network namespaces
+    Wire(Output),
+    /// How long a change takes from its file into the kernel
+    Update(Output),
 }
 
 #[derive(Args, Clone)]
@@ -51,6 +55,14 @@ fn main() -> ExitCode {
                 Ok(report)
             });
             (output, drawn)
+        }
+        What::Wire(output) => {
+            let done = bench::wire::run(output.quick);
+            (output, done)
+        }
+        What::Update(output) => {
+            let done = bench::update::run(output.quick);
+            (output, done)
         }
     };
     match done.and_then(|report| report.publish(output.json.as_deref())) {

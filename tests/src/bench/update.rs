@@ -1,0 +1,205 @@
+//! `bench update`: how long it takes from the files into the kernel, with the agent's real process.
+//!
+//! Invariant: what is waited for is the kernel's own table, read by its pin: nothing that the agent says.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use lb_common::table::{Service, ServiceKey};
+use lb_common::wire::header::TCP;
+use lb_common::wire::{Be16, Ip4};
+use lb_user::apply::table::Table;
+use lb_user::apply::{Maps, Paths};
+use stellwerk_tests::netns::clean::{self, Proc};
+use stellwerk_tests::netns::{Lab, Ns};
+
+use super::report::{Reach, Report, Row};
+use super::series::{median, quantile};
+
+const SERVICES: u32 = 10_000;
+const ENDPOINTS: u32 = 10;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct World {
+    // Ends before the namespace that it is in.
+    agent: Proc,
+    paths: Paths,
+    dir: PathBuf,
+    _dev: Ns,
+    _far: Ns,
+    _lab: Lab,
+}
+
+pub fn run(quick: bool) -> Result<Report> {
+    let (world, first) = World::start()?;
+    let mut rows = vec![
+        Row::new("full load, from the agent's start", first.as_secs_f64(), "s")
+            .reach(Reach::AtMost(3.0))
+            .verdict("services", SERVICES)
+            .verdict("endpoints", SERVICES * ENDPOINTS),
+    ];
+    let times = world.changes(if quick { 200 } else { 1000 })?;
+    let p99 = quantile(&times, 0.99);
+    rows.push(Row::new("one endpoint's change, p50", median(&times), "ms").verdict("changes", times.len() as u64));
+    rows.push(
+        Row::new("one endpoint's change, p99", p99, "ms")
+            .reach(Reach::AtMost(5.0))
+            .verdict("changes", times.len() as u64),
+    );
+    rows.push(Row::new("memory of the agent", world.agent_memory("VmRSS:")?, "MB"));
+    rows.push(Row::new("memory of the agent, most", world.agent_memory("VmHWM:")?, "MB"));
+    rows.push(Row::new("memory of the maps", world.map_memory()?, "MB"));
+    world.stop()?;
+    Ok(Report { bench: "update", rows })
+}
+
+fn key(service: u32) -> ServiceKey<Ip4> {
+    ServiceKey { addr: address(service).into(), port: Be16::new(80), proto: TCP, pad: 0 }
+}
+
+fn address(service: u32) -> Ipv4Addr {
+    Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(172, 28, 1, 0)) + service)
+}
+
+/// A service and its endpoints in one file. `moved`: the first endpoint is at another place.
+fn manifest(service: u32, moved: bool) -> String {
+    let mut text = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{ name: s{service}, namespace: default }}\nspec:\n  \
+         clusterIP: {ip}\n  clusterIPs: [{ip}]\n  ports: [{{ name: web, protocol: TCP, port: 80, targetPort: 8080 }}]\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: s{service}-a\n  \
+         namespace: default\n  labels: {{ kubernetes.io/service-name: s{service} }}\naddressType: IPv4\n\
+         ports: [{{ name: web, protocol: TCP, port: 8080 }}]\nendpoints:\n",
+        ip = address(service)
+    );
+    for i in 0..ENDPOINTS {
+        let number = if moved && i == 0 { SERVICES * ENDPOINTS + service } else { service * ENDPOINTS + i };
+        let addr = Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 64, 0, 1)) + number);
+        let _ = writeln!(
+            text,
+            "  - {{ addresses: [{addr}], nodeName: n1, conditions: {{ ready: true, serving: true, terminating: false }} }}"
+        );
+    }
+    text
+}
+
+fn config() -> &'static str {
+    "node: edge-1\n\
+     ports:\n  Port3: { interface: eth1, compute: true }\n\
+     cluster:\n  podSubnet: 10.64.0.0/10\n  serviceSubnet: 172.28.0.0/16\n  manifests: ./cluster\n\
+     capacity: { backends: 262144, slots: 16777216 }\n"
+}
+
+impl World {
+    /// Writes all files, starts the agent and waits until its last service is in the kernel.
+    fn start() -> Result<(World, Duration)> {
+        let lab = Lab::new()?;
+        let (dev, far) = (lab.ns("dev")?, lab.ns("far")?);
+        lab.wire((&dev, "eth1"), (&far, "eth0"))?;
+        dev.ip("addr add 192.168.20.10/24 dev eth1\nroute add 10.64.0.0/10 via 192.168.20.11")?;
+        far.ip("addr add 192.168.20.11/24 dev eth0")?;
+        let dir = lab.dir().to_owned();
+        std::fs::create_dir(dir.join("cluster"))?;
+        std::fs::write(dir.join("stellwerk.yaml"), config())?;
+        for service in 0..SERVICES {
+            replace(&dir, service, false)?;
+        }
+        let log = std::fs::File::create(dir.join("agent.log"))?;
+        let mut command = dev.command(binary()?);
+        command.arg("run").arg("--config").arg(dir.join("stellwerk.yaml")).arg("--pin-path").arg(lab.pins());
+        command.stdout(log.try_clone()?).stderr(log);
+        let begin = Instant::now();
+        let agent = Proc::start(&mut command)?;
+        let mut world = World { agent, paths: Paths::new(lab.pins()), dir, _dev: dev, _far: far, _lab: lab };
+        world.wait_for_all(begin)?;
+        Ok((world, begin.elapsed()))
+    }
+
+    /// The settings are written behind the services.
+    fn wait_for_all(&mut self, begin: Instant) -> Result<()> {
+        loop {
+            clean::check()?;
+            if !self.agent.alive() || begin.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(self.dir.join("agent.log")).unwrap_or_default();
+                bail!("the agent did not fill the tables:\n{log}");
+            }
+            if let Ok(maps) = Maps::open(&self.paths.maps())
+                && maps.settings.get(&0)?.is_some_and(|s| s.ticks_per_second > 0)
+            {
+                let services = maps.v4.services.entries()?.len();
+                ensure!(services == SERVICES as usize, "{services} services are in the kernel");
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Milliseconds from a file's replacement to the service's new row.
+    fn changes(&self, count: u32) -> Result<Vec<f64>> {
+        let table: Table<ServiceKey<Ip4>, Service> = Table::open(&self.paths.maps(), "SERVICES4")?;
+        // What came with the start has settled: the neighbours, the first sweep.
+        std::thread::sleep(Duration::from_secs(2));
+        let mut times = Vec::new();
+        for i in 0..count {
+            clean::check()?;
+            // Spread over all, each moved once and no more.
+            let service = i * 7_919 % SERVICES;
+            let key = key(service);
+            let before = table.get(&key)?.context("the service is there")?.first;
+            let begin = Instant::now();
+            replace(&self.dir, service, true)?;
+            while table.get(&key)?.is_none_or(|s| s.first == before) {
+                ensure!(begin.elapsed() < PATIENCE, "a change of s{service} never came");
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            times.push(begin.elapsed().as_secs_f64() * 1e3);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(times)
+    }
+
+    fn agent_memory(&self, what: &str) -> Result<f64> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.agent.id()))?;
+        let line = status.lines().find_map(|line| line.strip_prefix(what)).context("the agent's memory")?;
+        let kilobytes: f64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kilobytes / 1024.0)
+    }
+
+    /// By the kernel's own account, as it charges each map.
+    fn map_memory(&self) -> Result<f64> {
+        use std::os::fd::{AsFd, AsRawFd};
+        let mut sum = 0.0;
+        for entry in std::fs::read_dir(self.paths.maps())? {
+            let map = aya::maps::MapData::from_pin(entry?.path())?;
+            let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd()))?;
+            let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).context("a map's memory")?;
+            sum += line.trim().parse::<f64>()?;
+        }
+        Ok(sum / f64::from(1 << 20))
+    }
+
+    fn stop(self) -> Result<()> {
+        // What it has pinned goes with the lab.
+        ensure!(self.agent.stop(Duration::from_secs(5)), "the agent did not end by itself");
+        Ok(())
+    }
+}
+
+/// Written beside and renamed, as tools that keep such folders do.
+fn replace(dir: &Path, service: u32, moved: bool) -> Result<()> {
+    let new = dir.join("next");
+    std::fs::write(&new, manifest(service, moved))?;
+    std::fs::rename(&new, dir.join(format!("cluster/s{service}.yaml"))).context("replacing a manifest")
+}
+
+/// The agent's program.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("STELLWERK_BIN") {
+        return Ok(path.into());
+    }
+    let path = std::env::current_exe()?.with_file_name("stellwerk");
+    ensure!(path.is_file(), "no `stellwerk` beside this program: `cargo xtask build` makes it");
+    Ok(path)
+}
