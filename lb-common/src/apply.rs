@@ -17,8 +17,14 @@ use crate::wire::{Be16, Mac};
 pub trait Packet {
     fn frame(&self) -> Frame<'_>;
     fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop>;
-    /// Changes the IPv4 header checksum at `offset`.
-    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop>;
+    /// Reads a header at `offset`, changes it and writes it back.
+    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
+        &mut self,
+        offset: u32,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Drop>;
+    /// Changes the ports and the checksum of the TCP or UDP header at `offset`.
+    fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop>;
     /// Changes the transport checksum at `offset`: `pseudo` by the addresses, `plain` by the rest.
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop>;
     /// Cuts or extends the packet at its end.
@@ -78,15 +84,14 @@ pub struct Rewrite<A> {
     pub sport: Be16,
     pub dport: Be16,
     pub ttl: u8,
-    /// Link-layer addresses to write, where we transmit it ourselves.
-    pub link: Option<Link>,
+    /// Link-layer addresses to write, where we transmit it ourselves: [`link`].
+    pub link: Option<[u32; 3]>,
 }
 
-/// Link-layer addresses of the next link.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Link {
-    pub dst: Mac,
-    pub src: Mac,
+/// Link-layer addresses, destination first, as they stand in a packet.
+#[inline(always)]
+pub const fn link(dst: Mac, src: Mac) -> [u32; 3] {
+    zerocopy::transmute!([dst, src])
 }
 
 /// Rewrites addresses, ports, TTL and link-layer addresses of a packet.
@@ -97,13 +102,9 @@ pub fn rewrite<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewri
     if parsed.has_l4 {
         transport(packet, parsed, new, addrs)?;
     }
-    if new.src != key.src {
-        packet.store(parsed.l3 + A::SRC, new.src)?;
-    }
-    packet.store(parsed.l3 + A::DST, new.dst)?;
-    A::finish_header(packet, parsed, addrs, new.ttl)?;
+    A::rewrite_header(packet, parsed.l3, new, addrs)?;
     match new.link {
-        Some(link) => packet.store(0, [link.dst, link.src]),
+        Some(link) => packet.store(0, link),
         None => Ok(()),
     }
 }
@@ -116,21 +117,47 @@ fn transport<A: Ip, P: Packet>(
     addrs: Diff,
 ) -> Result<(), Drop> {
     let key = &parsed.key;
-    let ports = Diff::of16(key.sport.raw(), new.sport.raw()).and(Diff::of16(key.dport.raw(), new.dport.raw()));
     match parsed.proto {
-        TCP => {
-            packet.checksum4(parsed.l4 + 16, addrs, ports, false)?;
-            packet.store(parsed.l4, [new.sport, new.dport])
-        }
-        UDP => {
-            packet.checksum4(parsed.l4 + 6, addrs, ports, true)?;
-            packet.store(parsed.l4, [new.sport, new.dport])
+        TCP | UDP => {
+            let ports = Diff::of16(key.sport.raw(), new.sport.raw()).and(Diff::of16(key.dport.raw(), new.dport.raw()));
+            packet.transport(parsed.l4, [new.sport, new.dport], addrs, ports, parsed.proto == UDP)
         }
         // SCTP's checksum covers its ports but no addresses (RFC 9260 §6.8): its ports stay.
         SCTP => Ok(()),
         // An ICMPv6 checksum covers the addresses, an ICMP checksum doesn't.
         proto if A::IS_V6 && proto != ICMP => packet.checksum4(parsed.l4 + 2, addrs, Diff::default(), false),
         _ => Ok(()),
+    }
+}
+
+/// RFC 9293 §3.1.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub struct TcpHeader {
+    pub ports: [Be16; 2],
+    middle: [u32; 3],
+    pub check: u16,
+    urgent: u16,
+}
+
+/// RFC 768.
+#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+pub struct UdpHeader {
+    pub ports: [Be16; 2],
+    len: u16,
+    pub check: u16,
+}
+
+/// The UDP checksum after a change (RFC 768: zero is none, and is never made).
+#[inline(always)]
+fn udp_checksum(check: u16, diff: Diff) -> u16 {
+    if check == 0 {
+        return 0;
+    }
+    match diff.applied(check) {
+        0 => 0xffff,
+        check => check,
     }
 }
 
@@ -147,20 +174,35 @@ impl Packet for Frame<'_> {
     }
 
     #[inline(always)]
-    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
-        let check = self.read::<u16>(offset).ok_or(Drop::RewriteFailed)?;
-        self.store(offset, diff.applied(check))
+    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
+        &mut self,
+        offset: u32,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Drop> {
+        self.change(offset, change).ok_or(Drop::RewriteFailed)
+    }
+
+    #[inline(always)]
+    fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        let diff = pseudo.and(plain);
+        if udp {
+            return self.update(offset, |header: &mut UdpHeader| {
+                header.ports = ports;
+                header.check = udp_checksum(header.check, diff);
+            });
+        }
+        self.update(offset, |header: &mut TcpHeader| {
+            header.ports = ports;
+            header.check = diff.applied(header.check);
+        })
     }
 
     #[inline(always)]
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
-        let check = self.read::<u16>(offset).ok_or(Drop::RewriteFailed)?;
-        if udp && check == 0 {
-            return Ok(());
-        }
-        let check = pseudo.and(plain).applied(check);
-        // RFC 768: a UDP checksum that comes out as zero is sent as all ones.
-        self.store(offset, if udp && check == 0 { 0xffff } else { check })
+        let diff = pseudo.and(plain);
+        self.update(offset, |check: &mut u16| {
+            *check = if udp { udp_checksum(*check, diff) } else { diff.applied(*check) };
+        })
     }
 
     fn resize(&mut self, _: u32) -> Result<(), Drop> {

@@ -76,6 +76,21 @@ impl<'a> Frame<'a> {
     }
 }
 
+impl Frame<'_> {
+    /// Changes the value at `offset` in place; None when the packet ends before.
+    #[inline(always)]
+    pub fn change<T: FromBytes + Immutable + Copy>(&mut self, offset: u32, change: impl FnOnce(&mut T)) -> Option<()> {
+        let at = self.at::<T>(offset)?;
+        // SAFETY: as in `read` and `write`, at one place.
+        unsafe {
+            let mut value = load(at);
+            change(&mut value);
+            store(at, value);
+        }
+        Some(())
+    }
+}
+
 /// An offset that was compared with [`MAX_OFFSET`], as the verifier wants to see it.
 #[cfg(not(target_arch = "bpf"))]
 fn masked(offset: u32) -> usize {

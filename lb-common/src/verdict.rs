@@ -23,8 +23,9 @@ pub struct Arrival {
     pub now: u32,
     /// Payload of each segment of a segmentation-offloaded packet; 0 = an ordinary one.
     pub gso_size: u32,
-    /// It carries a VLAN tag outside its bytes.
-    pub tagged: bool,
+    /// Not zero: it carries a VLAN tag outside its bytes. A number as the kernel gives it: a `bool`
+    /// made of it is a branch, and the verifier would walk the whole path once for each side.
+    pub tagged: u32,
 }
 
 /// The hook's part. The packet itself is already what it shall be.

@@ -25,13 +25,10 @@ use tables::{Kernel, count, now};
 /// The engine's verdict, counted and, where asked for, logged.
 #[inline(always)]
 fn run<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) -> Outcome {
-    let Some(scratch) = maps::SCRATCH.get_ptr_mut(0) else {
-        return Outcome::PASS;
-    };
     trace::arrival(context, packet, at);
     // SAFETY: the map's value, of this CPU and this packet alone: zeros, which are a `Scratch`, and
     // then what packets before left there.
-    let outcome = path::run(packet, at, &Kernel, unsafe { &mut *scratch });
+    let outcome = path::run(packet, at, &Kernel, || maps::SCRATCH.get_ptr_mut(0).map(|s| unsafe { &mut *s }));
     if trace::traced() {
         trace::verdict(context, outcome.action as u32, outcome.value);
     }
@@ -46,7 +43,7 @@ fn run<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) -> 
 #[xdp]
 pub fn stellwerk_xdp(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
-    let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: false };
+    let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0 };
     let outcome = run(&context, &mut packet::Xdp(context.ctx), &at);
     match outcome.action {
         Action::Pass | Action::Continue => XDP_PASS,
@@ -76,7 +73,7 @@ pub fn stellwerk_egress(context: TcContext) -> i32 {
 fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: fields of the program's own context.
-    let (ifindex, gso_size, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present != 0) };
+    let (ifindex, gso_size, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present) };
     let at = Arrival { hook, ifindex, now: now(), gso_size, tagged };
     let mut packet = packet::Skb(skb);
     packet.linearize();

@@ -8,12 +8,13 @@ use core::ptr::from_ref;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
     bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
+use lb_common::wire::Be16;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A packet at XDP.
@@ -33,8 +34,17 @@ impl Packet for Xdp {
     }
 
     #[inline(always)]
-    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
-        self.frame().checksum3(offset, diff)
+    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
+        &mut self,
+        offset: u32,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Drop> {
+        self.frame().update(offset, change)
+    }
+
+    #[inline(always)]
+    fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        self.frame().transport(offset, ports, pseudo, plain, udp)
     }
 
     #[inline(always)]
@@ -94,8 +104,9 @@ impl Xdp {
 pub struct Skb(pub *mut __sk_buff);
 
 impl Skb {
-    /// Brings the headers into the linear part, where they aren't.
-    #[inline(always)]
+    /// Brings the headers into the linear part, where they aren't. A function of its own, so that the
+    /// verifier walks the path behind it once.
+    #[inline(never)]
     pub fn linearize(&mut self) {
         // Ethernet, IPv6 with some extension headers, TCP; ICMP errors quote as much.
         const HEADERS: u32 = 192;
@@ -133,9 +144,20 @@ impl Packet for Skb {
     }
 
     #[inline(always)]
-    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
-        // SAFETY: the program's own context.
-        rewritten(unsafe { bpf_l3_csum_replace(self.0, offset, 0, diff.fold32() as u64, 0) })
+    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
+        &mut self,
+        offset: u32,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Drop> {
+        let mut value = self.frame().read::<T>(offset).ok_or(Drop::RewriteFailed)?;
+        change(&mut value);
+        self.store(offset, value)
+    }
+
+    #[inline(always)]
+    fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        self.checksum4(offset + if udp { 6 } else { 16 }, pseudo, plain, udp)?;
+        self.store(offset, ports)
     }
 
     #[inline(always)]

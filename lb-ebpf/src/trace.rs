@@ -28,7 +28,7 @@ pub fn arrival<C: EbpfContext, P: Packet>(context: &C, packet: &P, at: &Arrival)
 /// of: a variable would make it follow the whole path once for each answer.
 #[inline(always)]
 pub fn traced() -> bool {
-    maps::TRACED.get(0).is_some_and(|traced| *traced != 0)
+    Kernel.settings().trace_port != 0 && maps::TRACED.get(0).is_some_and(|traced| *traced != 0)
 }
 
 #[inline(never)]

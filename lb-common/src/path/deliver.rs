@@ -6,7 +6,7 @@
 use super::flow::is_reply;
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
-use crate::apply::{self, Link, Packet, Rewrite};
+use crate::apply::{self, Packet, Rewrite};
 use crate::drop::{Drop, Note};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
@@ -82,7 +82,7 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     }
     let transmits = transmits(parsed, context, &hop);
     if transmits {
-        new.link = Some(Link { dst: hop.dst, src: hop.src });
+        new.link = Some(hop.link());
         new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
     }
     apply::rewrite(packet, parsed, &new)?;
@@ -113,7 +113,7 @@ fn transmits<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop:
         }
         return false;
     }
-    if parsed.tagged || (context.at.hook == Hook::Xdp && hop.flags & NextHop::XDP == 0) {
+    if parsed.tagged != 0 || (context.at.hook == Hook::Xdp && hop.flags & NextHop::XDP == 0) {
         return false;
     }
     if size(parsed, context.at.gso_size) > hop.mtu {

@@ -9,7 +9,7 @@ use zerocopy::FromBytes;
 use super::flow::Hit;
 use super::parse::{Header, Ip, Parsed, Part};
 use super::{Context, Work, claimed, deliver, owner};
-use crate::apply::{Diff, Link, Packet, Rewrite, fold, rewrite};
+use crate::apply::{Diff, Packet, Rewrite, fold, link, rewrite};
 use crate::drop::{Drop, Note};
 use crate::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
 use crate::tables::Tables;
@@ -71,22 +71,23 @@ fn answer<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>) -> Result<(), Dr
     packet.checksum4(parsed.l4 + 2, Diff::default(), Diff::of16(old, new), false)?;
     packet.store(parsed.l4, A::ECHO_REPLY)?;
     let key = &parsed.key;
+    let [to, from] = turned(packet)?;
     let back = Rewrite {
         src: key.dst,
         dst: key.src,
         sport: key.dport,
         dport: key.sport,
         ttl: OWN_TTL,
-        link: Some(turned(packet)?),
+        link: Some(link(to, from)),
     };
     rewrite(packet, parsed, &back)
 }
 
-/// The link-layer addresses of an answer.
+/// The link-layer addresses of an answer: destination, source.
 #[inline(always)]
-fn turned<P: Packet>(packet: &P) -> Result<Link, Drop> {
+fn turned<P: Packet>(packet: &P) -> Result<[Mac; 2], Drop> {
     let [dst, src] = packet.frame().read::<[Mac; 2]>(0).ok_or(Drop::RewriteFailed)?;
-    Ok(Link { dst: src, src: dst })
+    Ok([src, dst])
 }
 
 /// The packet that an ICMP error quotes.
@@ -248,9 +249,9 @@ fn try_refuse<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     reason: Drop,
 ) -> Result<Verdict, Drop> {
-    let link = turned(packet)?;
+    let [to, from] = turned(packet)?;
     // No error about what was sent to many (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
-    if link.src.0[0] & 1 != 0 || !parsed.has_l4 {
+    if from.0[0] & 1 != 0 || !parsed.has_l4 {
         return Err(reason);
     }
     if !context.tables.icmp_permit(context.at.now) {
@@ -281,7 +282,7 @@ fn try_refuse<A: Ip, P: Packet, T: Tables<A>>(
     let check = !fold(total + u16::from_ne_bytes(kind) as u64);
     packet.store(parsed.l3 + A::LEN, IcmpHeader { kind, check, rest: 0 })?;
     A::write_header(packet, parsed.l3, key.dst, key.src, payload)?;
-    packet.store(0, [link.dst, link.src])?;
+    packet.store(0, link(to, from))?;
     Ok(Verdict::Refuse(reason))
 }
 

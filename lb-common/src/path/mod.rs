@@ -54,9 +54,9 @@ impl Default for Scratch {
     }
 }
 
-/// Decides what becomes of a packet, and makes it so.
+/// Decides what becomes of a packet, and makes it so. `room` is asked for only where it is needed.
 #[inline(always)]
-pub fn run<P, T>(packet: &mut P, at: &Arrival, tables: &T, scratch: &mut Scratch) -> Outcome
+pub fn run<'s, P, T>(packet: &mut P, at: &Arrival, tables: &T, room: impl FnOnce() -> Option<&'s mut Scratch>) -> Outcome
 where
     P: Packet,
     T: Tables<Ip4> + Tables<Ip6>,
@@ -66,27 +66,49 @@ where
     };
     let context = Context { tables, at };
     match link.ethertype {
-        ETH_P_IP => family(packet, &link, &context, &mut scratch.v4),
-        ETH_P_IPV6 => family(packet, &link, &context, &mut scratch.v6),
+        ETH_P_IP => family(packet, &link, &context, || room().map(|scratch| &mut scratch.v4)),
+        ETH_P_IPV6 => family(packet, &link, &context, || room().map(|scratch| &mut scratch.v6)),
         _ => Outcome::PASS,
     }
 }
 
 #[inline(always)]
-fn family<A: Ip, P: Packet, T: Tables<A>>(
+fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     link: &Link,
     context: &Context<T>,
-    work: &mut Work<A>,
+    room: impl FnOnce() -> Option<&'s mut Work<A>>,
 ) -> Outcome {
     let mut outcome = Outcome::PASS;
-    match fast(packet, link, context, work, &mut outcome) {
+    let next = fast(packet, link, context, &mut outcome);
+    if matches!(next, Next::Done) {
+        return outcome;
+    }
+    let Some(work) = room() else {
+        return outcome;
+    };
+    if !parse_into(packet, link, context, work) {
+        return outcome;
+    }
+    match next {
         Next::Done => {}
         Next::Special => special(packet, work, context, &mut outcome),
         Next::Known => connection(packet, work, context, true, &mut outcome),
         Next::Unknown => connection(packet, work, context, false, &mut outcome),
     }
     outcome
+}
+
+/// What the fast path has found, found again for the slow stages: cheaper than to keep it for them.
+#[inline(never)]
+fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, link: &Link, context: &Context<T>, work: &mut Work<A>) -> bool {
+    match parse::packet(&packet.frame(), link, context.at.tagged) {
+        Some(parsed) => {
+            work.parsed = parsed;
+            true
+        }
+        None => false,
+    }
 }
 
 /// Where a packet goes behind the fast path.
@@ -109,31 +131,23 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     link: &Link,
     context: &Context<T>,
-    work: &mut Work<A>,
     outcome: &mut Outcome,
 ) -> Next {
     let tables = context.tables;
     let Some(parsed) = parse::packet::<A>(&packet.frame(), link, context.at.tagged) else {
         return Next::Done;
     };
-    if parsed.part != Part::Whole || parsed.proto == A::ICMP {
-        work.parsed = parsed;
+    if parsed.part != Part::Whole || parsed.proto == A::ICMP || !parsed.has_l4 {
         return Next::Special;
     }
     let key = &parsed.key;
     if !claimed(tables, key.dst, key.dport, parsed.proto) && !claimed(tables, key.src, key.sport, parsed.proto) {
-        if !owned(tables, key.dst) {
-            return Next::Done;
-        }
-        work.parsed = parsed;
-        return Next::Unknown;
+        return if owned(tables, key.dst) { Next::Unknown } else { Next::Done };
     }
     let Some(flow) = tables.flow(FlowSet::Established, key) else {
-        work.parsed = parsed;
         return Next::Unknown;
     };
     if !flow::is_quiet(&flow, &parsed, context) {
-        work.parsed = parsed;
         return Next::Known;
     }
     *outcome = deliver::along(packet, &parsed, context, &flow).into();

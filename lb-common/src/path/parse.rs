@@ -3,9 +3,9 @@
 //! Invariant: None means "not for us to judge": such a packet goes to the kernel untouched.
 //! Values only; nothing here changes a packet or asks a table.
 
-use zerocopy::{FromBytes, FromZeros};
+use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::apply::{Diff, Packet};
+use crate::apply::{Diff, Packet, Rewrite};
 use crate::drop::Drop;
 use crate::frame::Frame;
 use crate::table::FlowKey;
@@ -17,8 +17,8 @@ use crate::wire::{Addr, Be16, Ip4, Ip6};
 pub struct Link {
     pub ethertype: u16,
     pub l3: u32,
-    /// It has a VLAN tag in its bytes.
-    pub tagged: bool,
+    /// 1: it has a VLAN tag in its bytes.
+    pub tagged: u32,
 }
 
 /// How much of a datagram this is.
@@ -68,8 +68,8 @@ pub struct Parsed<A: Addr> {
     pub flags: u8,
     /// ICMP's type.
     pub icmp_type: u8,
-    /// It has a VLAN tag, so the kernel does what concerns links.
-    pub tagged: bool,
+    /// Not zero: it has a VLAN tag, so the kernel does what concerns links.
+    pub tagged: u32,
 }
 
 /// The link-layer header, and one VLAN tag.
@@ -77,10 +77,10 @@ pub struct Parsed<A: Addr> {
 pub fn link(frame: &Frame) -> Option<Link> {
     let ethertype = frame.read::<Be16>(12)?.get();
     if ethertype != ETH_P_8021Q && ethertype != ETH_P_8021AD {
-        return Some(Link { ethertype, l3: ETH_LEN, tagged: false });
+        return Some(Link { ethertype, l3: ETH_LEN, tagged: 0 });
     }
     let ethertype = frame.read::<Be16>(ETH_LEN + 2)?.get();
-    Some(Link { ethertype, l3: ETH_LEN + VLAN_LEN, tagged: true })
+    Some(Link { ethertype, l3: ETH_LEN + VLAN_LEN, tagged: 1 })
 }
 
 /// What parsing and rewriting must know of an IP version.
@@ -103,15 +103,15 @@ pub trait Ip: Addr {
     fn header(frame: &Frame, l3: u32) -> Option<Header<Self>>;
     /// Whether an ICMP type is an error message.
     fn is_error(icmp_type: u8) -> bool;
-    /// The TTL and the header's own checksum, when the addresses change by `addrs`.
-    fn finish_header<P: Packet>(packet: &mut P, parsed: &Parsed<Self>, addrs: Diff, ttl: u8) -> Result<(), Drop>;
+    /// New addresses and TTL, and the header's own checksum; `addrs` is what the addresses change.
+    fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, addrs: Diff) -> Result<(), Drop>;
     /// Writes the header of an ICMP message of ours: `payload` bytes, from `src` to `dst`.
     fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop>;
 }
 
 /// RFC 791 §3.1.
 #[repr(C)]
-#[derive(Clone, Copy, FromBytes)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 struct Header4 {
     version_ihl: u8,
     tos: u8,
@@ -127,7 +127,7 @@ struct Header4 {
 
 /// RFC 8200 §3.
 #[repr(C)]
-#[derive(Clone, Copy, FromBytes)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 struct Header6 {
     version: u8,
     class: [u8; 3],
@@ -179,20 +179,15 @@ impl Ip for Ip4 {
     }
 
     #[inline(always)]
-    fn finish_header<P: Packet>(
-        packet: &mut P,
-        parsed: &Parsed<Self>,
-        addrs: Diff,
-        ttl: u8,
-    ) -> Result<(), Drop> {
-        let mut diff = addrs;
-        if ttl != parsed.ttl {
-            let old = u16::from_ne_bytes([parsed.ttl, parsed.proto]);
-            let new = u16::from_ne_bytes([ttl, parsed.proto]);
-            diff = diff.and(Diff::of16(old, new));
-            packet.store(parsed.l3 + 8, ttl)?;
-        }
-        packet.checksum3(parsed.l3 + 10, diff)
+    fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, addrs: Diff) -> Result<(), Drop> {
+        packet.update(l3, |header: &mut Header4| {
+            let old = u16::from_ne_bytes([header.ttl, header.proto]);
+            let ttl = Diff::of16(old, u16::from_ne_bytes([new.ttl, header.proto]));
+            header.ttl = new.ttl;
+            header.check = addrs.and(ttl).applied(header.check);
+            header.src = new.src;
+            header.dst = new.dst;
+        })
     }
 
     #[inline(always)]
@@ -278,8 +273,12 @@ impl Ip for Ip6 {
     }
 
     #[inline(always)]
-    fn finish_header<P: Packet>(packet: &mut P, parsed: &Parsed<Self>, _: Diff, ttl: u8) -> Result<(), Drop> {
-        if ttl == parsed.ttl { Ok(()) } else { packet.store(parsed.l3 + 7, ttl) }
+    fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, _: Diff) -> Result<(), Drop> {
+        packet.update(l3, |header: &mut Header6| {
+            header.hop_limit = new.ttl;
+            header.src = new.src;
+            header.dst = new.dst;
+        })
     }
 
     #[inline(always)]
@@ -298,7 +297,7 @@ impl Ip for Ip6 {
 
 /// The network and transport headers.
 #[inline(always)]
-pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: bool) -> Option<Parsed<A>> {
+pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: u32) -> Option<Parsed<A>> {
     let header = A::header(frame, link.l3)?;
     let mut parsed = Parsed {
         l3: link.l3,
@@ -319,7 +318,7 @@ pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: bool) -> Option<Parsed<
         l4_len: 0,
         flags: 0,
         icmp_type: 0,
-        tagged: tagged || link.tagged,
+        tagged: tagged | link.tagged,
     };
     if header.part != Part::Later {
         if !matches!(header.proto, TCP | UDP | SCTP) && header.proto != A::ICMP {

@@ -45,7 +45,7 @@ macro_rules! plain {
     ($(#[$m:meta])* pub struct $name:ident { $($(#[$fm:meta])* $v:vis $f:ident: $t:ty,)+ } size = $s:literal) => {
         $(#[$m])*
         #[repr(C)]
-        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, zerocopy::FromBytes, zerocopy::Immutable)]
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
         pub struct $name { $($(#[$fm])* $v $f: $t,)+ }
         const _: () = {
             assert!(core::mem::size_of::<$name>() == $s && 0 $(+ core::mem::size_of::<$t>())+ == $s);

@@ -45,6 +45,13 @@ impl NextHop {
 
     /// Flag: XDP can transmit on the link.
     pub const XDP: u8 = 1;
+
+    /// The link-layer addresses as they stand in a packet, by whole words.
+    #[inline(always)]
+    pub const fn link(self) -> [u32; 3] {
+        let [_, _, a, b, c, _]: [u32; 6] = zerocopy::transmute!(self);
+        [a, b, c]
+    }
 }
 
 plain! {

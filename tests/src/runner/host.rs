@@ -7,6 +7,7 @@ use lb_common::drop::Drop;
 use lb_common::frame::Frame;
 use lb_common::path;
 use lb_common::verdict::{Arrival, Verdict};
+use lb_common::wire::Be16;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::fake::Fake;
@@ -39,6 +40,10 @@ impl Buffer {
     pub fn into_bytes(self) -> Vec<u8> {
         self.bytes
     }
+
+    fn writable(&self) -> Result<(), Drop> {
+        if self.refuses == Refuses::Writing { Err(Drop::RewriteFailed) } else { Ok(()) }
+    }
 }
 
 impl Packet for Buffer {
@@ -50,14 +55,22 @@ impl Packet for Buffer {
     }
 
     fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
-        if self.refuses == Refuses::Writing {
-            return Err(Drop::RewriteFailed);
-        }
+        self.writable()?;
         self.frame().store(offset, value)
     }
 
-    fn checksum3(&mut self, offset: u32, diff: Diff) -> Result<(), Drop> {
-        self.frame().checksum3(offset, diff)
+    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
+        &mut self,
+        offset: u32,
+        change: impl FnOnce(&mut T),
+    ) -> Result<(), Drop> {
+        self.writable()?;
+        self.frame().update(offset, change)
+    }
+
+    fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
+        self.writable()?;
+        self.frame().transport(offset, ports, pseudo, plain, udp)
     }
 
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
@@ -82,7 +95,7 @@ thread_local! {
 /// Runs one packet, counting a drop as the hooks do.
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
-    let verdict = SCRATCH.with_borrow_mut(|scratch| path::run(&mut packet, arrival, fake, scratch)).verdict();
+    let verdict = SCRATCH.with_borrow_mut(|scratch| path::run(&mut packet, arrival, fake, || Some(scratch))).verdict();
     if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
         fake.dropped(reason);
     }

@@ -72,7 +72,7 @@ impl<'a> Host<'a> {
             ifindex: arriving.ifindex,
             now: START,
             gso_size: arriving.gso_size,
-            tagged: arriving.tagged,
+            tagged: arriving.tagged.into(),
         };
         let before = self.fake.tally.borrow().notes.clone();
         let (verdict, bytes) = host::run(&self.fake, &at, bytes, arriving.refuses);

@@ -186,7 +186,7 @@ impl Run {
             ifindex: world::PORT,
             now: self.world.clock().tick,
             gso_size: 0,
-            tagged: false,
+            tagged: 0,
         };
         let (verdict, bytes) = host::run(&self.fake, &at, packet::build(tuple, flags), Refuses::default());
         let out = if matches!(verdict, Verdict::Continue | Verdict::Transmit { .. }) {
