@@ -41,7 +41,7 @@ pub fn run(quick: bool) -> Result<Report> {
             .verdict("services", SERVICES)
             .verdict("endpoints", SERVICES * ENDPOINTS),
     ];
-    let times = world.changes(if quick { 200 } else { 1000 })?;
+    let times = world.changes(if quick { 100 } else { 1000 })?;
     let p99 = quantile(&times, 0.99);
     rows.push(Row::new("one endpoint's change, p50", median(&times), "ms").verdict("changes", times.len() as u64));
     rows.push(
