@@ -110,12 +110,7 @@ pub fn rewrite<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewri
 }
 
 #[inline(always)]
-fn transport<A: Ip, P: Packet>(
-    packet: &mut P,
-    parsed: &Parsed<A>,
-    new: &Rewrite<A>,
-    addrs: Diff,
-) -> Result<(), Drop> {
+fn transport<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewrite<A>, addrs: Diff) -> Result<(), Drop> {
     let key = &parsed.key;
     match parsed.proto {
         TCP | UDP => {

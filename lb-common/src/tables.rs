@@ -23,8 +23,8 @@ pub enum PutError {
 /// Tables that know no address family.
 pub trait Common {
     fn settings(&self) -> Settings;
-    /// Whether a bit of [`crate::table::filter`] is set.
-    fn filter(&self, bit: u32) -> bool;
+    /// The word of [`crate::table::filter`] that holds a bit.
+    fn filter(&self, bit: u32) -> u64;
     /// The backend in a slot of the flat slot array.
     fn slot(&self, index: u32) -> Option<u32>;
     fn next_hop(&self, index: u32) -> Option<NextHop>;

@@ -37,7 +37,9 @@ pub enum Verdict {
     /// Translated; the kernel delivers or forwards it.
     Continue,
     /// Out by a link, link-layer addresses in place.
-    Transmit { ifindex: u32 },
+    Transmit {
+        ifindex: u32,
+    },
     /// An answer of ours, back to where the packet came from: out by the link it came in on or, at
     /// egress, up to this node's own stack.
     Reply,

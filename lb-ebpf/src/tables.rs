@@ -85,8 +85,8 @@ impl Common for Kernel {
     }
 
     #[inline(always)]
-    fn filter(&self, bit: u32) -> bool {
-        maps::FILTER.get(bit / 64).is_some_and(|word| word >> (bit % 64) & 1 != 0)
+    fn filter(&self, bit: u32) -> u64 {
+        maps::FILTER.get(bit / 64).copied().unwrap_or_default()
     }
 
     #[inline(always)]

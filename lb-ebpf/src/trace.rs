@@ -1,6 +1,6 @@
 //! The data plane's own messages: everything about one port's packets, when the operator asks for it,
 //! and rare events that somebody should read. Never on the hot path: without `log.tracePort` a packet
-//! costs one comparison here.
+//! costs nothing here.
 
 use aya_ebpf::EbpfContext;
 use aya_log_ebpf::{debug, warn};
@@ -15,12 +15,22 @@ use lb_common::wire::{Ip4, Ip6};
 use crate::maps;
 use crate::tables::Kernel;
 
+/// Not zero: the agent was started with a port to trace. Constant once the program is loaded, so that
+/// otherwise the kernel leaves out all of this.
+#[unsafe(no_mangle)]
+static TRACING: u32 = 0;
+
+#[inline(always)]
+fn tracing() -> bool {
+    // SAFETY: a static of our own; the agent, not this program, gives it its value.
+    unsafe { core::ptr::read_volatile(&raw const TRACING) != 0 }
+}
+
 /// Logs an arriving packet, if its port is traced, and notes that it is.
 #[inline(always)]
 pub fn arrival<C: EbpfContext, P: Packet>(context: &C, packet: &P, at: &Arrival) {
-    let port = Kernel.settings().trace_port;
-    if port != 0 {
-        note(context, packet, at, port);
+    if tracing() {
+        note(context, packet, at, Kernel.settings().trace_port);
     }
 }
 
@@ -28,7 +38,7 @@ pub fn arrival<C: EbpfContext, P: Packet>(context: &C, packet: &P, at: &Arrival)
 /// of: a variable would make it follow the whole path once for each answer.
 #[inline(always)]
 pub fn traced() -> bool {
-    Kernel.settings().trace_port != 0 && maps::TRACED.get(0).is_some_and(|traced| *traced != 0)
+    tracing() && maps::TRACED.get(0).is_some_and(|traced| *traced != 0)
 }
 
 #[inline(never)]

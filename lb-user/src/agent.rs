@@ -66,7 +66,9 @@ async fn start(options: &Options) -> Result<()> {
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let network_by = block_in_place(|| netlink::spawn(wanted_by))?;
     let network = network_by.borrow().clone();
-    let mut kernel = block_in_place(|| Kernel::load(&options.paths, &wish.intent.tuning.capacity))?;
+    let mut kernel = block_in_place(|| {
+        Kernel::load(&options.paths, &wish.intent.tuning.capacity, wish.intent.tuning.trace_port != 0)
+    })?;
     log_lines(&mut kernel);
     let current = block_in_place(|| kernel.read())?;
     let mut agent = Agent {

@@ -31,27 +31,15 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         line(&format!("port {}", p.name), port(p));
     }
     if let Some(switch) = &config.internal_switch {
-        let address = switch
-            .address
-            .map_or(String::new(), |a| format!(", address {a}"));
+        let address = switch.address.map_or(String::new(), |a| format!(", address {a}"));
         line("internal switch", format!("{}{address}", switch.interface));
     }
     if !config.inside.is_empty() {
         line("inside", config.inside.join(", "));
     }
-    let ranges = |ranges: &[crate::intent::ServiceRange]| {
-        ranges
-            .iter()
-            .map(config::show)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    let subnets = |nets: &[ipnet::IpNet]| {
-        nets.iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
+    let ranges =
+        |ranges: &[crate::intent::ServiceRange]| ranges.iter().map(config::show).collect::<Vec<_>>().join(", ");
+    let subnets = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for (name, text) in [
         ("node IPs", ranges(&config.node_ranges)),
         ("service IPs", ranges(&config.service_ranges)),
@@ -63,10 +51,7 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         }
     }
     if let (Some(services), Some(path)) = (services, &config.manifests) {
-        line(
-            "services",
-            format!("{} ports in {}", services.len(), path.display()),
-        );
+        line("services", format!("{} ports in {}", services.len(), path.display()));
         for service in services {
             line("", self::service(service));
         }
@@ -83,35 +68,21 @@ fn port(port: &Port) -> String {
         HookChoice::Xdp => "xdp",
         HookChoice::Tc => "tc",
     };
-    let gateway = port
-        .gateway
-        .map_or(String::new(), |g| format!(", gateway {g}"));
+    let gateway = port.gateway.map_or(String::new(), |g| format!(", gateway {g}"));
     let compute = if port.compute { ", compute" } else { "" };
     format!("{}{gateway}{compute}, hook {hook}", port.interface)
 }
 
 fn service(service: &ServicePort) -> String {
     let addresses: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
-    let addresses = if addresses.is_empty() {
-        "no address".to_owned()
-    } else {
-        addresses.join(", ")
-    };
-    let node_port = service
-        .node_port
-        .map_or(String::new(), |p| format!(", node port {p}"));
-    let ready = service
-        .endpoints
-        .iter()
-        .filter(|e| e.state == EndpointState::Ready)
-        .count();
+    let addresses = if addresses.is_empty() { "no address".to_owned() } else { addresses.join(", ") };
+    let node_port = service.node_port.map_or(String::new(), |p| format!(", node port {p}"));
+    let ready = service.endpoints.iter().filter(|e| e.state == EndpointState::Ready).count();
     let draining = match service.endpoints.len() - ready {
         0 => String::new(),
         n => format!(", {n} draining"),
     };
-    let affinity = service
-        .affinity
-        .map_or(String::new(), |t| format!(", affinity {t} s"));
+    let affinity = service.affinity.map_or(String::new(), |t| format!(", affinity {t} s"));
     let protocol = format!("{:?}", service.protocol).to_uppercase();
     format!(
         "{} {addresses} port {}/{protocol}{node_port}{affinity}: {ready} ready{draining}",
@@ -125,17 +96,10 @@ mod tests {
     /// The example is what the documentation shows: it must be right.
     #[test]
     fn example() {
-        let file =
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stellwerk.yaml");
+        let file = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/stellwerk.yaml");
         let text = super::check(&file).map_err(|e| e.to_string());
-        let folder = file
-            .parent()
-            .map(|p| p.join("cluster").display().to_string())
-            .unwrap_or_default();
-        assert_eq!(
-            text.map(|t| t.replace(&folder, "CLUSTER")),
-            Ok(EXAMPLE.to_owned())
-        );
+        let folder = file.parent().map(|p| p.join("cluster").display().to_string()).unwrap_or_default();
+        assert_eq!(text.map(|t| t.replace(&folder, "CLUSTER")), Ok(EXAMPLE.to_owned()));
     }
 
     const EXAMPLE: &str = "\

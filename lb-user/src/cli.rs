@@ -12,12 +12,7 @@ use clap::{Args, Parser, Subcommand};
 #[command(name = "stellwerk", version, arg_required_else_help = true)]
 pub struct Cli {
     /// Where maps and links are pinned
-    #[arg(
-        long,
-        global = true,
-        value_name = "DIR",
-        default_value = "/sys/fs/bpf/stellwerk"
-    )]
+    #[arg(long, global = true, value_name = "DIR", default_value = "/sys/fs/bpf/stellwerk")]
     pub pin_path: PathBuf,
     #[command(subcommand)]
     pub command: Command,

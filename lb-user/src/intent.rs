@@ -122,7 +122,9 @@ pub struct Endpoint {
 pub enum EndpointState {
     Ready,
     /// Leaves: no new connection, and those it has end at the deadline.
-    Draining { until: SystemTime },
+    Draining {
+        until: SystemTime,
+    },
 }
 
 /// What the configuration may change of the engine's own numbers. Times in seconds.

@@ -60,7 +60,13 @@ pub fn world(v6: bool) -> World {
 /// Where a packet arrives, from a byte: one of the hooks, one of the links of the cases.
 pub fn arrival(byte: u8) -> Arrival {
     let hook = [Hook::Xdp, Hook::Ingress, Hook::Egress][usize::from(byte % 3)];
-    Arrival { hook, ifindex: 102 + u32::from(byte / 3 % 3), now: START, gso_size: 0, tagged: u32::from(byte & 0x80 != 0) }
+    Arrival {
+        hook,
+        ifindex: 102 + u32::from(byte / 3 % 3),
+        now: START,
+        gso_size: 0,
+        tagged: u32::from(byte & 0x80 != 0),
+    }
 }
 
 /// What became of a packet.

@@ -132,7 +132,10 @@ fn draining_keeps_old_conversations_and_takes_no_new_one() {
     let mut scene = open();
     for ip in Which::Both.external().both() {
         let target = SocketAddr::new(ip, PORT);
-        let mut on_pod2 = (0..100).map(|_| Talk::open(&scene.client(), target).unwrap()).find(|t| t.greeting.name == "pod-2").unwrap();
+        let mut on_pod2 = (0..100)
+            .map(|_| Talk::open(&scene.client(), target).unwrap())
+            .find(|t| t.greeting.name == "pod-2")
+            .unwrap();
         scene.change(Which::Both, |s| s.endpoints[1].terminating = true).unwrap();
         scene
             .agent
@@ -184,16 +187,27 @@ fn traces(scene: &Scene) -> BTreeMap<&'static str, String> {
     let mut traces = BTreeMap::new();
     let links = dev.ip_text("-o -d link").unwrap();
     // Counters and queue settings aside: which links there are, and their programs.
-    let programs = links.lines().map(|l| format!("{} xdp={}", l.split(' ').nth(1).unwrap_or(""), l.contains("prog/xdp")));
+    let programs =
+        links.lines().map(|l| format!("{} xdp={}", l.split(' ').nth(1).unwrap_or(""), l.contains("prog/xdp")));
     traces.insert("links", programs.collect::<Vec<_>>().join("\n"));
     for link in [device::PORT2, device::PORT3, device::SWITCH, "veth11"] {
-        let filters = ["ingress", "egress"].map(|side| dev.tc_text(&format!("filter show dev {link} {side}")).unwrap_or_default());
+        let filters = ["ingress", "egress"]
+            .map(|side| dev.tc_text(&format!("filter show dev {link} {side}")).unwrap_or_default());
         traces.insert(link, filters.concat());
     }
     traces.insert("addresses", dev.ip_text("-o addr show scope global").unwrap());
     traces.insert("routes", dev.ip_text("route show table all").unwrap());
     traces.insert("rules", dev.ip_text("rule").unwrap());
-    for key in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv4/conf/all/rp_filter", "net/ipv4/conf/eth0/rp_filter", "net/ipv4/conf/all/send_redirects", "net/ipv4/conf/eth1/send_redirects", "net/ipv4/conf/eth0/accept_local", "net/ipv4/conf/eth1/accept_local"] {
+    for key in [
+        "net/ipv4/ip_forward",
+        "net/ipv6/conf/all/forwarding",
+        "net/ipv4/conf/all/rp_filter",
+        "net/ipv4/conf/eth0/rp_filter",
+        "net/ipv4/conf/all/send_redirects",
+        "net/ipv4/conf/eth1/send_redirects",
+        "net/ipv4/conf/eth0/accept_local",
+        "net/ipv4/conf/eth1/accept_local",
+    ] {
         traces.insert(key, dev.sysctl(key).unwrap());
     }
     traces.insert("pins", scene.device.lab.pins().exists().to_string());

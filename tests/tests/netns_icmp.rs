@@ -131,13 +131,18 @@ fn smaller_path_towards_the_backend() {
     let dev = &scene.device.dev;
     dev.ip("route add 172.27.9.0/24 via 172.27.1.30\nroute add fd00:27:9::/64 via fd00:27:1::1e").unwrap();
     scene.keep(echo::serve(&deep, "deep", &behind.both().map(|ip| SocketAddr::new(ip, ECHO))).unwrap());
-    scene.change(Which::Empty, |service| service.endpoints = vec![stellwerk_tests::netns::config::Endpoint::new(behind, "edge-1")]).unwrap();
+    scene
+        .change(Which::Empty, |service| {
+            service.endpoints = vec![stellwerk_tests::netns::config::Endpoint::new(behind, "edge-1")]
+        })
+        .unwrap();
     scene.agent.wait("backends", |rows| rows.iter().any(|row| row.to_string().contains("fd00:27:9::2"))).unwrap();
     let before = scene.agent.dropped("icmp_translated").unwrap();
     for ip in Which::Empty.external().both() {
         for from in [scene.far(ip), scene.client()] {
             let target = SocketAddr::new(ip, PORT);
-            let greeting = probe::tcp(&from, target, 300_000).unwrap_or_else(|e| panic!("{ip}: {e:#}\n{}", scene.agent.command(&["drops"]).unwrap()));
+            let greeting = probe::tcp(&from, target, 300_000)
+                .unwrap_or_else(|e| panic!("{ip}: {e:#}\n{}", scene.agent.command(&["drops"]).unwrap()));
             assert_eq!(greeting.name, "deep");
         }
     }
@@ -172,12 +177,16 @@ fn smaller_path_towards_the_client() {
 #[test]
 fn backends_refusals_are_the_services() {
     let mut scene = open();
-    scene.change(Which::Empty, |service| {
-        service.endpoints = vec![stellwerk_tests::netns::config::Endpoint::new(device::pod(1, 12), "edge-1")];
-        service.ports.iter_mut().for_each(|port| port.target = 9);
-    })
-    .unwrap();
-    scene.agent.wait("backends", |rows| rows.iter().filter(|row| row.to_string().contains("empty")).count() >= 4).unwrap();
+    scene
+        .change(Which::Empty, |service| {
+            service.endpoints = vec![stellwerk_tests::netns::config::Endpoint::new(device::pod(1, 12), "edge-1")];
+            service.ports.iter_mut().for_each(|port| port.target = 9);
+        })
+        .unwrap();
+    scene
+        .agent
+        .wait("backends", |rows| rows.iter().filter(|row| row.to_string().contains("empty")).count() >= 4)
+        .unwrap();
     for_all(&scene, Which::Empty, |from, ip| refused(from, SocketAddr::new(ip, PORT)));
 }
 

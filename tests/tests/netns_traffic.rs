@@ -23,23 +23,113 @@ struct Way {
 }
 
 const WAYS: &[Way] = &[
-    Way { name: "Port3 to a local pod", from: client, to: || external(Which::Local), answers: &["pod-1"], seen: Some(|| device::lan(50)) },
-    Way { name: "Port2 to a local pod", from: far, to: || external(Which::Local), answers: &["pod-1"], seen: Some(device::far) },
-    Way { name: "Port3 to two local pods", from: client, to: || external(Which::Both), answers: &["pod-1", "pod-2"], seen: Some(|| device::lan(50)) },
-    Way { name: "Port3 to a pod on edge-2, back out of the same port", from: client, to: || external(Which::Remote), answers: &["remote"], seen: None },
-    Way { name: "Port2 to a pod on edge-2", from: far, to: || external(Which::Remote), answers: &["remote"], seen: None },
-    Way { name: "Port3 to the device's own stack", from: client, to: || external(Which::Host), answers: &["host"], seen: Some(|| device::lan(50)) },
-    Way { name: "Port2 to the device's own stack", from: far, to: || external(Which::Host), answers: &["host"], seen: Some(device::far) },
-    Way { name: "pod to pod on the same bridge", from: pod2, to: || cluster(Which::Local), answers: &["pod-1"], seen: None },
+    Way {
+        name: "Port3 to a local pod",
+        from: client,
+        to: || external(Which::Local),
+        answers: &["pod-1"],
+        seen: Some(|| device::lan(50)),
+    },
+    Way {
+        name: "Port2 to a local pod",
+        from: far,
+        to: || external(Which::Local),
+        answers: &["pod-1"],
+        seen: Some(device::far),
+    },
+    Way {
+        name: "Port3 to two local pods",
+        from: client,
+        to: || external(Which::Both),
+        answers: &["pod-1", "pod-2"],
+        seen: Some(|| device::lan(50)),
+    },
+    Way {
+        name: "Port3 to a pod on edge-2, back out of the same port",
+        from: client,
+        to: || external(Which::Remote),
+        answers: &["remote"],
+        seen: None,
+    },
+    Way {
+        name: "Port2 to a pod on edge-2",
+        from: far,
+        to: || external(Which::Remote),
+        answers: &["remote"],
+        seen: None,
+    },
+    Way {
+        name: "Port3 to the device's own stack",
+        from: client,
+        to: || external(Which::Host),
+        answers: &["host"],
+        seen: Some(|| device::lan(50)),
+    },
+    Way {
+        name: "Port2 to the device's own stack",
+        from: far,
+        to: || external(Which::Host),
+        answers: &["host"],
+        seen: Some(device::far),
+    },
+    Way {
+        name: "pod to pod on the same bridge",
+        from: pod2,
+        to: || cluster(Which::Local),
+        answers: &["pod-1"],
+        seen: None,
+    },
     Way { name: "pod to itself (hairpin)", from: pod1, to: || cluster(Which::Local), answers: &["pod-1"], seen: None },
     Way { name: "pod to a pod on edge-2", from: pod2, to: || cluster(Which::Remote), answers: &["remote"], seen: None },
-    Way { name: "pod to the device's own stack", from: pod2, to: || cluster(Which::Host), answers: &["host"], seen: None },
-    Way { name: "edge-2 to a pod on edge-1", from: edge2, to: || cluster(Which::Local), answers: &["pod-1"], seen: None },
-    Way { name: "the device itself to a local pod", from: dev, to: || cluster(Which::Local), answers: &["pod-1"], seen: None },
-    Way { name: "the device itself to a pod on edge-2", from: dev, to: || cluster(Which::Remote), answers: &["remote"], seen: None },
-    Way { name: "the device itself to its own stack", from: dev, to: || cluster(Which::Host), answers: &["host"], seen: None },
-    Way { name: "NodePort on Port3", from: client, to: || (device::lan(10), NODE_PORT), answers: &["pod-1", "pod-2"], seen: Some(|| device::lan(50)) },
-    Way { name: "NodePort on Port2", from: far, to: || (device::uplink(), NODE_PORT), answers: &["pod-1", "pod-2"], seen: Some(device::far) },
+    Way {
+        name: "pod to the device's own stack",
+        from: pod2,
+        to: || cluster(Which::Host),
+        answers: &["host"],
+        seen: None,
+    },
+    Way {
+        name: "edge-2 to a pod on edge-1",
+        from: edge2,
+        to: || cluster(Which::Local),
+        answers: &["pod-1"],
+        seen: None,
+    },
+    Way {
+        name: "the device itself to a local pod",
+        from: dev,
+        to: || cluster(Which::Local),
+        answers: &["pod-1"],
+        seen: None,
+    },
+    Way {
+        name: "the device itself to a pod on edge-2",
+        from: dev,
+        to: || cluster(Which::Remote),
+        answers: &["remote"],
+        seen: None,
+    },
+    Way {
+        name: "the device itself to its own stack",
+        from: dev,
+        to: || cluster(Which::Host),
+        answers: &["host"],
+        seen: None,
+    },
+    Way {
+        name: "NodePort on Port3",
+        from: client,
+        to: || (device::lan(10), NODE_PORT),
+        answers: &["pod-1", "pod-2"],
+        seen: Some(|| device::lan(50)),
+    },
+    Way {
+        name: "NodePort on Port2",
+        from: far,
+        to: || (device::uplink(), NODE_PORT),
+        answers: &["pod-1", "pod-2"],
+        seen: Some(device::far),
+    },
 ];
 
 fn client(scene: &Scene, _: IpAddr) -> From {
@@ -81,7 +171,8 @@ fn along_all(scene: &Scene, send: impl Fn(&From, SocketAddr) -> Result<Greeting>
         let (twin, port) = (way.to)();
         for ip in twin.both() {
             let family = if ip.is_ipv4() { "IPv4" } else { "IPv6" };
-            let judged = send(&(way.from)(scene, ip), SocketAddr::new(ip, port)).and_then(|greeting| judge(way, ip, &greeting));
+            let judged =
+                send(&(way.from)(scene, ip), SocketAddr::new(ip, port)).and_then(|greeting| judge(way, ip, &greeting));
             if let Err(e) = judged {
                 wrong.push(format!("{} over {family} ({ip} port {port}): {e:#}", way.name));
             }
@@ -89,7 +180,13 @@ fn along_all(scene: &Scene, send: impl Fn(&From, SocketAddr) -> Result<Greeting>
     }
     if !wrong.is_empty() {
         let drops = scene.agent.command(&["drops"]).unwrap_or_default();
-        panic!("{} of {} ways:\n{}\n{drops}\n{}", wrong.len(), WAYS.len() * 2, wrong.join("\n"), scene.agent.log_tail());
+        panic!(
+            "{} of {} ways:\n{}\n{drops}\n{}",
+            wrong.len(),
+            WAYS.len() * 2,
+            wrong.join("\n"),
+            scene.agent.log_tail()
+        );
     }
 }
 

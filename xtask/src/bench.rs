@@ -9,38 +9,21 @@ use crate::{build, cmd, setup};
 pub fn run(name: &str, args: &[String]) -> Result<i32> {
     setup::tools(setup::NET)?;
     build::all()?;
-    let args: Vec<String> = std::iter::once(name.to_owned())
-        .chain(args.iter().cloned())
-        .collect();
-    program(
-        "stellwerk-bench",
-        &args,
-        "the benchmarks load eBPF programs and make network namespaces",
-        None,
-    )
+    let args: Vec<String> = std::iter::once(name.to_owned()).chain(args.iter().cloned()).collect();
+    program("stellwerk-bench", &args, "the benchmarks load eBPF programs and make network namespaces", None)
 }
 
 /// Runs a program of ours that needs root and cleans up after itself, for at most so many seconds.
 pub fn program(name: &str, args: &[String], why: &str, patience: Option<u32>) -> Result<i32> {
     let path = build::binary(name);
     if !path.exists() {
-        bail!(
-            "there is no {}: does the tests crate still have this bin?",
-            path.display()
-        );
+        bail!("there is no {}: does the tests crate still have this bin?", path.display());
     }
     let mut cmd = match patience {
         None => Command::new(path),
         Some(seconds) => {
             let mut timeout = Command::new("timeout");
-            timeout
-                .args([
-                    "--foreground",
-                    "--signal=INT",
-                    "--kill-after=60",
-                    &seconds.to_string(),
-                ])
-                .arg(path);
+            timeout.args(["--foreground", "--signal=INT", "--kill-after=60", &seconds.to_string()]).arg(path);
             timeout
         }
     };

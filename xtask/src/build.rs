@@ -24,12 +24,8 @@ pub fn ebpf() -> Result<()> {
     let toolchain = toolchain::get()?;
     let mut cargo = toolchain.cargo();
     // One folder a compiler: switching between the two then rebuilds nothing.
-    let target = cmd::repo()
-        .join("target/ebpf")
-        .join(toolchain.compiler.to_string());
-    cargo
-        .current_dir(cmd::repo().join("lb-ebpf"))
-        .args(["build", "--release", "--bins"]);
+    let target = cmd::repo().join("target/ebpf").join(toolchain.compiler.to_string());
+    cargo.current_dir(cmd::repo().join("lb-ebpf")).args(["build", "--release", "--bins"]);
     cargo.env("CARGO_TARGET_DIR", &target);
     let objects = cmd::executables(cargo).context("cannot build the eBPF programs")?;
     if !objects.iter().any(|(name, _)| name == "stellwerk") {
@@ -63,11 +59,7 @@ fn place(from: &Path, to: &Path) -> Result<()> {
     if std::fs::read(to).is_ok_and(|old| old == bytes) {
         return Ok(());
     }
-    say!(
-        "{}: {} bytes",
-        to.strip_prefix(cmd::repo()).unwrap_or(to).display(),
-        bytes.len()
-    );
+    say!("{}: {} bytes", to.strip_prefix(cmd::repo()).unwrap_or(to).display(), bytes.len());
     let dir = to.parent().context("an object lies in a folder")?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
     // By rename, so that nobody who builds or loads at this moment reads half an object.

@@ -38,12 +38,8 @@ pub fn is_root() -> bool {
 pub fn repo() -> &'static Path {
     static REPO: OnceLock<PathBuf> = OnceLock::new();
     REPO.get_or_init(|| {
-        let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
-            .unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
-        Path::new(&manifest)
-            .parent()
-            .expect("xtask is a folder of the repository")
-            .to_path_buf()
+        let manifest = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+        Path::new(&manifest).parent().expect("xtask is a folder of the repository").to_path_buf()
     })
 }
 
@@ -58,10 +54,7 @@ pub fn cargo() -> Command {
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::split_paths(&path)
-        .chain(sbin)
-        .map(|dir| dir.join(program))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).chain(sbin).map(|dir| dir.join(program)).find(|file| file.is_file())
 }
 
 /// The same command as root: itself where we are root already, else by sudo, saying why.
@@ -70,10 +63,7 @@ pub fn as_root(cmd: Command, why: &str) -> Result<Command> {
         return Ok(cmd);
     }
     if NO_ROOT.load(Ordering::Relaxed) {
-        bail!(
-            "root is needed ({why}), but --no-root forbids it: run `{}` as root",
-            describe(&cmd)
-        );
+        bail!("root is needed ({why}), but --no-root forbids it: run `{}` as root", describe(&cmd));
     }
     if find("sudo").is_none() {
         bail!("root is needed ({why}) and there is no sudo: run this as root");
@@ -106,17 +96,9 @@ pub fn run(mut cmd: Command) -> Result<()> {
 
 /// Runs quietly and returns what it printed; its stderr is part of the error.
 pub fn output(mut cmd: Command) -> Result<String> {
-    let out = cmd
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| cannot_start(&cmd))?;
+    let out = cmd.stdin(Stdio::null()).output().with_context(|| cannot_start(&cmd))?;
     if !out.status.success() {
-        bail!(
-            "`{}` failed ({}): {}",
-            describe(&cmd),
-            out.status,
-            String::from_utf8_lossy(&out.stderr).trim()
-        );
+        bail!("`{}` failed ({}): {}", describe(&cmd), out.status, String::from_utf8_lossy(&out.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
@@ -124,17 +106,12 @@ pub fn output(mut cmd: Command) -> Result<String> {
 /// Runs to the end, shows stdout line by line and hands each line to `line` as well.
 pub fn tee(mut cmd: Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
     announce(&cmd);
-    let mut child = cmd
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| cannot_start(&cmd))?;
+    let mut child = cmd.stdout(Stdio::piped()).spawn().with_context(|| cannot_start(&cmd))?;
     let stdout = child.stdout.take().context("stdout is piped")?;
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         for text in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-            let text = String::from_utf8_lossy(&text)
-                .trim_end_matches('\r')
-                .to_owned();
+            let text = String::from_utf8_lossy(&text).trim_end_matches('\r').to_owned();
             if sender.send(text).is_err() {
                 return;
             }
@@ -162,13 +139,11 @@ pub fn tee(mut cmd: Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
 /// Runs a program that cleans up after itself on signals: we stay until it has ended, and pass on what it ended with.
 pub fn foreground(mut cmd: Command) -> Result<ExitStatus> {
     announce(&cmd);
-    let mut signals = SignalsInfo::<WithOrigin>::new([SIGINT, SIGTERM, SIGHUP])
-        .context("cannot install signal handlers")?;
+    let mut signals =
+        SignalsInfo::<WithOrigin>::new([SIGINT, SIGTERM, SIGHUP]).context("cannot install signal handlers")?;
     let handle = signals.handle();
     let mut child = cmd.spawn().with_context(|| cannot_start(&cmd))?;
-    let pid = i32::try_from(child.id())
-        .ok()
-        .and_then(rustix::process::Pid::from_raw);
+    let pid = i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw);
     let forwarder = thread::spawn(move || {
         for origin in &mut signals {
             // Ctrl-C reaches the whole foreground group, the child too; a kill(1) by somebody reaches only us.
@@ -188,32 +163,19 @@ pub fn foreground(mut cmd: Command) -> Result<ExitStatus> {
 
 /// An exit code for our caller, as a shell would give it.
 pub fn code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 /// Executables that a cargo command built or found fresh, as (target name, path).
 pub fn executables(mut cargo: Command) -> Result<Vec<(String, PathBuf)>> {
     cargo.arg("--message-format=json-render-diagnostics");
     announce(&cargo);
-    let out = cargo
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| cannot_start(&cargo))?;
+    let out = cargo.stderr(Stdio::inherit()).output().with_context(|| cannot_start(&cargo))?;
     check(&cargo, out.status)?;
     let mut found = Vec::new();
-    for line in out
-        .stdout
-        .split(|byte| *byte == b'\n')
-        .filter(|line| line.starts_with(b"{"))
-    {
-        let message: serde_json::Value =
-            serde_json::from_slice(line).context("cargo printed broken JSON")?;
-        if let (Some(name), Some(path)) = (
-            message["target"]["name"].as_str(),
-            message["executable"].as_str(),
-        ) {
+    for line in out.stdout.split(|byte| *byte == b'\n').filter(|line| line.starts_with(b"{")) {
+        let message: serde_json::Value = serde_json::from_slice(line).context("cargo printed broken JSON")?;
+        if let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) {
             found.push((name.to_owned(), PathBuf::from(path)));
         }
     }
@@ -228,33 +190,21 @@ fn check(cmd: &Command, status: ExitStatus) -> Result<()> {
 }
 
 fn cannot_start(cmd: &Command) -> String {
-    format!(
-        "cannot start `{}`: is it installed?",
-        cmd.get_program().to_string_lossy()
-    )
+    format!("cannot start `{}`: is it installed?", cmd.get_program().to_string_lossy())
 }
 
 fn announce(cmd: &Command) {
-    let dir = cmd
-        .get_current_dir()
-        .and_then(|dir| dir.strip_prefix(repo()).ok());
+    let dir = cmd.get_current_dir().and_then(|dir| dir.strip_prefix(repo()).ok());
     let dir = dir.filter(|dir| !dir.as_os_str().is_empty());
-    let place = dir
-        .map(|dir| format!("({}) ", dir.display()))
-        .unwrap_or_default();
-    let sets = cmd
-        .get_envs()
-        .filter_map(|(key, value)| Some(format!("{}={} ", key.to_string_lossy(), quote(value?))));
+    let place = dir.map(|dir| format!("({}) ", dir.display())).unwrap_or_default();
+    let sets = cmd.get_envs().filter_map(|(key, value)| Some(format!("{}={} ", key.to_string_lossy(), quote(value?))));
     say!("+ {place}{}{}", sets.collect::<String>(), describe(cmd));
     let _ = std::io::stdout().flush();
 }
 
 /// The command as one would type it.
 fn describe(cmd: &Command) -> String {
-    std::iter::once(quote(cmd.get_program()))
-        .chain(cmd.get_args().map(quote))
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(quote(cmd.get_program())).chain(cmd.get_args().map(quote)).collect::<Vec<_>>().join(" ")
 }
 
 fn quote(word: &OsStr) -> String {

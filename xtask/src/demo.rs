@@ -12,10 +12,5 @@ pub fn run(args: &[String]) -> Result<i32> {
 
 /// Without building: what `test` uses, which has built already.
 pub fn start(args: &[String], patience: Option<u32>) -> Result<i32> {
-    bench::program(
-        "stellwerk-demo",
-        args,
-        "the demo makes network namespaces and loads eBPF programs",
-        patience,
-    )
+    bench::program("stellwerk-demo", args, "the demo makes network namespaces and loads eBPF programs", patience)
 }

@@ -33,12 +33,9 @@ const INIT: &str = include_str!("guest-init.sh");
 
 /// Lays out the guest's root below `home` and packs it.
 pub fn initramfs(kernel: &Kernel, home: &Path, tests: &[(String, PathBuf)]) -> Result<PathBuf> {
-    let root = Root {
-        dir: home.join("root"),
-    };
+    let root = Root { dir: home.join("root") };
     if root.dir.exists() {
-        fs::remove_dir_all(&root.dir)
-            .with_context(|| format!("cannot empty {}", root.dir.display()))?;
+        fs::remove_dir_all(&root.dir).with_context(|| format!("cannot empty {}", root.dir.display()))?;
     }
     root.skeleton()?;
     for program in ["busybox", "ip", "tc", "ethtool"] {
@@ -50,10 +47,7 @@ pub fn initramfs(kernel: &Kernel, home: &Path, tests: &[(String, PathBuf)]) -> R
     for (name, path) in tests {
         root.program(path, &Path::new("/tests").join(name))?;
     }
-    root.tree(
-        &build::object("stellwerk").with_file_name(""),
-        Path::new("/bpf"),
-    )?;
+    root.tree(&build::object("stellwerk").with_file_name(""), Path::new("/bpf"))?;
     root.file(&build::object("stellwerk"), Path::new("/stellwerk.o"))?;
     // The same place as here: the path of the cases may be compiled into the tests.
     root.tree(&rungs::package(), &rungs::package())?;
@@ -66,10 +60,7 @@ pub fn initramfs(kernel: &Kernel, home: &Path, tests: &[(String, PathBuf)]) -> R
     fs::write(root.dir.join("init"), init)?;
     cmd::output(shell("chmod +x init", &root.dir))?;
     let image = home.join("initrd");
-    let mut pack = shell(
-        "find . | cpio --quiet -o -H newc --owner=0:0 > ../initrd",
-        &root.dir,
-    );
+    let mut pack = shell("find . | cpio --quiet -o -H newc --owner=0:0 > ../initrd", &root.dir);
     pack.env("LC_ALL", "C");
     cmd::output(pack).context("cannot pack the initramfs")?;
     Ok(image)
@@ -88,19 +79,9 @@ struct Root {
 
 impl Root {
     fn skeleton(&self) -> Result<()> {
-        for dir in [
-            "usr/bin",
-            "usr/sbin",
-            "usr/lib",
-            "usr/lib64",
-            "proc",
-            "sys",
-            "dev",
-            "run",
-            "tmp",
-            "busybox",
-            "modules",
-        ] {
+        for dir in
+            ["usr/bin", "usr/sbin", "usr/lib", "usr/lib64", "proc", "sys", "dev", "run", "tmp", "busybox", "modules"]
+        {
             fs::create_dir_all(self.dir.join(dir))?;
         }
         for dir in ["bin", "sbin", "lib", "lib64"] {
@@ -116,8 +97,7 @@ impl Root {
         }
         let dir = to.parent().context("a file lies in a folder")?;
         fs::create_dir_all(dir)?;
-        fs::copy(from, &to)
-            .with_context(|| format!("cannot copy {} into the guest", from.display()))?;
+        fs::copy(from, &to).with_context(|| format!("cannot copy {} into the guest", from.display()))?;
         Ok(())
     }
 
@@ -137,9 +117,7 @@ impl Root {
 
     /// A folder, without what building left in it.
     fn tree(&self, from: &Path, to: &Path) -> Result<()> {
-        for entry in
-            fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))?
-        {
+        for entry in fs::read_dir(from).with_context(|| format!("cannot read {}", from.display()))? {
             let entry = entry?;
             let path = entry.path();
             let kind = entry.file_type()?;
@@ -162,19 +140,9 @@ impl Root {
             return Ok(());
         }
         let to = self.dir.join("modules").join(&file);
-        fs::copy(
-            &found,
-            to.with_extension(if ends_with(&found, ".xz") {
-                "ko.xz"
-            } else {
-                "ko"
-            }),
-        )?;
+        fs::copy(&found, to.with_extension(if ends_with(&found, ".xz") { "ko.xz" } else { "ko" }))?;
         if ends_with(&found, ".xz") {
-            cmd::output(shell(
-                &format!("xz -d {file}.xz"),
-                &self.dir.join("modules"),
-            ))?;
+            cmd::output(shell(&format!("xz -d {file}.xz"), &self.dir.join("modules")))?;
         }
         for needed in depends(&fs::read(&to)?) {
             self.module(kernel, &needed, load)?;
@@ -199,10 +167,7 @@ fn find_module(dir: &Path, name: &str) -> Option<PathBuf> {
             continue;
         }
         let file = path.file_name()?.to_string_lossy().replace('-', "_");
-        if file
-            .strip_prefix(name)
-            .is_some_and(|rest| rest == ".ko" || rest == ".ko.xz")
-        {
+        if file.strip_prefix(name).is_some_and(|rest| rest == ".ko" || rest == ".ko.xz") {
             return Some(path);
         }
     }
@@ -215,13 +180,6 @@ fn depends(module: &[u8]) -> Vec<String> {
     let Some(at) = module.windows(KEY.len()).position(|window| window == KEY) else {
         return Vec::new();
     };
-    let value = module[at + KEY.len()..]
-        .split(|byte| *byte == 0)
-        .next()
-        .unwrap_or_default();
-    String::from_utf8_lossy(value)
-        .split(',')
-        .filter(|name| !name.is_empty())
-        .map(str::to_owned)
-        .collect()
+    let value = module[at + KEY.len()..].split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(value).split(',').filter(|name| !name.is_empty()).map(str::to_owned).collect()
 }

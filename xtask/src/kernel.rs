@@ -31,40 +31,12 @@ pub fn run(version: &str, tests: &[(String, PathBuf)], tally: &mut Tally) -> Res
     let verdict = home.join("verdict");
     let _ = fs::remove_file(&verdict);
     let mut qemu = Command::new("timeout");
-    qemu.args([
-        "--foreground",
-        "--kill-after=5",
-        &PATIENCE.to_string(),
-        "qemu-system-x86_64",
-    ]);
-    qemu.args([
-        "-accel",
-        "tcg,thread=multi",
-        "-cpu",
-        "max",
-        "-machine",
-        "q35",
-        "-m",
-        "2048",
-        "-smp",
-        "2",
-    ]);
-    qemu.args([
-        "-nodefaults",
-        "-no-reboot",
-        "-display",
-        "none",
-        "-serial",
-        "stdio",
-    ]);
-    qemu.arg("-serial")
-        .arg(format!("file:{}", verdict.display()));
-    qemu.arg("-kernel")
-        .arg(&kernel.image)
-        .arg("-initrd")
-        .arg(initrd);
-    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"])
-        .stdin(Stdio::null());
+    qemu.args(["--foreground", "--kill-after=5", &PATIENCE.to_string(), "qemu-system-x86_64"]);
+    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-m", "2048", "-smp", "2"]);
+    qemu.args(["-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio"]);
+    qemu.arg("-serial").arg(format!("file:{}", verdict.display()));
+    qemu.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initrd);
+    qemu.args(["-append", "console=ttyS0 panic=-1 quiet"]).stdin(Stdio::null());
     let status = cmd::tee(qemu, |line| tally.read(line))?;
     if matches!(status.code(), Some(124 | 137)) {
         bail!("the guest was stopped after {PATIENCE} s");
@@ -72,10 +44,7 @@ pub fn run(version: &str, tests: &[(String, PathBuf)], tally: &mut Tally) -> Res
     let verdict = fs::read_to_string(&verdict).unwrap_or_default();
     match verdict.trim().strip_prefix("failed ") {
         Some("0") => Ok(Outcome::Passed),
-        Some(count) => bail!(
-            "{count} of {} test binaries failed in the guest",
-            tests.len()
-        ),
+        Some(count) => bail!("{count} of {} test binaries failed in the guest", tests.len()),
         None => bail!("the guest ended without a verdict: see its console above"),
     }
 }
@@ -93,56 +62,30 @@ fn kernel(version: &str) -> Result<Kernel> {
         download(version, &home, &unpacked)?;
     }
     let find = |dir: &str, prefix: &str| -> Result<PathBuf> {
-        let entries = fs::read_dir(unpacked.join(dir))
-            .into_iter()
-            .flatten()
-            .flatten();
+        let entries = fs::read_dir(unpacked.join(dir)).into_iter().flatten().flatten();
         let mut paths = entries.map(|entry| entry.path());
-        let fits = |path: &PathBuf| {
-            path.file_name()
-                .is_some_and(|name| name.to_string_lossy().starts_with(prefix))
-        };
-        paths.find(fits).with_context(|| {
-            format!(
-                "{} holds no kernel: remove it and try again",
-                unpacked.display()
-            )
-        })
+        let fits = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix));
+        paths.find(fits).with_context(|| format!("{} holds no kernel: remove it and try again", unpacked.display()))
     };
     let modules = find("lib/modules", version).or_else(|_| find("usr/lib/modules", version))?;
-    Ok(Kernel {
-        image: find("boot", "vmlinuz-")?,
-        modules,
-    })
+    Ok(Kernel { image: find("boot", "vmlinuz-")?, modules })
 }
 
 fn download(version: &str, home: &Path, unpacked: &Path) -> Result<()> {
-    say!(
-        "Getting Debian's kernel {version} (once, kept in {})",
-        home.display()
-    );
+    say!("Getting Debian's kernel {version} (once, kept in {})", home.display());
     let apt = PrivateApt::new(home)?;
     apt.write_sources(version)?;
     cmd::run(apt.command("apt-get", &["update", "-q"]))?;
-    let pattern = format!(
-        "^linux-image-{}\\.[0-9.]+.*-cloud-amd64$",
-        version.replace('.', "\\.")
-    );
+    let pattern = format!("^linux-image-{}\\.[0-9.]+.*-cloud-amd64$", version.replace('.', "\\."));
     let found = cmd::output(apt.command("apt-cache", &["search", "--names-only", &pattern]))?;
-    let names = found
-        .lines()
-        .filter_map(|line| line.split_whitespace().next());
-    let newest = names
-        .max_by_key(|name| numbers(name))
-        .with_context(|| format!("Debian offers no kernel {version} now"))?;
+    let names = found.lines().filter_map(|line| line.split_whitespace().next());
+    let newest =
+        names.max_by_key(|name| numbers(name)).with_context(|| format!("Debian offers no kernel {version} now"))?;
     let mut get = apt.command("apt-get", &["download", "-q", newest]);
     get.current_dir(home);
     cmd::run(get)?;
     let is_package = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "deb");
-    let package = fs::read_dir(home)?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(is_package);
+    let package = fs::read_dir(home)?.flatten().map(|entry| entry.path()).find(is_package);
     let package = package.context("apt-get download brought no package")?;
     // Unpacked beside and renamed, so that an interrupted run leaves nothing that looks complete.
     let new = home.join("unpacked.new");
@@ -155,9 +98,7 @@ fn download(version: &str, home: &Path, unpacked: &Path) -> Result<()> {
 
 /// The numbers in a package name, which order its versions.
 fn numbers(name: &str) -> Vec<u32> {
-    name.split(|c: char| !c.is_ascii_digit())
-        .filter_map(|part| part.parse().ok())
-        .collect()
+    name.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse().ok()).collect()
 }
 
 /// apt with its own lists and sources, and no view of the system's.
@@ -169,8 +110,7 @@ impl PrivateApt {
     fn new(home: &Path) -> Result<Self> {
         let root = home.join("apt");
         for dir in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(root.join(dir))
-                .with_context(|| format!("cannot make {}", root.display()))?;
+            fs::create_dir_all(root.join(dir)).with_context(|| format!("cannot make {}", root.display()))?;
         }
         fs::write(root.join("status"), "")?;
         Ok(PrivateApt { root })
@@ -178,26 +118,14 @@ impl PrivateApt {
 
     /// The Debian release that has this kernel, from the mirror that this machine's apt uses already.
     fn write_sources(&self, version: &str) -> Result<()> {
-        let release = if version == "5.10" {
-            "bullseye"
-        } else {
-            "bookworm"
-        };
+        let release = if version == "5.10" { "bullseye" } else { "bookworm" };
         let mut ask = Command::new("apt-get");
-        ask.args([
-            "indextargets",
-            "--format",
-            "$(ORIGIN) $(SUITE) $(REPO_URI) $(CODENAME)",
-            "Created-By: Packages",
-        ]);
+        ask.args(["indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI) $(CODENAME)", "Created-By: Packages"]);
         let targets = cmd::output(ask).context("kernels come by apt")?;
-        let security = targets
-            .lines()
-            .filter(|line| line.starts_with("Debian ") && line.contains("-security"));
+        let security = targets.lines().filter(|line| line.starts_with("Debian ") && line.contains("-security"));
         let mirror = security.filter_map(|line| line.split(' ').nth(2)).next();
-        let mirror = mirror.context(
-            "kernels come from Debian's security archive, which this machine's apt doesn't have",
-        )?;
+        let mirror =
+            mirror.context("kernels come from Debian's security archive, which this machine's apt doesn't have")?;
         let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
         let line = format!("deb [arch=amd64 signed-by={keys}] {mirror} {release}-security main\n");
         fs::write(self.root.join("sources.list"), line).context("cannot write apt's sources")

@@ -35,8 +35,7 @@ pub fn check_format() -> Result<()> {
     for manifest in ["Cargo.toml", "lb-ebpf/Cargo.toml"] {
         let mut fmt = cmd::cargo();
         fmt.args(["fmt", "--all", "--manifest-path", manifest, "--", "--check"]);
-        cmd::run(fmt)
-            .context("some files aren't formatted: run `cargo fmt --all`, in lb-ebpf too")?;
+        cmd::run(fmt).context("some files aren't formatted: run `cargo fmt --all`, in lb-ebpf too")?;
     }
     Ok(())
 }
@@ -49,14 +48,7 @@ pub fn clippy(_: &mut Tally) -> Result<Outcome> {
 pub fn check_clippy() -> Result<()> {
     setup::lints()?;
     let mut clippy = cmd::cargo();
-    clippy.args([
-        "clippy",
-        "--workspace",
-        "--all-targets",
-        "--",
-        "-D",
-        "warnings",
-    ]);
+    clippy.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     cmd::run(clippy)
 }
 
@@ -66,9 +58,7 @@ pub fn unit(tests: &mut Tally) -> Result<Outcome> {
     // a second build of everything.
     let mut cargo = cmd::cargo();
     cargo.args(["test", "--workspace", "--no-fail-fast", "--lib", "--bins"]);
-    for name in integration_tests()?
-        .iter()
-        .filter(|name| !ROOT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
+    for name in integration_tests()?.iter().filter(|name| !ROOT_PREFIXES.iter().any(|prefix| name.starts_with(prefix)))
     {
         cargo.args(["--test", name]);
     }
@@ -84,8 +74,7 @@ pub fn miri(tests: &mut Tally) -> Result<Outcome> {
         return Ok(LeftOut(why));
     }
     let mut miri = Compiler::Nightly.cargo();
-    miri.args(["miri", "test", "-p", "lb-common"])
-        .current_dir(cmd::repo());
+    miri.args(["miri", "test", "-p", "lb-common"]).current_dir(cmd::repo());
     if std::env::var_os("MIRIFLAGS").is_none() {
         // Tests may look at the clock and at files of cases: what miri is here for is memory.
         miri.env("MIRIFLAGS", "-Zmiri-disable-isolation");
@@ -102,16 +91,11 @@ pub fn fuzz(_: &mut Tally) -> Result<Outcome> {
     }
     let fuzz = |args: &[&str]| {
         let mut cargo = Compiler::Nightly.cargo();
-        cargo
-            .arg("fuzz")
-            .args(args)
-            .current_dir(cmd::repo().join("tests"));
+        cargo.arg("fuzz").args(args).current_dir(cmd::repo().join("tests"));
         cargo
     };
     if cmd::output(fuzz(&["--version"])).is_err() {
-        return Ok(LeftOut(
-            "cargo-fuzz or a nightly isn't installed; the unit rung replays the corpus".into(),
-        ));
+        return Ok(LeftOut("cargo-fuzz or a nightly isn't installed; the unit rung replays the corpus".into()));
     }
     for target in cmd::output(fuzz(&["list"]))?.lines() {
         let mut run = fuzz(&["run", target, "--"]);
@@ -136,20 +120,13 @@ pub fn in_namespaces(tests: &mut Tally) -> Result<Outcome> {
 
 pub fn demo(_: &mut Tally) -> Result<Outcome> {
     let figures = build::target().join("demo.json");
-    let args = [
-        "--once".into(),
-        "--json".into(),
-        figures.display().to_string(),
-    ];
+    let args = ["--once".into(), "--json".into(), figures.display().to_string()];
     let _ = fs::remove_file(&figures);
     match demo::start(&args, Some(PATIENCE))? {
         0 if figures.exists() => Ok(Passed),
         0 => bail!("the demo wrote no {}", figures.display()),
         124 => bail!("the demo was stopped after {PATIENCE} s"),
-        code => bail!(
-            "the demo's expectations aren't met (exit status {code}): see above and {}",
-            figures.display()
-        ),
+        code => bail!("the demo's expectations aren't met (exit status {code}): see above and {}", figures.display()),
     }
 }
 
@@ -161,12 +138,9 @@ fn as_root(prefix: &str, why: &str, tally: &mut Tally) -> Result<Outcome> {
     let mut failed = Vec::new();
     for (name, path) in &tests {
         let mut test = Command::new("timeout");
-        test.args(["--foreground", "--kill-after=20", &PATIENCE.to_string()])
-            .arg(path)
-            .arg("--test-threads=1");
+        test.args(["--foreground", "--kill-after=20", &PATIENCE.to_string()]).arg(path).arg("--test-threads=1");
         // As cargo does it: tests find their files relative to the package.
-        test.current_dir(package())
-            .env("CARGO_MANIFEST_DIR", package());
+        test.current_dir(package()).env("CARGO_MANIFEST_DIR", package());
         bench::environment(&mut test);
         let status = cmd::tee(cmd::as_root(test, why)?, |line| tally.read(line))?;
         match status.code() {
@@ -184,10 +158,7 @@ fn as_root(prefix: &str, why: &str, tally: &mut Tally) -> Result<Outcome> {
 /// Builds the root tests with this prefix, as (name, executable).
 pub fn root_tests(prefix: &str) -> Result<Vec<(String, PathBuf)>> {
     let names = integration_tests()?;
-    let names: Vec<&String> = names
-        .iter()
-        .filter(|name| name.starts_with(prefix))
-        .collect();
+    let names: Vec<&String> = names.iter().filter(|name| name.starts_with(prefix)).collect();
     if names.is_empty() {
         return Ok(Vec::new());
     }
@@ -216,9 +187,7 @@ fn integration_tests() -> Result<BTreeSet<String>> {
             continue;
         };
         for entry in entries {
-            let path = entry
-                .with_context(|| format!("cannot read {}", dir.display()))?
-                .path();
+            let path = entry.with_context(|| format!("cannot read {}", dir.display()))?.path();
             names.extend(test_name(&path));
         }
     }
@@ -228,10 +197,7 @@ fn integration_tests() -> Result<BTreeSet<String>> {
 /// As cargo finds them: `NAME.rs` or `NAME/main.rs`.
 fn test_name(path: &Path) -> Option<String> {
     let file = path.extension().is_some_and(|extension| extension == "rs");
-    (file || path.join("main.rs").exists()).then(|| {
-        path.file_stem()
-            .map(|name| name.to_string_lossy().into_owned())
-    })?
+    (file || path.join("main.rs").exists()).then(|| path.file_stem().map(|name| name.to_string_lossy().into_owned()))?
 }
 
 fn run_tests(cargo: Command, tests: &mut Tally) -> Result<()> {

@@ -35,11 +35,7 @@ pub const VM: &[Tool] = &[
 /// Everything but the virtual machines, which only `test --kernel` needs.
 pub fn all() -> Result<()> {
     let toolchain = toolchain::get()?;
-    say!(
-        "eBPF compiler: {}, linker: {}",
-        toolchain.compiler,
-        toolchain.linker.display()
-    );
+    say!("eBPF compiler: {}, linker: {}", toolchain.compiler, toolchain.linker.display());
     lints()?;
     say!("rustfmt and clippy: there");
     match miri()? {
@@ -56,10 +52,9 @@ pub fn all() -> Result<()> {
 pub fn cache() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_CACHE_HOME").filter(|dir| !dir.is_empty()) {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(
-            std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?,
-        )
-        .join(".cache"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache")
+        }
     };
     let dir = base.join("stellwerk");
     std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -68,11 +63,8 @@ pub fn cache() -> Result<PathBuf> {
 
 /// Installs the packages of those tools that are missing.
 pub fn tools(tools: &[Tool]) -> Result<()> {
-    let missing: Vec<&str> = tools
-        .iter()
-        .filter(|(program, _)| cmd::find(program).is_none())
-        .map(|(_, package)| *package)
-        .collect();
+    let missing: Vec<&str> =
+        tools.iter().filter(|(program, _)| cmd::find(program).is_none()).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
@@ -81,10 +73,7 @@ pub fn tools(tools: &[Tool]) -> Result<()> {
 
 pub fn apt_install(packages: &[&str], why: &str) -> Result<()> {
     if cmd::find("apt-get").is_none() {
-        bail!(
-            "install these with your package manager, there is no apt here: {}",
-            packages.join(" ")
-        );
+        bail!("install these with your package manager, there is no apt here: {}", packages.join(" "));
     }
     say!("Installing {}", packages.join(" "));
     let apt = |args: &[&str]| {
@@ -98,12 +87,8 @@ pub fn apt_install(packages: &[&str], why: &str) -> Result<()> {
     }
     let mut install = apt(&["install", "-y", "-q", "--no-install-recommends"]);
     install.args(packages);
-    cmd::run(cmd::as_root(install, why)?).with_context(|| {
-        format!(
-            "cannot install: install these by hand: {}",
-            packages.join(" ")
-        )
-    })
+    cmd::run(cmd::as_root(install, why)?)
+        .with_context(|| format!("cannot install: install these by hand: {}", packages.join(" ")))
 }
 
 /// rustfmt and clippy of the stable compiler.
@@ -121,10 +106,7 @@ pub fn lints() -> Result<()> {
         return Ok(());
     }
     if cmd::find("rustup").is_none() {
-        bail!(
-            "install {} (there is no rustup here that could)",
-            missing.join(" and ")
-        );
+        bail!("install {} (there is no rustup here that could)", missing.join(" and "));
     }
     let mut rustup = Command::new("rustup");
     rustup.args(["component", "add"]).args(missing);
@@ -134,9 +116,7 @@ pub fn lints() -> Result<()> {
 /// miri is a component that some nightlies lack: then its rung is left out, for the reason returned.
 pub fn miri() -> Result<Option<String>> {
     if cmd::find("rustup").is_none() {
-        return Ok(Some(
-            "there is no rustup, and miri comes with a rustup nightly only".into(),
-        ));
+        return Ok(Some("there is no rustup, and miri comes with a rustup nightly only".into()));
     }
     let ask = || {
         let mut ask = toolchain::Compiler::Nightly.cargo();
@@ -147,18 +127,9 @@ pub fn miri() -> Result<Option<String>> {
         return Ok(None);
     }
     let mut rustup = Command::new("rustup");
-    rustup.args([
-        "component",
-        "add",
-        "miri",
-        "rust-src",
-        "--toolchain",
-        "nightly",
-    ]);
+    rustup.args(["component", "add", "miri", "rust-src", "--toolchain", "nightly"]);
     if cmd::run(rustup).is_err() || ask().is_err() {
-        return Ok(Some(
-            "the nightly's miri component can't be installed".into(),
-        ));
+        return Ok(Some("the nightly's miri component can't be installed".into()));
     }
     Ok(None)
 }

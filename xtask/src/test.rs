@@ -30,51 +30,15 @@ struct Rung {
 }
 
 const RUNGS: [Rung; 9] = [
-    Rung {
-        name: "fmt",
-        root: false,
-        run: rungs::fmt,
-    },
-    Rung {
-        name: "clippy",
-        root: false,
-        run: rungs::clippy,
-    },
-    Rung {
-        name: "unit",
-        root: false,
-        run: rungs::unit,
-    },
-    Rung {
-        name: "miri",
-        root: false,
-        run: rungs::miri,
-    },
-    Rung {
-        name: "fuzz",
-        root: false,
-        run: rungs::fuzz,
-    },
-    Rung {
-        name: "build",
-        root: false,
-        run: rungs::product,
-    },
-    Rung {
-        name: "kernel",
-        root: true,
-        run: rungs::in_kernel,
-    },
-    Rung {
-        name: "netns",
-        root: true,
-        run: rungs::in_namespaces,
-    },
-    Rung {
-        name: "demo",
-        root: true,
-        run: rungs::demo,
-    },
+    Rung { name: "fmt", root: false, run: rungs::fmt },
+    Rung { name: "clippy", root: false, run: rungs::clippy },
+    Rung { name: "unit", root: false, run: rungs::unit },
+    Rung { name: "miri", root: false, run: rungs::miri },
+    Rung { name: "fuzz", root: false, run: rungs::fuzz },
+    Rung { name: "build", root: false, run: rungs::product },
+    Rung { name: "kernel", root: true, run: rungs::in_kernel },
+    Rung { name: "netns", root: true, run: rungs::in_namespaces },
+    Rung { name: "demo", root: true, run: rungs::demo },
 ];
 
 pub enum Outcome {
@@ -103,10 +67,7 @@ impl Tally {
         let Some((_, counts)) = line.split_once("test result: ") else {
             return;
         };
-        let words: Vec<&str> = counts
-            .split([' ', ';', '.'])
-            .filter(|word| !word.is_empty())
-            .collect();
+        let words: Vec<&str> = counts.split([' ', ';', '.']).filter(|word| !word.is_empty()).collect();
         for pair in words.windows(2) {
             let count = pair[0].parse().unwrap_or(0);
             match pair[1] {
@@ -119,17 +80,9 @@ impl Tally {
     }
 
     fn describe(&self) -> Option<String> {
-        let Tally {
-            passed,
-            failed,
-            ignored,
-        } = self;
-        let rest = [(failed, "failed"), (ignored, "ignored")]
-            .into_iter()
-            .filter(|(count, _)| **count > 0);
-        let rest: String = rest
-            .map(|(count, word)| format!(", {count} {word}"))
-            .collect();
+        let Tally { passed, failed, ignored } = self;
+        let rest = [(failed, "failed"), (ignored, "ignored")].into_iter().filter(|(count, _)| **count > 0);
+        let rest: String = rest.map(|(count, word)| format!(", {count} {word}")).collect();
         (passed + failed + ignored > 0).then(|| format!("{passed} passed{rest}"))
     }
 }
@@ -164,10 +117,7 @@ pub fn run(args: &Args) -> Result<i32> {
         built &= rung.name != "build" || line.result.is_ok();
         lines.push(line);
     }
-    let machines = args
-        .only
-        .is_empty()
-        .then_some("other kernels aren't part of this: `cargo xtask test --kernel 6.1`");
+    let machines = args.only.is_empty().then_some("other kernels aren't part of this: `cargo xtask test --kernel 6.1`");
     Ok(summary(&lines, machines))
 }
 
@@ -179,11 +129,7 @@ fn in_machines(versions: &[String]) -> Result<i32> {
     if tests.is_empty() {
         bail!("there is no tests/tests/kernel_*.rs to run in another kernel");
     }
-    let boot = |version: &String| {
-        climb(&format!("kernel {version}"), |tally| {
-            kernel::run(version, &tests, tally)
-        })
-    };
+    let boot = |version: &String| climb(&format!("kernel {version}"), |tally| kernel::run(version, &tests, tally));
     let lines: Vec<Line> = versions.iter().map(boot).collect();
     Ok(summary(&lines, None))
 }
@@ -196,12 +142,7 @@ fn climb(name: &str, run: impl FnOnce(&mut Tally) -> Result<Outcome>) -> Line {
     if let Err(error) = &result {
         say!("{name} failed: {error:#}");
     }
-    Line {
-        name: name.to_owned(),
-        time: start.elapsed(),
-        tests,
-        result,
-    }
+    Line { name: name.to_owned(), time: start.elapsed(), tests, result }
 }
 
 /// The table of rungs, and the exit code.
@@ -221,13 +162,7 @@ fn summary(lines: &[Line], note: Option<&str>) -> i32 {
         }
         let notes: Vec<String> = line.tests.describe().into_iter().chain(why).collect();
         let time = format!("{:.1} s", line.time.as_secs_f64());
-        say!(
-            "{:<12} {:<8} {:>7}  {}",
-            line.name,
-            result,
-            time,
-            notes.join("; ")
-        );
+        say!("{:<12} {:<8} {:>7}  {}", line.name, result, time, notes.join("; "));
     }
     if let Some(note) = note {
         say!("({note})");
@@ -247,10 +182,7 @@ mod tests {
         tally.read("test a::b ... ok");
         tally.read("test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s");
         assert_eq!((tally.passed, tally.failed, tally.ignored), (13, 2, 1));
-        assert_eq!(
-            tally.describe().as_deref(),
-            Some("13 passed, 2 failed, 1 ignored")
-        );
+        assert_eq!(tally.describe().as_deref(), Some("13 passed, 2 failed, 1 ignored"));
         assert_eq!(Tally::default().describe(), None);
     }
 }

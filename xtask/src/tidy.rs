@@ -26,20 +26,12 @@ pub fn run() -> Result<i32> {
     let mut long = Vec::new();
     let mut unsafes = Vec::new();
     for file in &files {
-        let text =
-            fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let name = file
-            .strip_prefix(cmd::repo())
-            .unwrap_or(file)
-            .display()
-            .to_string();
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let name = file.strip_prefix(cmd::repo()).unwrap_or(file).display().to_string();
         let lines: Vec<&str> = text.lines().collect();
         let count = lines.iter().filter(|line| has_unsafe(line)).count();
-        functions.extend(
-            long_functions(&lines)
-                .into_iter()
-                .map(|(at, len, head)| (len, format!("{name}:{at}  {head}"))),
-        );
+        functions
+            .extend(long_functions(&lines).into_iter().map(|(at, len, head)| (len, format!("{name}:{at}  {head}"))));
         if lines.len() > SITTING {
             long.push((lines.len(), name.clone()));
         }
@@ -91,17 +83,11 @@ fn long_functions<'a>(lines: &[&'a str]) -> Vec<(usize, usize, &'a str)> {
         }
         let end = format!("{}}}", &line[..line.len() - code.len()]);
         // A trait's method without a body, or a body on one line, has no closing brace of its own.
-        let body = lines[start..]
-            .iter()
-            .position(|line| line.ends_with(['{', ';', '}']))
-            .unwrap_or(0);
+        let body = lines[start..].iter().position(|line| line.ends_with(['{', ';', '}'])).unwrap_or(0);
         if !lines[start + body].ends_with('{') {
             continue;
         }
-        let length = lines[start..]
-            .iter()
-            .position(|line| *line == end)
-            .map_or(0, |last| last + 1);
+        let length = lines[start..].iter().position(|line| *line == end).map_or(0, |last| last + 1);
         if length > SCREEN {
             found.push((start + 1, length, code.trim_end_matches([' ', '{'])));
         }
@@ -114,24 +100,17 @@ fn is_function(code: &str) -> bool {
     let mut words = head.split_whitespace();
     let qualifier = |word: &str| {
         word.starts_with("pub")
-            || [
-                "const", "async", "unsafe", "extern", "\"C\"", "in", "crate)", "super)",
-            ]
-            .contains(&word)
+            || ["const", "async", "unsafe", "extern", "\"C\"", "in", "crate)", "super)"].contains(&word)
     };
     // `pub(crate) fn` is cut at its parenthesis: look at the whole line for that one.
     words.by_ref().find(|word| !qualifier(word)) == Some("fn")
-        || code
-            .strip_prefix("pub(")
-            .and_then(|rest| rest.split_once(") "))
-            .is_some_and(|(_, rest)| is_function(rest))
+        || code.strip_prefix("pub(").and_then(|rest| rest.split_once(") ")).is_some_and(|(_, rest)| is_function(rest))
 }
 
 /// `unsafe` as code: not in a comment, not as part of a lint's name.
 fn has_unsafe(line: &str) -> bool {
     let code = line.split("//").next().unwrap_or_default();
-    code.split(|c: char| !c.is_alphanumeric() && c != '_')
-        .any(|word| word == "unsafe")
+    code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|word| word == "unsafe")
 }
 
 #[cfg(test)]
@@ -140,20 +119,10 @@ mod tests {
 
     #[test]
     fn functions_are_found_by_their_head() {
-        for head in [
-            "fn a() {",
-            "pub fn a<T>() {",
-            "pub(crate) const unsafe fn a(",
-            "pub extern \"C\" fn a() {",
-        ] {
+        for head in ["fn a() {", "pub fn a<T>() {", "pub(crate) const unsafe fn a(", "pub extern \"C\" fn a() {"] {
             assert!(is_function(head), "{head}");
         }
-        for head in [
-            "let f = fn_of(x);",
-            "// fn a()",
-            "pub struct Fn(u8);",
-            "run: fn(u8),",
-        ] {
+        for head in ["let f = fn_of(x);", "// fn a()", "pub struct Fn(u8);", "run: fn(u8),"] {
             assert!(!is_function(head), "{head}");
         }
     }

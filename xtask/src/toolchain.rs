@@ -66,13 +66,7 @@ impl Compiler {
             }
         };
         // RUSTFLAGS would replace the flags of lb-ebpf/.cargo/config.toml, LD_LIBRARY_PATH names the other compiler's libraries.
-        for outer in [
-            "RUSTFLAGS",
-            "CARGO_ENCODED_RUSTFLAGS",
-            "CARGO_BUILD_TARGET",
-            "CARGO",
-            "LD_LIBRARY_PATH",
-        ] {
+        for outer in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO", "LD_LIBRARY_PATH"] {
             cmd.env_remove(outer);
         }
         cmd
@@ -89,50 +83,29 @@ impl Compiler {
 
     /// What there is of this compiler; an error says what is missing.
     fn probe(self) -> Result<Probe> {
-        let answer = self
-            .ask(&["-vV"])
-            .with_context(|| format!("{self}: no such rustc"))?;
-        let field = |name: &str| {
-            answer
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .unwrap_or_default()
-                .to_owned()
-        };
+        let answer = self.ask(&["-vV"]).with_context(|| format!("{self}: no such rustc"))?;
+        let field = |name: &str| answer.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().to_owned();
         let release = field("release: ");
-        let number =
-            |part: Option<&str>| part.and_then(|part| part.parse::<u32>().ok()).unwrap_or(0);
+        let number = |part: Option<&str>| part.and_then(|part| part.parse::<u32>().ok()).unwrap_or(0);
         let mut parts = release.split('.');
         if (number(parts.next()), number(parts.next())) < OLDEST_RUSTC {
-            bail!(
-                "{self}: rustc {release} is too old, {}.{} or newer is needed",
-                OLDEST_RUSTC.0,
-                OLDEST_RUSTC.1
-            );
+            bail!("{self}: rustc {release} is too old, {}.{} or newer is needed", OLDEST_RUSTC.0, OLDEST_RUSTC.1);
         }
         let sysroot = PathBuf::from(self.ask(&["--print", "sysroot"])?.trim());
-        if !sysroot
-            .join("lib/rustlib/src/rust/library/core/src/lib.rs")
-            .exists()
-        {
+        if !sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists() {
             bail!("{self}: rustc {release} is there, but not the sources of its core library");
         }
         let commit = field("commit-hash: ");
         let llvm = field("LLVM version: ");
-        Ok(Probe {
-            key: format!("{self}-{release}-{}", commit.get(..9).unwrap_or("unknown")),
-            sysroot,
-            llvm,
-        })
+        Ok(Probe { key: format!("{self}-{release}-{}", commit.get(..9).unwrap_or("unknown")), sysroot, llvm })
     }
 
     fn acquire(self) -> Result<()> {
         match self {
             Compiler::Nightly => acquire_nightly(),
-            Compiler::Debian => setup::apt_install(
-                &["rustc-web", "cargo-web", "rust-web-src"],
-                "to install Debian's Rust compiler",
-            ),
+            Compiler::Debian => {
+                setup::apt_install(&["rustc-web", "cargo-web", "rust-web-src"], "to install Debian's Rust compiler")
+            }
         }
     }
 }
@@ -147,9 +120,7 @@ struct Probe {
 fn rustup_run(program: &str) -> Command {
     let mut cmd = Command::new("rustup");
     // Asking for a toolchain must not install it: that is `acquire`'s work, and it says so.
-    cmd.args(["run", "nightly", program])
-        .env("RUSTUP_AUTO_INSTALL", "0")
-        .env_remove("RUSTUP_TOOLCHAIN");
+    cmd.args(["run", "nightly", program]).env("RUSTUP_AUTO_INSTALL", "0").env_remove("RUSTUP_TOOLCHAIN");
     cmd
 }
 
@@ -205,32 +176,17 @@ pub fn get() -> Result<Toolchain> {
 }
 
 fn complete(compiler: Compiler, probe: &Probe) -> Result<Toolchain> {
-    Ok(Toolchain {
-        compiler,
-        linker: linker(compiler, probe)?,
-        rustc: probe.sysroot.join("bin/rustc"),
-    })
+    Ok(Toolchain { compiler, linker: linker(compiler, probe)?, rustc: probe.sysroot.join("bin/rustc") })
 }
 
 fn linker(compiler: Compiler, probe: &Probe) -> Result<PathBuf> {
-    let home = setup::cache()?
-        .join("bpf-linker")
-        .join(format!("{BPF_LINKER}-{}", probe.key));
+    let home = setup::cache()?.join("bpf-linker").join(format!("{BPF_LINKER}-{}", probe.key));
     let linker = home.join("bin/bpf-linker");
     if linker.exists() {
         return Ok(linker);
     }
-    say!(
-        "Building bpf-linker {BPF_LINKER} against LLVM {} of {} (once, about a minute)",
-        probe.llvm,
-        probe.key
-    );
-    let major = probe
-        .llvm
-        .split('.')
-        .next()
-        .and_then(|major| major.parse().ok())
-        .unwrap_or(0);
+    say!("Building bpf-linker {BPF_LINKER} against LLVM {} of {} (once, about a minute)", probe.llvm, probe.key);
+    let major = probe.llvm.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     if !BPF_LINKER_LLVM.contains(&major) {
         bail!(
             "bpf-linker {BPF_LINKER} knows LLVM {} to {}, but {} has LLVM {}: set STELLWERK_EBPF_COMPILER to the other compiler",
@@ -242,46 +198,26 @@ fn linker(compiler: Compiler, probe: &Probe) -> Result<PathBuf> {
     }
     llvm_prefix(&home, &find_llvm(compiler, probe)?)?;
     let mut install = cmd::cargo();
-    install.args([
-        "install",
-        "bpf-linker",
-        "--version",
-        BPF_LINKER,
-        "--locked",
-        "--no-default-features",
-    ]);
-    install
-        .arg("--features")
-        .arg(format!("llvm-{major}"))
-        .arg("--root")
-        .arg(&home);
+    install.args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked", "--no-default-features"]);
+    install.arg("--features").arg(format!("llvm-{major}")).arg("--root").arg(&home);
     // bpf-linker's build script writes this prefix into the binary's rpath: it has to be the lasting place.
-    install
-        .env("LLVM_PREFIX", &home)
-        .env("CARGO_TARGET_DIR", home.join("build"))
-        .env_remove("RUSTFLAGS");
+    install.env("LLVM_PREFIX", &home).env("CARGO_TARGET_DIR", home.join("build")).env_remove("RUSTFLAGS");
     cmd::run(install).context("cannot build bpf-linker")?;
-    std::fs::remove_dir_all(home.join("build"))
-        .context("cannot remove bpf-linker's build folder")?;
+    std::fs::remove_dir_all(home.join("build")).context("cannot remove bpf-linker's build folder")?;
     Ok(linker)
 }
 
 /// The shared LLVM that this compiler itself loads.
 fn find_llvm(compiler: Compiler, probe: &Probe) -> Result<PathBuf> {
     let mut ldd = Command::new("ldd");
-    ldd.arg(probe.sysroot.join("bin/rustc"))
-        .env_remove("LD_LIBRARY_PATH");
+    ldd.arg(probe.sysroot.join("bin/rustc")).env_remove("LD_LIBRARY_PATH");
     let libraries = cmd::output(ldd)?;
-    let llvm = libraries
-        .lines()
-        .filter(|line| line.contains("libLLVM"))
-        .find_map(|line| line.split_whitespace().nth(2));
+    let llvm =
+        libraries.lines().filter(|line| line.contains("libLLVM")).find_map(|line| line.split_whitespace().nth(2));
     let llvm = llvm.with_context(|| {
         format!("{compiler}: rustc has no shared LLVM that bpf-linker could use: set STELLWERK_EBPF_COMPILER to the other compiler")
     })?;
-    Path::new(llvm)
-        .canonicalize()
-        .with_context(|| format!("cannot find {llvm}"))
+    Path::new(llvm).canonicalize().with_context(|| format!("cannot find {llvm}"))
 }
 
 /// A folder that looks like an LLVM installation with just the one library: by its link name and by its own.
@@ -299,8 +235,7 @@ fn llvm_prefix(home: &Path, llvm: &Path) -> Result<()> {
     for name in names {
         let link = lib.join(name);
         let _ = std::fs::remove_file(&link);
-        std::os::unix::fs::symlink(llvm, &link)
-            .with_context(|| format!("cannot make {}", link.display()))?;
+        std::os::unix::fs::symlink(llvm, &link).with_context(|| format!("cannot make {}", link.display()))?;
     }
     Ok(())
 }

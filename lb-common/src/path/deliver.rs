@@ -11,8 +11,8 @@ use crate::drop::{Drop, Note};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Outcome, Verdict};
-use crate::wire::{Be16, Mac};
 use crate::wire::header::TCP;
+use crate::wire::{Be16, Mac};
 
 /// What a packet becomes, and where it goes.
 struct Way<A> {

@@ -189,8 +189,7 @@ fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, hit: &mut Hit<A>) 
 fn rewrite_quoted<A: Ip, P: Packet>(packet: &mut P, quoted: &Quoted<A>, flow: &Flow<A>) -> Result<Diff, Drop> {
     let header = &quoted.header;
     let addrs = Diff::of_addrs((header.src, header.dst), (flow.dst, flow.src));
-    let ports = Diff::of16(quoted.sport.raw(), flow.dport.raw())
-        .and(Diff::of16(quoted.dport.raw(), flow.sport.raw()));
+    let ports = Diff::of16(quoted.sport.raw(), flow.dport.raw()).and(Diff::of16(quoted.dport.raw(), flow.sport.raw()));
     packet.store(quoted.l3 + A::SRC, flow.dst)?;
     packet.store(quoted.l3 + A::DST, flow.src)?;
     let mut total = addrs;
@@ -205,9 +204,7 @@ fn rewrite_quoted<A: Ip, P: Packet>(packet: &mut P, quoted: &Quoted<A>, flow: &F
     // The quote may end before TCP's checksum, and a UDP checksum of zero is none.
     let check = header.l4 + if header.proto == TCP { 16 } else { 6 };
     match packet.frame().read::<u16>(check) {
-        Some(old) if header.proto == TCP || old != 0 => {
-            Ok(total.and(patch_checksum(packet, check, addrs.and(ports))?))
-        }
+        Some(old) if header.proto == TCP || old != 0 => Ok(total.and(patch_checksum(packet, check, addrs.and(ports))?)),
         _ => Ok(total),
     }
 }
@@ -295,12 +292,7 @@ struct QuoteSum {
 
 /// Moves the packet's first words behind the new headers, the last one first.
 #[inline(always)]
-fn move_quote<A: Ip, P: Packet>(
-    packet: &mut P,
-    parsed: &Parsed<A>,
-    by: u32,
-    words: u32,
-) -> Result<QuoteSum, Drop> {
+fn move_quote<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, by: u32, words: u32) -> Result<QuoteSum, Drop> {
     let mut sum = QuoteSum { total: 0, transport: 0 };
     for done in 0..QUOTE_WORDS {
         if done >= words {
@@ -325,12 +317,7 @@ fn move_quote<A: Ip, P: Packet>(
 /// header the same sum: with `s` the sum of the rest, s + f (left alone) = !f (finished), hence
 /// 2 f = !s in one's complement. Returns what that adds to the quote's sum.
 #[inline(always)]
-fn neutralize<A: Ip, P: Packet>(
-    packet: &mut P,
-    parsed: &Parsed<A>,
-    moved: u32,
-    transport: u64,
-) -> Result<u64, Drop> {
+fn neutralize<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, moved: u32, transport: u64) -> Result<u64, Drop> {
     let at = parsed.l4 + moved + if parsed.proto == TCP { 16 } else { 6 };
     let old = packet.frame().read::<u16>(at).ok_or(Drop::RewriteFailed)?;
     let twice = !fold(transport + !old as u64) as u32;

@@ -56,7 +56,12 @@ impl Default for Scratch {
 
 /// Decides what becomes of a packet, and makes it so. `room` is asked for only where it is needed.
 #[inline(always)]
-pub fn run<'s, P, T>(packet: &mut P, at: &Arrival, tables: &T, room: impl FnOnce() -> Option<&'s mut Scratch>) -> Outcome
+pub fn run<'s, P, T>(
+    packet: &mut P,
+    at: &Arrival,
+    tables: &T,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+) -> Outcome
 where
     P: Packet,
     T: Tables<Ip4> + Tables<Ip6>,
@@ -140,11 +145,12 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     if parsed.part != Part::Whole || parsed.proto == A::ICMP || !parsed.has_l4 {
         return Next::Special;
     }
-    let key = &parsed.key;
+    // A copy: what is handed to a map lies in memory, and would take the rest of `parsed` with it.
+    let key = parsed.key;
     if !claimed(tables, key.dst, key.dport, parsed.proto) && !claimed(tables, key.src, key.sport, parsed.proto) {
         return if owned(tables, key.dst) { Next::Unknown } else { Next::Done };
     }
-    let Some(flow) = tables.flow(FlowSet::Established, key) else {
+    let Some(flow) = tables.flow(FlowSet::Established, &key) else {
         return Next::Unknown;
     };
     if !flow::is_quiet(&flow, &parsed, context) {
@@ -207,13 +213,14 @@ fn connection<A: Ip, P: Packet, T: Tables<A>>(
 /// Whether the filter lets through that the tuple is a service's or a backend's.
 #[inline(always)]
 fn claimed<A: Addr, T: Tables<A>>(tables: &T, addr: A, port: Be16, proto: u8) -> bool {
-    tables.filter(filter::tuple_bit(addr, port, proto))
+    let bit = filter::tuple_bit(addr, port, proto);
+    tables.filter(bit) >> (bit % 64) & 1 != 0
 }
 
 /// Whether the filter lets through that the address is ours.
 #[inline(always)]
 fn owned<A: Addr, T: Tables<A>>(tables: &T, addr: A) -> bool {
-    tables.filter(filter::addr_bit(addr)) || tables.filter(filter::grain_bit(addr))
+    filter::owns(tables.filter(filter::addr_bit(addr)), addr)
 }
 
 /// What the address is, if it is ours: a kind of [`Owned`], else 0.

@@ -194,13 +194,7 @@ impl Ip for Ip4 {
     fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop> {
         let len = Be16::new((IP4_LEN + payload) as u16);
         // Precedence "internetwork control", as RFC 1812 §4.3.2.5 asks of errors; TTL 64.
-        let words = [
-            u16::from_ne_bytes([0x45, 0xc0]),
-            len.raw(),
-            0,
-            0,
-            u16::from_ne_bytes([64, ICMP]),
-        ];
+        let words = [u16::from_ne_bytes([0x45, 0xc0]), len.raw(), 0, 0, u16::from_ne_bytes([64, ICMP])];
         let mut sum = src.sum() + dst.sum();
         for word in words {
             sum += word as u64;
@@ -283,12 +277,8 @@ impl Ip for Ip6 {
 
     #[inline(always)]
     fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop> {
-        let words = [
-            u16::from_ne_bytes([0x60, 0]),
-            0,
-            Be16::new(payload as u16).raw(),
-            u16::from_ne_bytes([ICMP6, 64]),
-        ];
+        let words =
+            [u16::from_ne_bytes([0x60, 0]), 0, Be16::new(payload as u16).raw(), u16::from_ne_bytes([ICMP6, 64])];
         packet.store(l3, words)?;
         packet.store(l3 + Self::SRC, src)?;
         packet.store(l3 + Self::DST, dst)

@@ -19,17 +19,28 @@ pub fn tuple_bit<A: Addr>(addr: A, port: Be16, proto: u8) -> u32 {
     mix(addr.fold() ^ ((port.raw() as u64) << 40 | (proto as u64) << 56))
 }
 
-/// The bit of an address that we answer for.
+/// The bit of an address that we answer for: in its /24's or /112's word, so that one read tells of both.
 #[inline(always)]
 pub fn addr_bit<A: Addr>(addr: A) -> u32 {
-    mix(addr.fold() ^ 0xa5 << 56)
+    grain_bit(addr) / 64 * 64 + addr.low() % ADDRS
 }
 
-/// The bit of a whole /24 (IPv4) or /112 (IPv6), for prefixes too long to list by address.
+/// The bit of a whole /24 (IPv4) or /112 (IPv6), for prefixes too long to list by address: one of its
+/// word's last.
 #[inline(always)]
 pub fn grain_bit<A: Addr>(addr: A) -> u32 {
-    mix(addr.grain().fold() ^ 0x5a << 56)
+    let bit = mix(addr.grain().fold() ^ 0x5a << 56);
+    bit / 64 * 64 + ADDRS + bit % (64 - ADDRS)
 }
+
+/// Whether the word of an address says that it is ours.
+#[inline(always)]
+pub fn owns<A: Addr>(word: u64, addr: A) -> bool {
+    (word >> (addr_bit(addr) % 64) | word >> (grain_bit(addr) % 64)) & 1 != 0
+}
+
+/// Bits of a word that stand for its grain's addresses; the others stand for grains.
+const ADDRS: u32 = 48;
 
 #[inline(always)]
 fn mix(x: u64) -> u32 {

@@ -1,6 +1,5 @@
 //! What the agent tells the data plane once, not per object.
 
-
 plain! {
     /// Times are in ticks: the kernel's jiffies, whose rate the agent measures at load.
     pub struct Settings {

@@ -104,7 +104,8 @@ impl From<Ip6> for Ipv6Addr {
 /// A link-layer address.
 #[repr(transparent)]
 #[derive(
-    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
+    Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Mac(pub [u8; 6]);
 
 /// An address family: what differs between IPv4 and IPv6, so that the path is written once.
@@ -123,6 +124,8 @@ pub trait Addr:
     /// The address with all bits behind `/24` (IPv4) or `/112` (IPv6) cleared: the grain of the
     /// filter's prefix bits.
     fn grain(self) -> Self;
+    /// The address's place in its grain.
+    fn low(self) -> u32;
     /// For people and programs outside the data path.
     fn to_ip(self) -> IpAddr;
     /// The address, if `ip` is of this family.
@@ -146,6 +149,11 @@ impl Addr for Ip4 {
     #[inline(always)]
     fn grain(self) -> Self {
         Ip4(self.0 & u32::from_be(0xffff_ff00))
+    }
+
+    #[inline(always)]
+    fn low(self) -> u32 {
+        u32::from_be(self.0) & 0xff
     }
 
     fn to_ip(self) -> IpAddr {
@@ -182,6 +190,11 @@ impl Addr for Ip6 {
     fn grain(self) -> Self {
         let [a, b, c, d] = self.0;
         Ip6([a, b, c, d & u32::from_be(0xffff_0000)])
+    }
+
+    #[inline(always)]
+    fn low(self) -> u32 {
+        u32::from_be(self.0[3]) & 0xffff
     }
 
     fn to_ip(self) -> IpAddr {

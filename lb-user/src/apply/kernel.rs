@@ -94,9 +94,10 @@ impl<'a> Pending<'a> {
 
 impl Kernel {
     /// Loads the programs on the maps that are there, or on new ones. Nothing is attached yet.
-    pub fn load(paths: &Paths, wanted: &Capacity) -> Result<Self> {
+    /// `traced`: with the data plane's messages about [`lb_common::table::Settings::trace_port`].
+    pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Self> {
         let mut state = State::read(paths)?;
-        let Loaded { ebpf, maps, capacity } = load::load(paths, &mut state, wanted)?;
+        let Loaded { ebpf, maps, capacity } = load::load(paths, &mut state, wanted, traced)?;
         sysctl::forwarding(paths, &mut state)?;
         hooks::prune(paths)?;
         let attacher = Attacher::new(&ebpf)?;

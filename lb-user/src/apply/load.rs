@@ -51,7 +51,7 @@ pub struct Loaded {
 }
 
 /// Loads all programs. Nothing is attached yet.
-pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity) -> Result<Loaded> {
+pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity, traced: bool) -> Result<Loaded> {
     let object = object()?;
     sys::raise_memlock();
     mount(paths, state)?;
@@ -68,6 +68,9 @@ pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity) -> Result<Loade
     }
     let capacity = in_force(&dir, wanted)?;
     let mut loader = EbpfLoader::new();
+    // A constant to the verifier, which leaves out what only tracing needs.
+    let traced = u32::from(traced);
+    loader.override_global("TRACING", &traced, false);
     for spec in SPECS {
         loader.map_pin_path(spec.name, dir.join(spec.name));
         if let Some(entries) = spec.capacity {

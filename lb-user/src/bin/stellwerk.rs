@@ -27,17 +27,12 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Check { file } => Ok(check(file)),
         Command::Run(run) => {
             log();
-            agent::run(&agent::Options {
-                config: run.config.clone(),
-                paths,
-            })?;
+            agent::run(&agent::Options { config: run.config.clone(), paths })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Unload => {
             log();
-            apply::unload(&paths)?
-                .iter()
-                .for_each(|line| println!("{line}"));
+            apply::unload(&paths)?.iter().for_each(|line| println!("{line}"));
             Ok(ExitCode::SUCCESS)
         }
         Command::Status(listing) => print(show::status(&paths)?, listing),
@@ -61,11 +56,7 @@ fn log() {
 }
 
 fn print(table: Table, listing: &Listing) -> anyhow::Result<ExitCode> {
-    let text = if listing.json {
-        table.json()?
-    } else {
-        table.text()
-    };
+    let text = if listing.json { table.json()? } else { table.text() };
     // A reader that has seen enough (`| head`) is no error.
     match std::io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

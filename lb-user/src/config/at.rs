@@ -19,11 +19,7 @@ pub struct Log {
 
 impl Log {
     pub fn new(file: Arc<str>) -> Self {
-        Log {
-            file,
-            errors: Vec::new(),
-            notices: Vec::new(),
-        }
+        Log { file, errors: Vec::new(), notices: Vec::new() }
     }
 
     pub fn error(&mut self, at: &At<'_>, message: impl Into<String>) {
@@ -46,11 +42,7 @@ impl Log {
 
     /// The value with the notices, or all errors.
     pub fn finish<T>(self, value: T) -> Result<(T, Vec<Error>), Errors> {
-        if self.errors.is_empty() {
-            Ok((value, self.notices))
-        } else {
-            Err(Errors(self.errors).sorted())
-        }
+        if self.errors.is_empty() { Ok((value, self.notices)) } else { Err(Errors(self.errors).sorted()) }
     }
 }
 
@@ -84,11 +76,7 @@ impl fmt::Display for At<'_> {
 
 impl<'r> At<'r> {
     pub fn root(node: &'r Node<'r>) -> Self {
-        At {
-            node,
-            up: None,
-            step: Step::Root,
-        }
+        At { node, up: None, step: Step::Root }
     }
 
     pub fn place(&self) -> Place {
@@ -96,19 +84,12 @@ impl<'r> At<'r> {
     }
 
     fn child<'s>(&'s self, node: &'s Node<'s>, step: Step<'s>) -> At<'s> {
-        At {
-            node,
-            up: Some(self),
-            step,
-        }
+        At { node, up: Some(self), step }
     }
 
     /// The value of a key; None where it is absent or null.
     pub fn get<'s>(&'s self, key: &'s str) -> Option<At<'s>> {
-        self.node
-            .get(key)
-            .filter(|n| !n.is_null())
-            .map(|n| self.child(n, Step::Key(key)))
+        self.node.get(key).filter(|n| !n.is_null()).map(|n| self.child(n, Step::Key(key)))
     }
 
     /// The value of a key that must be there.
@@ -116,28 +97,17 @@ impl<'r> At<'r> {
         if let Some(at) = self.get(key) {
             return Some(at);
         }
-        let empty = Node {
-            place: self.node.place,
-            kind: Kind::List(Vec::new()),
-        };
-        log.error(
-            &At {
-                node: &empty,
-                up: Some(self),
-                step: Step::Key(key),
-            },
-            format!("is missing; expected {right}"),
-        );
+        let empty = Node { place: self.node.place, kind: Kind::List(Vec::new()) };
+        log.error(&At { node: &empty, up: Some(self), step: Step::Key(key) }, format!("is missing; expected {right}"));
         None
     }
 
     /// The keys and values of a map.
     pub fn entries<'s>(&'s self, log: &mut Log, right: &str) -> Vec<(&'s Node<'s>, At<'s>)> {
         match &self.node.kind {
-            Kind::Map(pairs) => pairs
-                .iter()
-                .map(|(key, value)| (key, self.child(value, Step::Key(key.text().unwrap_or("")))))
-                .collect(),
+            Kind::Map(pairs) => {
+                pairs.iter().map(|(key, value)| (key, self.child(value, Step::Key(key.text().unwrap_or(""))))).collect()
+            }
             _ => {
                 self.wrong(log, right);
                 Vec::new()
@@ -155,10 +125,7 @@ impl<'r> At<'r> {
             let name = key.text().unwrap_or("");
             if !known.contains(&name) {
                 let at = self.child(key, Step::Key(name));
-                log.error(
-                    &at,
-                    format!("unknown key; expected {}", one_of(name, known)),
-                );
+                log.error(&at, format!("unknown key; expected {}", one_of(name, known)));
             }
         }
         true
@@ -167,11 +134,7 @@ impl<'r> At<'r> {
     /// The items of a list.
     pub fn list<'s>(&'s self, log: &mut Log, right: &str) -> Vec<At<'s>> {
         match &self.node.kind {
-            Kind::List(items) => items
-                .iter()
-                .enumerate()
-                .map(|(i, n)| self.child(n, Step::Index(i)))
-                .collect(),
+            Kind::List(items) => items.iter().enumerate().map(|(i, n)| self.child(n, Step::Index(i))).collect(),
             _ => {
                 self.wrong(log, right);
                 Vec::new()
@@ -182,31 +145,19 @@ impl<'r> At<'r> {
     /// The items of a list, or the one scalar.
     pub fn list_or_one<'s>(&'s self) -> Vec<At<'s>> {
         match &self.node.kind {
-            Kind::List(items) => items
-                .iter()
-                .enumerate()
-                .map(|(i, n)| self.child(n, Step::Index(i)))
-                .collect(),
+            Kind::List(items) => items.iter().enumerate().map(|(i, n)| self.child(n, Step::Index(i))).collect(),
             _ => vec![*self],
         }
     }
 
     /// A scalar, read by `read`, which says what is wrong with it if anything is.
-    pub fn value<T>(
-        &self,
-        log: &mut Log,
-        right: &str,
-        read: impl FnOnce(&str) -> Result<T, String>,
-    ) -> Option<T> {
+    pub fn value<T>(&self, log: &mut Log, right: &str, read: impl FnOnce(&str) -> Result<T, String>) -> Option<T> {
         match self.node.text() {
             None => self.wrong(log, right),
             Some(text) => match read(text) {
                 Ok(value) => return Some(value),
                 Err(why) if why.is_empty() => self.wrong(log, right),
-                Err(why) => log.error(
-                    self,
-                    format!("{} {why}; expected {right}", self.node.describe()),
-                ),
+                Err(why) => log.error(self, format!("{} {why}; expected {right}", self.node.describe())),
             },
         }
         None
@@ -214,13 +165,7 @@ impl<'r> At<'r> {
 
     /// A non-empty text.
     pub fn string(&self, log: &mut Log, right: &str) -> Option<String> {
-        self.value(log, right, |s| {
-            if s.is_empty() {
-                Err(String::new())
-            } else {
-                Ok(s.to_owned())
-            }
-        })
+        self.value(log, right, |s| if s.is_empty() { Err(String::new()) } else { Ok(s.to_owned()) })
     }
 
     fn wrong(&self, log: &mut Log, right: &str) {
@@ -230,9 +175,7 @@ impl<'r> At<'r> {
 
 /// The known word that looks most like `name`, or all of them.
 fn one_of(name: &str, known: &[&str]) -> String {
-    let near = known
-        .iter()
-        .find(|k| k.eq_ignore_ascii_case(name) || distance(name, k) <= 1 + k.len() / 8);
+    let near = known.iter().find(|k| k.eq_ignore_ascii_case(name) || distance(name, k) <= 1 + k.len() / 8);
     match near {
         Some(near) => format!("`{near}`"),
         None => format!("one of {}", known.join(", ")),

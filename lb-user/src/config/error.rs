@@ -52,18 +52,12 @@ pub struct Errors(pub Vec<Error>);
 impl Errors {
     /// An error about a whole file.
     pub fn of_file(file: &Arc<str>, message: impl Into<String>) -> Self {
-        Errors(vec![Error {
-            file: file.clone(),
-            place: None,
-            path: String::new(),
-            message: message.into(),
-        }])
+        Errors(vec![Error { file: file.clone(), place: None, path: String::new(), message: message.into() }])
     }
 
     /// Orders by file and place.
     pub fn sorted(mut self) -> Self {
-        self.0
-            .sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
+        self.0.sort_by(|a, b| (&a.file, a.place).cmp(&(&b.file, b.place)));
         self
     }
 }

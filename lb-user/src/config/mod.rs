@@ -68,8 +68,7 @@ impl Config {
     /// Reads a file.
     pub fn load(path: &Path) -> Result<Config, Errors> {
         let file: Arc<str> = path.display().to_string().into();
-        let text =
-            std::fs::read_to_string(path).map_err(|e| Errors::of_file(&file, cannot_read(&e)))?;
+        let text = std::fs::read_to_string(path).map_err(|e| Errors::of_file(&file, cannot_read(&e)))?;
         let mut config = Config::parse(&file, &text)?;
         if let (Some(manifests), Some(folder)) = (&config.manifests, path.parent()) {
             config.manifests = Some(folder.join(manifests.strip_prefix(".").unwrap_or(manifests)));
@@ -81,19 +80,11 @@ impl Config {
     pub fn parse(file: &Arc<str>, text: &str) -> Result<Config, Errors> {
         let documents = yaml::parse(file, text).map_err(|e| Errors(vec![e]))?;
         match &documents[..] {
-            [] => Err(Errors::of_file(
-                file,
-                "is empty; expected a map with the keys node, ports, …",
-            )),
+            [] => Err(Errors::of_file(file, "is empty; expected a map with the keys node, ports, …")),
             [document] => read::config(file, document),
             [_, second, ..] => {
                 let message = "a second document starts here; a configuration is one".into();
-                Err(Errors(vec![Error {
-                    file: file.clone(),
-                    place: Some(second.place),
-                    path: String::new(),
-                    message,
-                }]))
+                Err(Errors(vec![Error { file: file.clone(), place: Some(second.place), path: String::new(), message }]))
             }
         }
     }
@@ -115,21 +106,13 @@ impl Config {
 
     /// What the manifests' source needs of it.
     pub fn rules(&self) -> Rules {
-        Rules {
-            service_ranges: self.service_ranges.clone(),
-            draining: self.draining,
-        }
+        Rules { service_ranges: self.service_ranges.clone(), draining: self.draining }
     }
 
     /// An error about the value at a key path.
     fn error_at(&self, path: &str, message: impl Into<String>) -> Error {
         let place = self.places.by_path.get(path).copied();
-        Error {
-            file: self.file.clone(),
-            place,
-            path: path.to_owned(),
-            message: message.into(),
-        }
+        Error { file: self.file.clone(), place, path: path.to_owned(), message: message.into() }
     }
 }
 

@@ -32,13 +32,7 @@ const KEYS: &[&str] = &[
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "compute", "hook"];
 const SWITCH_KEYS: &[&str] = &["interface", "address"];
-const CLUSTER_KEYS: &[&str] = &[
-    "nodeIPs",
-    "serviceIPs",
-    "podSubnet",
-    "serviceSubnet",
-    "manifests",
-];
+const CLUSTER_KEYS: &[&str] = &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests"];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
     "tcpTransitory",
@@ -49,21 +43,11 @@ const TIMEOUT_KEYS: &[&str] = &[
     "sctpTransitory",
     "fragment",
 ];
-const CAPACITY_KEYS: &[&str] = &[
-    "connections",
-    "halfOpen",
-    "services",
-    "backends",
-    "slots",
-    "routes",
-    "nextHops",
-    "affinity",
-    "fragments",
-];
+const CAPACITY_KEYS: &[&str] =
+    &["connections", "halfOpen", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments"];
 
 /// As the kernel's `dev_valid_name` wants it.
-const INTERFACE: &str =
-    "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
+const INTERFACE: &str = "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
 const PATTERN: &str = "an interface's name or a pattern such as `veth*`";
 
 pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Errors> {
@@ -106,11 +90,7 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.internal_switch = internal_switch(&mut config.places, &at, log);
     }
     if let Some(at) = root.get("inside") {
-        config.inside = at
-            .list_or_one()
-            .iter()
-            .filter_map(|at| at.value(log, PATTERN, interface_name))
-            .collect();
+        config.inside = at.list_or_one().iter().filter_map(|at| at.value(log, PATTERN, interface_name)).collect();
     }
     if let Some(at) = root.get("cluster") {
         cluster(config, &at, log);
@@ -124,16 +104,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
 }
 
 fn node_name(text: &str) -> Result<String, String> {
-    let fits = !text.is_empty()
-        && text.len() <= 253
-        && text
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
-    if fits {
-        Ok(text.to_owned())
-    } else {
-        Err(String::new())
-    }
+    let fits =
+        !text.is_empty() && text.len() <= 253 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
+    if fits { Ok(text.to_owned()) } else { Err(String::new()) }
 }
 
 fn interface_name(text: &str) -> Result<String, String> {
@@ -141,40 +114,21 @@ fn interface_name(text: &str) -> Result<String, String> {
     if text.is_empty() || text == "." || text == ".." || text.contains(bad) {
         return Err(String::new());
     }
-    if text.len() > 15 {
-        Err("is too long".into())
-    } else {
-        Ok(text.to_owned())
-    }
+    if text.len() > 15 { Err("is too long".into()) } else { Ok(text.to_owned()) }
 }
 
 /// An interface's own name, remembered for [`super::verify`].
 fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
     let at = at.require(log, "interface", INTERFACE)?;
     places.by_path.insert(at.to_string(), at.place());
-    at.value(log, INTERFACE, |text| {
-        if text.contains('*') {
-            Err(String::new())
-        } else {
-            interface_name(text)
-        }
-    })
+    at.value(log, INTERFACE, |text| if text.contains('*') { Err(String::new()) } else { interface_name(text) })
 }
 
 fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
-    for (key, at) in at.entries(
-        log,
-        "a map of port names, such as Port2: { interface: eth0 }",
-    ) {
+    for (key, at) in at.entries(log, "a map of port names, such as Port2: { interface: eth0 }") {
         let name = key.text().unwrap_or("");
         if name.is_empty() || name.contains(char::is_whitespace) {
-            log.error(
-                &at,
-                format!(
-                    "{} is not a port's name; expected a word such as Port2",
-                    key.describe()
-                ),
-            );
+            log.error(&at, format!("{} is not a port's name; expected a word such as Port2", key.describe()));
         }
         if !at.only(log, PORT_KEYS) {
             continue;
@@ -184,12 +138,8 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
             config.places.by_path.insert(at.to_string(), at.place());
             at.value(log, ADDRESS, value::address)
         });
-        let compute = at
-            .get("compute")
-            .and_then(|at| at.value(log, "true or false", value::boolean));
-        let hook = at
-            .get("hook")
-            .and_then(|at| at.value(log, "auto, xdp or tc", hook));
+        let compute = at.get("compute").and_then(|at| at.value(log, "true or false", value::boolean));
+        let hook = at.get("hook").and_then(|at| at.value(log, "auto, xdp or tc", hook));
         if let Some(interface) = interface {
             config.ports.push(Port {
                 name: name.to_owned(),
@@ -220,18 +170,10 @@ fn internal_switch(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<In
     let address = at.get("address").and_then(|at| {
         let net = at.value(log, right, value::interface_address)?;
         let range = value::of_net(net.trunc());
-        places.extents.push(Extent {
-            used: Use::Switch,
-            path: at.to_string(),
-            place: at.place(),
-            range,
-        });
+        places.extents.push(Extent { used: Use::Switch, path: at.to_string(), place: at.place(), range });
         Some(net)
     });
-    Some(InternalSwitch {
-        interface: interface?,
-        address,
-    })
+    Some(InternalSwitch { interface: interface?, address })
 }
 
 fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
@@ -245,19 +187,11 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
     if let Some(at) = at.get("manifests") {
         config.places.by_path.insert(at.to_string(), at.place());
-        config.manifests = at
-            .string(log, "a folder or file of Kubernetes YAML")
-            .map(PathBuf::from);
+        config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
     }
 }
 
-fn ranges(
-    extents: &mut Vec<Extent>,
-    at: &At<'_>,
-    key: &str,
-    used: Use,
-    log: &mut Log,
-) -> Vec<ServiceRange> {
+fn ranges(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<ServiceRange> {
     let Some(at) = at.get(key) else {
         return Vec::new();
     };
@@ -267,32 +201,17 @@ fn ranges(
             if cleared {
                 log.notice(
                     &at,
-                    format!(
-                        "{} has bits behind its prefix; taken as {}",
-                        at.node.describe(),
-                        value::show(&range)
-                    ),
+                    format!("{} has bits behind its prefix; taken as {}", at.node.describe(), value::show(&range)),
                 );
             }
-            extents.push(Extent {
-                used,
-                path: at.to_string(),
-                place: at.place(),
-                range,
-            });
+            extents.push(Extent { used, path: at.to_string(), place: at.place(), range });
             all.push(range);
         }
     }
     all
 }
 
-fn subnets(
-    extents: &mut Vec<Extent>,
-    at: &At<'_>,
-    key: &str,
-    used: Use,
-    log: &mut Log,
-) -> Vec<IpNet> {
+fn subnets(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<IpNet> {
     let Some(at) = at.get(key) else {
         return Vec::new();
     };
@@ -300,20 +219,9 @@ fn subnets(
     for at in at.list_or_one() {
         if let Some((net, cleared)) = at.value(log, PREFIX, value::prefix) {
             if cleared {
-                log.notice(
-                    &at,
-                    format!(
-                        "{} has bits behind its prefix; taken as {net}",
-                        at.node.describe()
-                    ),
-                );
+                log.notice(&at, format!("{} has bits behind its prefix; taken as {net}", at.node.describe()));
             }
-            extents.push(Extent {
-                used,
-                path: at.to_string(),
-                place: at.place(),
-                range: value::of_net(net),
-            });
+            extents.push(Extent { used, path: at.to_string(), place: at.place(), range: value::of_net(net) });
             all.push(net);
         }
     }
@@ -331,10 +239,7 @@ fn tuning(tuning: &mut Tuning, root: &At<'_>, log: &mut Log) {
     }
     if let Some(at) = root.get("icmpRate") {
         let right = "a number of packets a second from 0 to 1000000";
-        set(
-            &mut tuning.icmp_rate,
-            at.value(log, right, |s| value::integer(s, 0, 1_000_000)),
-        );
+        set(&mut tuning.icmp_rate, at.value(log, right, |s| value::integer(s, 0, 1_000_000)));
     }
     if let Some(at) = root.get("capacity") {
         capacity(&mut tuning.capacity, &at, log);
@@ -363,11 +268,7 @@ fn timeouts(tuning: &mut Tuning, at: &At<'_>, log: &mut Log) {
         &mut tuning.fragment,
     ];
     for (key, field) in TIMEOUT_KEYS.iter().zip(fields) {
-        set(
-            field,
-            at.get(key)
-                .and_then(|at| at.value(log, DURATION, value::seconds)),
-        );
+        set(field, at.get(key).and_then(|at| at.value(log, DURATION, value::seconds)));
     }
 }
 
@@ -388,11 +289,7 @@ fn capacity(capacity: &mut Capacity, at: &At<'_>, log: &mut Log) {
         &mut capacity.fragments,
     ];
     for (key, field) in CAPACITY_KEYS.iter().zip(fields) {
-        set(
-            field,
-            at.get(key)
-                .and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))),
-        );
+        set(field, at.get(key).and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))));
     }
 }
 

@@ -31,74 +31,24 @@ draining: 45s
 fn whole_file() {
     let config = parse(WHOLE).unwrap();
     let intent = config.intent(7, Vec::new());
-    assert_eq!(
-        (
-            intent.revision,
-            intent.node.as_str(),
-            intent.inside.join(" ").as_str()
-        ),
-        (7, "edge-1", "veth* cni0")
-    );
+    assert_eq!((intent.revision, intent.node.as_str(), intent.inside.join(" ").as_str()), (7, "edge-1", "veth* cni0"));
     let ports: Vec<_> = intent
         .ports
         .iter()
-        .map(|p| {
-            format!(
-                "{} {} {:?} {} {:?}",
-                p.name, p.interface, p.gateway, p.compute, p.hook
-            )
-        })
+        .map(|p| format!("{} {} {:?} {} {:?}", p.name, p.interface, p.gateway, p.compute, p.hook))
         .collect();
-    assert_eq!(
-        ports,
-        [
-            "Port2 eth0 Some(203.0.113.1) false Auto",
-            "Port3 eth1 None true Tc"
-        ]
-    );
+    assert_eq!(ports, ["Port2 eth0 Some(203.0.113.1) false Auto", "Port3 eth1 None true Tc"]);
     let ranges: Vec<_> = intent.service_ranges.iter().map(show).collect();
-    assert_eq!(
-        ranges,
-        [
-            "192.168.20.100-192.168.20.120",
-            "fd00:20::100-fd00:20::1ff",
-            "172.28.0.0-172.28.255.255"
-        ]
-    );
+    assert_eq!(ranges, ["192.168.20.100-192.168.20.120", "fd00:20::100-fd00:20::1ff", "172.28.0.0-172.28.255.255"]);
     let tuning = &intent.tuning;
-    let times = [
-        tuning.tcp_established,
-        tuning.tcp_transitory,
-        tuning.tcp_closed,
-        tuning.udp_unanswered,
-        tuning.udp_answered,
-    ];
+    let times =
+        [tuning.tcp_established, tuning.tcp_transitory, tuning.tcp_closed, tuning.udp_unanswered, tuning.udp_answered];
     assert_eq!(times, [7_440, 240, 5, 30, 180]);
-    assert_eq!(
-        [
-            tuning.sctp_established,
-            tuning.sctp_transitory,
-            tuning.fragment
-        ],
-        [93_600, 90, 60]
-    );
-    assert_eq!(
-        (
-            tuning.snat_first,
-            tuning.snat_last,
-            tuning.icmp_rate,
-            tuning.trace_port
-        ),
-        (2_000, 3_000, 0, 8_080)
-    );
+    assert_eq!([tuning.sctp_established, tuning.sctp_transitory, tuning.fragment], [93_600, 90, 60]);
+    assert_eq!((tuning.snat_first, tuning.snat_last, tuning.icmp_rate, tuning.trace_port), (2_000, 3_000, 0, 8_080));
     let capacity = tuning.capacity;
     assert_eq!(
-        (
-            capacity.connections,
-            capacity.half_open,
-            capacity.next_hops,
-            capacity.services
-        ),
+        (capacity.connections, capacity.half_open, capacity.next_hops, capacity.services),
         (1_000, 16, 20, 16_384)
     );
     assert_eq!(config.draining, Duration::from_secs(45));
@@ -106,9 +56,7 @@ fn whole_file() {
     let notices: Vec<_> = config.notices.iter().map(ToString::to_string).collect();
     assert_eq!(
         notices,
-        [
-            "c.yaml:11:18: cluster.serviceSubnet: `172.28.0.1/16` has bits behind its prefix; taken as 172.28.0.0/16"
-        ]
+        ["c.yaml:11:18: cluster.serviceSubnet: `172.28.0.1/16` has bits behind its prefix; taken as 172.28.0.0/16"]
     );
 }
 

@@ -30,9 +30,7 @@ pub fn seconds(text: &str) -> Result<u32, String> {
     }
     let mut last = u64::MAX;
     while !rest.is_empty() {
-        let digits = rest
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(rest.len());
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         let number: u64 = rest[..digits].parse().map_err(|_| String::new())?;
         let unit = match rest[digits..].chars().next() {
             Some('d') => 86_400,
@@ -90,15 +88,9 @@ pub fn prefix(text: &str) -> Result<(IpNet, bool), String> {
 }
 
 fn length_out_of_range(text: &str, len: &str) -> String {
-    let addr = text
-        .split('/')
-        .next()
-        .and_then(|a| a.parse::<IpAddr>().ok());
+    let addr = text.split('/').next().and_then(|a| a.parse::<IpAddr>().ok());
     match (addr, len.parse::<u32>()) {
-        (Some(addr), Ok(_)) => format!(
-            "has a prefix longer than {}",
-            if addr.is_ipv4() { 32 } else { 128 }
-        ),
+        (Some(addr), Ok(_)) => format!("has a prefix longer than {}", if addr.is_ipv4() { 32 } else { 128 }),
         _ => String::new(),
     }
 }
@@ -111,9 +103,7 @@ pub fn interface_address(text: &str) -> Result<IpNet, String> {
         return Err(why);
     }
     let long = addr.max_prefix_len() - addr.prefix_len() < 2;
-    if !long
-        && (addr.addr() == net.network() || addr.addr() == net.broadcast() && addr.addr().is_ipv4())
-    {
+    if !long && (addr.addr() == net.network() || addr.addr() == net.broadcast() && addr.addr().is_ipv4()) {
         return Err("is the network's own address or its broadcast address".into());
     }
     Ok(addr)
@@ -122,34 +112,19 @@ pub fn interface_address(text: &str) -> Result<IpNet, String> {
 /// `first-last`, a subnet, or one address; true = host bits were cleared.
 pub fn range(text: &str) -> Result<(ServiceRange, bool), String> {
     let (range, cleared) = if let Some((first, last)) = text.split_once('-') {
-        (
-            ServiceRange {
-                first: address(first.trim())?,
-                last: address(last.trim())?,
-            },
-            false,
-        )
+        (ServiceRange { first: address(first.trim())?, last: address(last.trim())? }, false)
     } else if text.contains('/') {
         let (net, cleared) = prefix(text)?;
         (of_net(net), cleared)
     } else {
         let addr = address(text)?;
-        (
-            ServiceRange {
-                first: addr,
-                last: addr,
-            },
-            false,
-        )
+        (ServiceRange { first: addr, last: addr }, false)
     };
     if range.first.is_ipv4() != range.last.is_ipv4() {
         return Err("mixes IPv4 and IPv6".into());
     }
     if range.first > range.last {
-        return Err(format!(
-            "is reversed (did you mean {}-{}?)",
-            range.last, range.first
-        ));
+        return Err(format!("is reversed (did you mean {}-{}?)", range.last, range.first));
     }
     if size(&range) > MAX_RANGE {
         return Err(format!("has more than {MAX_RANGE} addresses"));
@@ -173,10 +148,7 @@ pub fn size(range: &ServiceRange) -> u128 {
 }
 
 pub fn of_net(net: IpNet) -> ServiceRange {
-    ServiceRange {
-        first: net.network(),
-        last: net.broadcast(),
-    }
+    ServiceRange { first: net.network(), last: net.broadcast() }
 }
 
 pub fn overlap(a: &ServiceRange, b: &ServiceRange) -> bool {
@@ -189,11 +161,7 @@ pub fn contains(range: &ServiceRange, addr: IpAddr) -> bool {
 
 /// As people write it: an address, or first and last.
 pub fn show(range: &ServiceRange) -> String {
-    if range.first == range.last {
-        range.first.to_string()
-    } else {
-        format!("{}-{}", range.first, range.last)
-    }
+    if range.first == range.last { range.first.to_string() } else { format!("{}-{}", range.first, range.last) }
 }
 
 /// `first-last` of source ports.
@@ -202,9 +170,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), String> {
     let first: u32 = first.trim().parse().map_err(|_| String::new())?;
     let last: u32 = last.trim().parse().map_err(|_| String::new())?;
     match (u16::try_from(first), u16::try_from(last)) {
-        (Ok(first), Ok(last)) if first > last => {
-            Err(format!("is reversed (did you mean {last}-{first}?)"))
-        }
+        (Ok(first), Ok(last)) if first > last => Err(format!("is reversed (did you mean {last}-{first}?)")),
         (Ok(0), Ok(_)) => Err("starts at port 0".into()),
         (Ok(first), Ok(last)) => Ok((first, last)),
         _ => Err("goes beyond port 65535".into()),
@@ -215,10 +181,7 @@ pub fn ports(text: &str) -> Result<(u16, u16), String> {
 pub fn integer(text: &str, min: u32, max: u32) -> Result<u32, String> {
     match text.parse::<i128>() {
         Ok(n) if n < min.into() => Err("is too small".into()),
-        Ok(n) => u32::try_from(n)
-            .ok()
-            .filter(|n| *n <= max)
-            .ok_or_else(|| "is too large".into()),
+        Ok(n) => u32::try_from(n).ok().filter(|n| *n <= max).ok_or_else(|| "is too large".into()),
         Err(_) => Err(String::new()),
     }
 }

@@ -17,10 +17,8 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
         let Some(link) = find(config, network, &path, &port.interface, &mut errors) else {
             continue;
         };
-        if let Some(address) = network
-            .addresses
-            .iter()
-            .find(|a| a.link == link.index && a.temporary && !is_link_local(a))
+        if let Some(address) =
+            network.addresses.iter().find(|a| a.link == link.index && a.temporary && !is_link_local(a))
         {
             let message = format!(
                 "`{}` has its address {} from DHCP or router advertisement (it has a lifetime); expected a static address, since a port's address must stay",
@@ -28,16 +26,8 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
             );
             errors.push(config.error_at(&path, message));
         }
-        if let Some(kind) = link
-            .master_kind
-            .as_deref()
-            .filter(|kind| matches!(*kind, "bond" | "team"))
-        {
-            let master = network
-                .links
-                .iter()
-                .find(|l| Some(l.index) == link.master)
-                .map_or("?", |l| l.name.as_str());
+        if let Some(kind) = link.master_kind.as_deref().filter(|kind| matches!(*kind, "bond" | "team")) {
+            let master = network.links.iter().find(|l| Some(l.index) == link.master).map_or("?", |l| l.name.as_str());
             let message = format!(
                 "`{}` is a slave of the {kind} `{master}`; teaming is not supported: expected an interface of its own",
                 port.interface
@@ -47,13 +37,7 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
         errors.extend(gateway(config, network, port, link));
     }
     if let Some(switch) = &config.internal_switch {
-        find(
-            config,
-            network,
-            "internalSwitch.interface",
-            &switch.interface,
-            &mut errors,
-        );
+        find(config, network, "internalSwitch.interface", &switch.interface, &mut errors);
     }
     errors
 }
@@ -71,10 +55,8 @@ fn gateway(config: &Config, network: &Network, port: &Port, link: &Link) -> Opti
         have => format!("only {}", have.join(", ")),
     };
     let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
-    let message = format!(
-        "`{gateway}` is {family}, but `{}` has {have}; expected a gateway of its family",
-        port.interface
-    );
+    let message =
+        format!("`{gateway}` is {family}, but `{}` has {have}; expected a gateway of its family", port.interface);
     Some(config.error_at(&format!("ports.{}.gateway", port.name), message))
 }
 
@@ -91,18 +73,10 @@ fn find<'n>(
 ) -> Option<&'n Link> {
     let link = network.links.iter().find(|link| link.name == name);
     if link.is_none() {
-        let mut names: Vec<_> = network
-            .links
-            .iter()
-            .map(|l| l.name.as_str())
-            .filter(|n| *n != "lo")
-            .collect();
+        let mut names: Vec<_> = network.links.iter().map(|l| l.name.as_str()).filter(|n| *n != "lo").collect();
         names.sort_unstable();
         names.truncate(12);
-        let message = format!(
-            "`{name}` is not an interface of this node; expected one of {}",
-            names.join(", ")
-        );
+        let message = format!("`{name}` is not an interface of this node; expected one of {}", names.join(", "));
         errors.push(config.error_at(path, message));
     }
     link

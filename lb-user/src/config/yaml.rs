@@ -45,10 +45,7 @@ impl<'a> Node<'a> {
     /// A map's value.
     pub fn get(&self, key: &str) -> Option<&Node<'a>> {
         match &self.kind {
-            Kind::Map(pairs) => pairs
-                .iter()
-                .find(|(k, _)| k.text() == Some(key))
-                .map(|(_, v)| v),
+            Kind::Map(pairs) => pairs.iter().find(|(k, _)| k.text() == Some(key)).map(|(_, v)| v),
             _ => None,
         }
     }
@@ -71,12 +68,7 @@ impl<'a> Node<'a> {
 /// All documents of a text; empty ones are left out.
 pub fn parse<'a>(file: &Arc<str>, text: &'a str) -> Result<Vec<Node<'a>>, Error> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut builder = Builder {
-        file,
-        events: Parser::new_from_str(text),
-        anchors: HashMap::new(),
-        copied: 0,
-    };
+    let mut builder = Builder { file, events: Parser::new_from_str(text), anchors: HashMap::new(), copied: 0 };
     let mut documents = Vec::new();
     while let Some((event, span)) = builder.next()? {
         match event {
@@ -104,20 +96,12 @@ struct Builder<'a, 'f> {
 }
 
 fn place(span: &Span) -> Place {
-    Place {
-        line: span.start.line() as u32,
-        column: span.start.col() as u32 + 1,
-    }
+    Place { line: span.start.line() as u32, column: span.start.col() as u32 + 1 }
 }
 
 impl<'a> Builder<'a, '_> {
     fn error(&self, place: Place, message: impl Into<String>) -> Error {
-        Error {
-            file: self.file.clone(),
-            place: Some(place),
-            path: String::new(),
-            message: message.into(),
-        }
+        Error { file: self.file.clone(), place: Some(place), path: String::new(), message: message.into() }
     }
 
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, Error> {
@@ -125,31 +109,23 @@ impl<'a> Builder<'a, '_> {
             None => Ok(None),
             Some(Ok(event)) => Ok(Some(event)),
             Some(Err(e)) => {
-                let place = Place {
-                    line: e.marker().line() as u32,
-                    column: e.marker().col() as u32 + 1,
-                };
+                let place = Place { line: e.marker().line() as u32, column: e.marker().col() as u32 + 1 };
                 Err(self.error(place, format!("not YAML: {}", e.info())))
             }
         }
     }
 
     fn some(&mut self, start: Place) -> Result<(Event<'a>, Span), Error> {
-        self.next()?
-            .ok_or_else(|| self.error(start, "not YAML: the text ends inside what starts here"))
+        self.next()?.ok_or_else(|| self.error(start, "not YAML: the text ends inside what starts here"))
     }
 
     /// The node that `event` starts. Recursion is bounded by the parser's limit of nesting.
     fn node(&mut self, event: Event<'a>, span: Span) -> Result<Node<'a>, Error> {
         let start = place(&span);
         let (kind, anchor) = match event {
-            Event::Scalar(text, style, anchor, _) => (
-                Kind::Scalar {
-                    text,
-                    plain: style == ScalarStyle::Plain,
-                },
-                anchor,
-            ),
+            Event::Scalar(text, style, anchor, _) => {
+                (Kind::Scalar { text, plain: style == ScalarStyle::Plain }, anchor)
+            }
             Event::SequenceStart(_, anchor, _) => (self.list(start)?, anchor),
             Event::MappingStart(_, anchor, _) => (self.map(start)?, anchor),
             Event::Alias(id) => return self.alias(id, start),
@@ -170,10 +146,7 @@ impl<'a> Builder<'a, '_> {
         if self.copied > MAX_COPIED {
             return Err(self.error(at, format!("aliases copy more than {MAX_COPIED} values")));
         }
-        Ok(Node {
-            place: at,
-            kind: node.kind.clone(),
-        })
+        Ok(Node { place: at, kind: node.kind.clone() })
     }
 
     fn list(&mut self, start: Place) -> Result<Kind<'a>, Error> {
@@ -196,32 +169,19 @@ impl<'a> Builder<'a, '_> {
             }
             let key = self.node(event, span)?;
             let Kind::Scalar { text, plain } = &key.kind else {
-                return Err(self.error(
-                    key.place,
-                    format!("a key must be a word, not {}", key.describe()),
-                ));
+                return Err(self.error(key.place, format!("a key must be a word, not {}", key.describe())));
             };
-            if let Some((first, _)) = pairs
-                .iter()
-                .find(|(k, _)| matches!(&k.kind, Kind::Scalar { text: t, .. } if t == text))
+            if let Some((first, _)) =
+                pairs.iter().find(|(k, _)| matches!(&k.kind, Kind::Scalar { text: t, .. } if t == text))
             {
-                return Err(self.error(
-                    key.place,
-                    format!("the key `{text}` is given twice, first at {}", first.place),
-                ));
+                return Err(self.error(key.place, format!("the key `{text}` is given twice, first at {}", first.place)));
             }
             let merge = *plain && text == "<<";
             let (event, span) = self.some(start)?;
             let value = self.node(event, span)?;
             match value.kind {
                 Kind::Map(from) if merge => merged.extend(from),
-                kind => pairs.push((
-                    key,
-                    Node {
-                        place: value.place,
-                        kind,
-                    },
-                )),
+                kind => pairs.push((key, Node { place: value.place, kind })),
             }
         }
         for (key, value) in merged {
@@ -248,15 +208,9 @@ mod tests {
     fn show(node: &Node<'_>) -> String {
         match &node.kind {
             Kind::Scalar { text, .. } => format!("{text}@{}", node.place),
-            Kind::List(items) => format!(
-                "[{}]",
-                items.iter().map(show).collect::<Vec<_>>().join(", ")
-            ),
+            Kind::List(items) => format!("[{}]", items.iter().map(show).collect::<Vec<_>>().join(", ")),
             Kind::Map(pairs) => {
-                let pairs: Vec<_> = pairs
-                    .iter()
-                    .map(|(k, v)| format!("{}: {}", show(k), show(v)))
-                    .collect();
+                let pairs: Vec<_> = pairs.iter().map(|(k, v)| format!("{}: {}", show(k), show(v))).collect();
                 format!("{{{}}}", pairs.join(", "))
             }
         }
@@ -274,27 +228,15 @@ mod tests {
     fn trees_and_errors() {
         check("", "");
         check("# nothing\n---\n", "");
-        check(
-            "a: 1\n---\nb: [x, 'y']\n",
-            "{a@1:1: 1@1:4} --- {b@3:1: [x@3:5, y@3:8]}",
-        );
-        check(
-            "a: &x {p: 1}\nb: *x\n",
-            "{a@1:1: {p@1:8: 1@1:11}, b@2:1: {p@1:8: 1@1:11}}",
-        );
+        check("a: 1\n---\nb: [x, 'y']\n", "{a@1:1: 1@1:4} --- {b@3:1: [x@3:5, y@3:8]}");
+        check("a: &x {p: 1}\nb: *x\n", "{a@1:1: {p@1:8: 1@1:11}, b@2:1: {p@1:8: 1@1:11}}");
         check(
             "a: &x {p: 1, q: 2}\nb: {<<: *x, p: 3}\n",
             "{a@1:1: {p@1:8: 1@1:11, q@1:14: 2@1:17}, b@2:1: {p@2:13: 3@2:16, q@1:14: 2@1:17}}",
         );
-        check(
-            "a: 1\na: 2\n",
-            "f:2:1: the key `a` is given twice, first at 1:1",
-        );
+        check("a: 1\na: 2\n", "f:2:1: the key `a` is given twice, first at 1:1");
         check("{[a]: 1}", "f:1:2: a key must be a word, not a list");
-        check(
-            "a: *x\n",
-            "f:1:4: not YAML: while parsing node, found unknown anchor",
-        );
+        check("a: *x\n", "f:1:4: not YAML: while parsing node, found unknown anchor");
         check("a: [1\n", "f:1:4: not YAML: unclosed bracket '['");
         check("\u{feff}a: 1\n", "{a@1:1: 1@1:4}");
     }
@@ -303,13 +245,7 @@ mod tests {
     fn laughs_are_bounded() {
         let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
         for i in 1..9 {
-            let before = [format!("*a{}", i - 1)]
-                .iter()
-                .cycle()
-                .take(10)
-                .cloned()
-                .collect::<Vec<_>>()
-                .join(", ");
+            let before = [format!("*a{}", i - 1)].iter().cycle().take(10).cloned().collect::<Vec<_>>().join(", ");
             text += &format!("a{i}: &a{i} [{before}]\n");
         }
         let error = parse(&"f".into(), &text).unwrap_err();

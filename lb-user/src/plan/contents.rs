@@ -61,9 +61,15 @@ pub enum FamilyOp<A: Addr> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     Settings(Settings),
-    FilterWord { index: u32, value: u64 },
+    FilterWord {
+        index: u32,
+        value: u64,
+    },
     /// Writes a row of slots that no service uses yet.
-    Row { first: u32, backends: Vec<u32> },
+    Row {
+        first: u32,
+        backends: Vec<u32>,
+    },
     NextHop(Change<u32, NextHop>),
     Name(Change<u32, Name>),
     V4(FamilyOp<Ip4>),
@@ -71,7 +77,9 @@ pub enum Op {
     /// Attaches what `Set` says and detaches what it doesn't; `Remove` detaches all of ours.
     Hooks(Change<u32, Hooks>),
     /// Ends the connections and affinities of these backends, and zeroes their counters.
-    EndFlows { backends: BTreeSet<u32> },
+    EndFlows {
+        backends: BTreeSet<u32>,
+    },
 }
 
 /// The only writer: the kernel's maps, or a fake of them.

@@ -30,10 +30,7 @@ impl Changed {
     }
 
     fn manifest(&mut self, path: PathBuf) {
-        match self
-            .manifests
-            .get_or_insert_with(|| Scope::Files(BTreeSet::new()))
-        {
+        match self.manifests.get_or_insert_with(|| Scope::Files(BTreeSet::new())) {
             Scope::All => {}
             Scope::Files(files) => _ = files.insert(path),
         }
@@ -80,20 +77,11 @@ impl Watch {
             manifests: manifests.map(std::path::absolute).transpose()?,
             manifests_said: manifests.unwrap_or(Path::new("")).to_owned(),
         };
-        let shared = Arc::new(Shared {
-            paths,
-            changed: Mutex::default(),
-            wake: Notify::new(),
-        });
+        let shared = Arc::new(Shared { paths, changed: Mutex::default(), wake: Notify::new() });
         let handler = shared.clone();
-        let watcher =
-            notify::recommended_watcher(move |event: notify::Result<Event>| handler.handle(event))?;
+        let watcher = notify::recommended_watcher(move |event: notify::Result<Event>| handler.handle(event))?;
         let hangup = signal(SignalKind::hangup())?;
-        let mut watch = Watch {
-            watcher,
-            shared,
-            hangup,
-        };
+        let mut watch = Watch { watcher, shared, hangup };
         watch.watch_all()?;
         Ok(watch)
     }
@@ -126,16 +114,11 @@ impl Watch {
         if let Some(manifests) = &paths.manifests {
             folders.extend(manifests.parent().map(Path::to_owned));
         }
-        for folder in folders
-            .iter()
-            .filter(|f| Some(*f) != paths.manifests.as_ref())
-        {
+        for folder in folders.iter().filter(|f| Some(*f) != paths.manifests.as_ref()) {
             self.watcher.watch(folder, RecursiveMode::NonRecursive)?;
         }
         match &paths.manifests {
-            Some(manifests) if manifests.is_dir() => {
-                self.watcher.watch(manifests, RecursiveMode::NonRecursive)
-            }
+            Some(manifests) if manifests.is_dir() => self.watcher.watch(manifests, RecursiveMode::NonRecursive),
             _ => Ok(()),
         }
     }
@@ -196,22 +179,17 @@ fn sort(paths: &Paths, kind: &EventKind, path: &Path, gathered: &mut Gathered) {
         | EventKind::Modify(ModifyKind::Name(_)) => true,
         // Links are whole when they appear; so is a folder. A file is, when it is closed.
         EventKind::Create(CreateKind::Folder) => true,
-        EventKind::Create(_) => path
-            .symlink_metadata()
-            .is_ok_and(|m| !m.is_file() || std::os::unix::fs::MetadataExt::nlink(&m) > 1),
+        EventKind::Create(_) => {
+            path.symlink_metadata().is_ok_and(|m| !m.is_file() || std::os::unix::fs::MetadataExt::nlink(&m) > 1)
+        }
         _ => false,
     };
     if !complete {
         return;
     }
     // A ConfigMap's files are links through `..data`, which is exchanged.
-    let through = path
-        .file_name()
-        .is_some_and(|n| n.as_encoded_bytes().starts_with(b".."));
-    if path == paths.config
-        || path == paths.config_target
-        || through && path.parent() == paths.config.parent()
-    {
+    let through = path.file_name().is_some_and(|n| n.as_encoded_bytes().starts_with(b".."));
+    if path == paths.config || path == paths.config_target || through && path.parent() == paths.config.parent() {
         gathered.changed.config = true;
     }
     let Some(manifests) = &paths.manifests else {
@@ -222,11 +200,7 @@ fn sort(paths: &Paths, kind: &EventKind, path: &Path, gathered: &mut Gathered) {
         gathered.changed.all_manifests();
     } else if path.parent() == Some(manifests) {
         if is_manifest(path) {
-            gathered.changed.manifest(
-                paths
-                    .manifests_said
-                    .join(path.file_name().unwrap_or_default()),
-            );
+            gathered.changed.manifest(paths.manifests_said.join(path.file_name().unwrap_or_default()));
         } else if through {
             gathered.changed.all_manifests();
         }
@@ -243,16 +217,13 @@ mod tests {
     use crate::source::manifests::tests::Folder;
 
     async fn next(watch: &mut Watch) -> Changed {
-        tokio::time::timeout(Duration::from_secs(5), watch.changed())
-            .await
-            .expect("a change within five seconds")
+        tokio::time::timeout(Duration::from_secs(5), watch.changed()).await.expect("a change within five seconds")
     }
 
     /// All that is told until there is silence.
     async fn drain(watch: &mut Watch) -> Changed {
         let mut all = next(watch).await;
-        while let Ok(more) = tokio::time::timeout(Duration::from_millis(50), watch.changed()).await
-        {
+        while let Ok(more) = tokio::time::timeout(Duration::from_millis(50), watch.changed()).await {
             all.config |= more.config;
             match more.manifests {
                 Some(Scope::All) => all.all_manifests(),
@@ -264,9 +235,7 @@ mod tests {
     }
 
     async fn silent(watch: &mut Watch) -> bool {
-        tokio::time::timeout(Duration::from_millis(100), watch.changed())
-            .await
-            .is_err()
+        tokio::time::timeout(Duration::from_millis(100), watch.changed()).await.is_err()
     }
 
     fn some(folder: &Path, name: &str) -> Option<Scope> {
@@ -284,17 +253,8 @@ mod tests {
         in_place_and_renamed(&folder, &cluster, &mut watch).await;
         links_and_folders(&folder, &cluster, &mut watch).await;
         let pid = std::process::id().to_string();
-        std::process::Command::new("kill")
-            .args(["-HUP", &pid])
-            .status()
-            .unwrap();
-        assert_eq!(
-            next(&mut watch).await,
-            Changed {
-                config: true,
-                manifests: Some(Scope::All)
-            }
-        );
+        std::process::Command::new("kill").args(["-HUP", &pid]).status().unwrap();
+        assert_eq!(next(&mut watch).await, Changed { config: true, manifests: Some(Scope::All) });
     }
 
     async fn in_place_and_renamed(folder: &Folder, cluster: &Path, watch: &mut Watch) {
@@ -305,11 +265,7 @@ mod tests {
         let start = Instant::now();
         drop(file);
         assert_eq!(next(watch).await.manifests, some(cluster, "a.yaml"));
-        assert!(
-            start.elapsed() < Duration::from_millis(50),
-            "{:?}",
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
 
         // Reading is no change, nor are files that are none of ours.
         std::fs::read(cluster.join("a.yaml")).unwrap();
@@ -320,30 +276,12 @@ mod tests {
 
         std::fs::write(cluster.join("new"), "x").unwrap();
         std::fs::rename(cluster.join("new"), cluster.join("a.yaml")).unwrap();
-        assert_eq!(
-            drain(watch).await,
-            Changed {
-                config: false,
-                manifests: some(cluster, "a.yaml")
-            }
-        );
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: some(cluster, "a.yaml") });
         std::fs::remove_file(cluster.join("a.yaml")).unwrap();
-        assert_eq!(
-            drain(watch).await,
-            Changed {
-                config: false,
-                manifests: some(cluster, "a.yaml")
-            }
-        );
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: some(cluster, "a.yaml") });
         std::fs::write(folder.0.join("c.new"), "x").unwrap();
         std::fs::rename(folder.0.join("c.new"), folder.0.join("c.yaml")).unwrap();
-        assert_eq!(
-            drain(watch).await,
-            Changed {
-                config: true,
-                manifests: None
-            }
-        );
+        assert_eq!(drain(watch).await, Changed { config: true, manifests: None });
     }
 
     async fn links_and_folders(folder: &Folder, cluster: &Path, watch: &mut Watch) {
@@ -357,33 +295,15 @@ mod tests {
             if version == "..1" {
                 symlink("..data/b.yaml", cluster.join("b.yaml")).unwrap();
             }
-            assert_eq!(
-                drain(watch).await,
-                Changed {
-                    config: false,
-                    manifests: Some(Scope::All)
-                }
-            );
+            assert_eq!(drain(watch).await, Changed { config: false, manifests: Some(Scope::All) });
         }
         // The folder is exchanged for another, which is watched from then on.
         let other = folder.0.join("other");
         std::fs::create_dir(&other).unwrap();
         std::fs::rename(cluster, folder.0.join("old")).unwrap();
         std::fs::rename(&other, cluster).unwrap();
-        assert_eq!(
-            drain(watch).await,
-            Changed {
-                config: false,
-                manifests: Some(Scope::All)
-            }
-        );
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: Some(Scope::All) });
         std::fs::write(cluster.join("d.yaml"), "x").unwrap();
-        assert_eq!(
-            drain(watch).await,
-            Changed {
-                config: false,
-                manifests: some(cluster, "d.yaml")
-            }
-        );
+        assert_eq!(drain(watch).await, Changed { config: false, manifests: some(cluster, "d.yaml") });
     }
 }

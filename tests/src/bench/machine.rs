@@ -87,7 +87,7 @@ impl Machine {
         let ns = lab.ns("packet")?;
         ns.enter()?;
         pin_cpu()?;
-        let kernel = Kernel::load(&Paths::new(lab.pins()), capacity)?;
+        let kernel = Kernel::load(&Paths::new(lab.pins()), capacity, false)?;
         let bytes = object("bench")?;
         let mut loader = EbpfLoader::new();
         for name in ["LIMIT4", "LIMIT6"] {
@@ -117,7 +117,8 @@ impl Machine {
         target.set(0, &fd, 0)?;
         let packet = [0u8; 80];
         let length = if v6 { 74 } else { 64 };
-        let wrapper: &Xdp = self.bench.program(if v6 { "wrap6" } else { "wrap4" }).context("the wrapper")?.try_into()?;
+        let wrapper: &Xdp =
+            self.bench.program(if v6 { "wrap6" } else { "wrap4" }).context("the wrapper")?.try_into()?;
         let options = TestRunOptions { data_in: Some(&packet[..length]), repeat, ..TestRunOptions::default() };
         let before = thread_ns();
         let ran = wrapper.test_run(options)?;

@@ -207,9 +207,9 @@ impl Bench<'_> {
             let case = Case { name: &name, v6, script, lanes: &lanes, packets: self.effort.new, code: REDIRECT };
             let (row, measured) = self.row(&case, Some(Reach::AtMost(1.3)))?;
             let (_, half) = self.machine.entries(v6)?;
-            let row = row.verdict("half_open_entries", half as u64).prove(
-                measured.counted.connections == measured.packets && half as u64 == 2 * measured.packets,
-            );
+            let row = row
+                .verdict("half_open_entries", half as u64)
+                .prove(measured.counted.connections == measured.packets && half as u64 == 2 * measured.packets);
             self.rows.push(row);
         }
         Ok(())

@@ -29,11 +29,7 @@ const PORT: u32 = 2;
 const PODS: u32 = 3;
 
 const fn peer(host: u8, port: u16) -> Peer {
-    Peer {
-        v4: Ipv4Addr::new(192, 168, 20, host),
-        v6: Ipv6Addr::new(0xfd00, 20, 0, 0, 0, 0, 0, host as u16),
-        port,
-    }
+    Peer { v4: Ipv4Addr::new(192, 168, 20, host), v6: Ipv6Addr::new(0xfd00, 20, 0, 0, 0, 0, 0, host as u16), port }
 }
 
 /// Plans the scene and fills the kernel's tables; nothing is attached.
@@ -64,15 +60,12 @@ pub fn fill(kernel: &mut Kernel, capacity: Capacity) -> Result<()> {
 }
 
 fn pod(host: u8) -> Peer {
-    Peer {
-        v4: Ipv4Addr::new(172, 27, 0, host),
-        v6: Ipv6Addr::new(0xfd00, 27, 0, 0, 0, 0, 0, host.into()),
-        port: 8080,
-    }
+    Peer { v4: Ipv4Addr::new(172, 27, 0, host), v6: Ipv6Addr::new(0xfd00, 27, 0, 0, 0, 0, 0, host.into()), port: 8080 }
 }
 
 fn service(name: &str, at: Peer, backends: Vec<Peer>) -> ServicePort {
-    let endpoint = |addr: IpAddr, port: u16| Endpoint { addr, port, weight: 1, node: None, state: EndpointState::Ready };
+    let endpoint =
+        |addr: IpAddr, port: u16| Endpoint { addr, port, weight: 1, node: None, state: EndpointState::Ready };
     ServicePort {
         namespace: "bench".into(),
         name: name.into(),

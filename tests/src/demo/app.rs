@@ -44,8 +44,7 @@ impl App {
         let files = Files::new(device.lab.dir())?;
         let agent = Agent::new(&device.lab, &device.dev, &files.config())?;
         let web = Service::tcp("web", 80, WEB, device::cluster(10)).external(device::external(100));
-        let mut app =
-            App { processes: BTreeMap::new(), agent, places: BTreeMap::new(), web, files, device };
+        let mut app = App { processes: BTreeMap::new(), agent, places: BTreeMap::new(), web, files, device };
         app.place("db", 21)?;
         app.place("web-1", 11)?;
         app.place("web-2", 12)?;

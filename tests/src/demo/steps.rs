@@ -38,7 +38,10 @@ impl Findings {
         let shares: Vec<f64> = replicas.iter().map(|r| summary.share(r)).collect();
         let text: Vec<_> = replicas.iter().zip(&shares).map(|(r, s)| format!("{r} {:.1} %", s * 100.0)).collect();
         let even = shares.iter().all(|s| (s - equal).abs() <= SHARE_TOLERANCE);
-        self.expect(even && shares.iter().sum::<f64>() > 0.999, format!("shares of new connections: {}", text.join(", ")));
+        self.expect(
+            even && shares.iter().sum::<f64>() > 0.999,
+            format!("shares of new connections: {}", text.join(", ")),
+        );
     }
 }
 
@@ -158,7 +161,9 @@ fn kill(stage: &mut Stage, findings: &mut Findings) -> Result<Summary> {
     findings.expect(summary.requests > 100, format!("{} requests were sent", summary.requests));
     let took = removed.duration_since(died).as_millis();
     let last = failed.iter().map(|s| s.at.duration_since(died).as_millis()).max().unwrap_or(0);
-    findings.seen.push(format!("the last failed request began {last} ms after the kill, the endpoint was gone after {took} ms"));
+    findings
+        .seen
+        .push(format!("the last failed request began {last} ms after the kill, the endpoint was gone after {took} ms"));
     if !findings.wrong.is_empty() {
         findings.wrong.push(format!("{:?}", summary.failures));
     }

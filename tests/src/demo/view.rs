@@ -78,7 +78,11 @@ impl Source {
             board.now, board.explained
         );
         replicas(&mut out, &board, &Summary::of(recent.iter().flatten()));
-        let _ = writeln!(out, "\n{:<36}{:>8}{:>9}{:>9}{:>15}", "where users are", "req/s", "p50 µs", "p99 µs", "failed so far");
+        let _ = writeln!(
+            out,
+            "\n{:<36}{:>8}{:>9}{:>9}{:>15}",
+            "where users are", "req/s", "p50 µs", "p99 µs", "failed so far"
+        );
         for (((label, _), samples), failed) in self.paths.iter().zip(&recent).zip(&self.failed) {
             let Summary { requests, p50_us, p99_us, .. } = Summary::of(samples);
             let _ = writeln!(out, "{label:<36}{:>8}{p50_us:>9}{p99_us:>9}{failed:>15}", requests / WINDOW.as_secs());
@@ -114,7 +118,11 @@ impl Source {
 }
 
 fn replicas(out: &mut String, board: &Board, summary: &Summary) {
-    let _ = writeln!(out, "{:<9}{:<9}{:<10}{:<32}{:>8}{:>9}{:>9}", "replica", "node", "state", "share of new connections", "req/s", "p50 µs", "p99 µs");
+    let _ = writeln!(
+        out,
+        "{:<9}{:<9}{:<10}{:<32}{:>8}{:>9}{:>9}",
+        "replica", "node", "state", "share of new connections", "req/s", "p50 µs", "p99 µs"
+    );
     for (name, node, state) in &board.replicas {
         let figures = summary.replicas.get(name.as_str()).cloned().unwrap_or_default();
         let share = summary.share(name);

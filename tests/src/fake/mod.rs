@@ -207,8 +207,8 @@ impl Common for Fake {
         self.settings
     }
 
-    fn filter(&self, bit: u32) -> bool {
-        self.ignore_filter || self.filter.get(&(bit / 64)).is_some_and(|word| word >> (bit % 64) & 1 == 1)
+    fn filter(&self, bit: u32) -> u64 {
+        if self.ignore_filter { u64::MAX } else { self.filter.get(&(bit / 64)).copied().unwrap_or_default() }
     }
 
     fn slot(&self, index: u32) -> Option<u32> {

@@ -157,7 +157,11 @@ async fn client(plan: &Plan, index: usize, end: Instant, book: &Book) {
     }
 }
 
-async fn ask(connection: &mut Option<Connection>, plan: &Plan, fresh: bool) -> Result<Answer, (&'static str, io::Error)> {
+async fn ask(
+    connection: &mut Option<Connection>,
+    plan: &Plan,
+    fresh: bool,
+) -> Result<Answer, (&'static str, io::Error)> {
     let mut open = match connection.take() {
         Some(open) => open,
         None => Connection::open(plan.target, plan.source).await.map_err(|e| ("connect", e))?,

@@ -79,8 +79,7 @@ impl Connection {
     pub async fn answer(&mut self, status: &str, body: &str, last: bool) -> io::Result<()> {
         let connection = if last { "close" } else { "keep-alive" };
         let length = body.len();
-        let text =
-            format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n{body}");
+        let text = format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: {connection}\r\n\r\n{body}");
         self.stream.write_all(text.as_bytes()).await
     }
 

@@ -42,7 +42,8 @@ impl Replica {
     pub async fn listen(self) -> Result<Serving> {
         let mut listeners = Vec::new();
         for addr in &self.listen {
-            listeners.push(TcpListener::bind(addr).await.with_context(|| format!("{}: listening on {addr}", self.name))?);
+            listeners
+                .push(TcpListener::bind(addr).await.with_context(|| format!("{}: listening on {addr}", self.name))?);
         }
         Ok(Serving { replica: Rc::new(self), listeners, shared: Rc::default() })
     }

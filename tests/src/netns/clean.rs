@@ -137,7 +137,11 @@ fn remove(which: &dyn Fn(&str) -> bool) {
         remove_pins(&pins, 8);
     }
     for ns in matching(Path::new(NAMESPACES), which) {
-        let _ = Command::new("ip").args(["netns", "del"]).arg(ns.file_name().unwrap_or_default()).stderr(Stdio::null()).status();
+        let _ = Command::new("ip")
+            .args(["netns", "del"])
+            .arg(ns.file_name().unwrap_or_default())
+            .stderr(Stdio::null())
+            .status();
     }
     for group in matching(&super::lab::cgroups().unwrap_or_default(), which) {
         let _ = std::fs::remove_dir(group);
@@ -158,7 +162,9 @@ fn matching(dir: &Path, which: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {
 
 /// bpffs tells no file types that `remove_dir_all` could go by on every kernel.
 fn remove_pins(path: &Path, depth: u32) {
-    if depth > 0 && let Ok(entries) = std::fs::read_dir(path) {
+    if depth > 0
+        && let Ok(entries) = std::fs::read_dir(path)
+    {
         for entry in entries.flatten() {
             remove_pins(&entry.path(), depth - 1);
         }

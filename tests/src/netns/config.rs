@@ -73,7 +73,11 @@ impl Service {
 
     fn service_yaml(&self) -> String {
         let kind = if self.external.is_empty() { "ClusterIP" } else { "LoadBalancer" };
-        let kind = if self.ports.iter().any(|p| p.node_port.is_some()) && self.external.is_empty() { "NodePort" } else { kind };
+        let kind = if self.ports.iter().any(|p| p.node_port.is_some()) && self.external.is_empty() {
+            "NodePort"
+        } else {
+            kind
+        };
         let mut text = format!(
             "apiVersion: v1\nkind: Service\nmetadata: {{ name: {name}, namespace: default }}\nspec:\n  type: {kind}\n  \
              ipFamilyPolicy: PreferDualStack\n  clusterIP: \"{first}\"\n  clusterIPs: [{all}]\n",

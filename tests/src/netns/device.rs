@@ -101,8 +101,7 @@ impl Device {
     /// Makes the whole of it but for the pods.
     pub fn new() -> Result<Device> {
         let lab = Lab::new()?;
-        let [dev, inet, switch, client, edge2] =
-            ["dev", "inet", "switch", "client", "edge2"].map(|name| lab.ns(name));
+        let [dev, inet, switch, client, edge2] = ["dev", "inet", "switch", "client", "edge2"].map(|name| lab.ns(name));
         let mut device = Device {
             dev: dev?,
             inet: inet?,
@@ -122,21 +121,21 @@ impl Device {
 
     fn uplink(&self) -> Result<()> {
         self.lab.wire((&self.dev, PORT2), (&self.inet, "eth0"))?;
-        self.dev.ip(
-            "addr add 203.0.113.2/24 dev eth0\naddr add 2001:db8:113::2/64 dev eth0 nodad\n\
-             route add default via 203.0.113.1\nroute add default via 2001:db8:113::1",
-        )?;
-        self.inet.ip(
-            "addr add 203.0.113.1/24 dev eth0\naddr add 2001:db8:113::1/64 dev eth0 nodad\n\
+        self.dev.ip("addr add 203.0.113.2/24 dev eth0\naddr add 2001:db8:113::2/64 dev eth0 nodad\n\
+             route add default via 203.0.113.1\nroute add default via 2001:db8:113::1")?;
+        self.inet.ip("addr add 203.0.113.1/24 dev eth0\naddr add 2001:db8:113::1/64 dev eth0 nodad\n\
              addr add 198.51.100.7/32 dev lo\naddr add 2001:db8:100::7/128 dev lo nodad\n\
              route add 192.168.20.0/24 via 203.0.113.2 src 198.51.100.7\n\
-             route add fd00:20::/64 via 2001:db8:113::2 src 2001:db8:100::7",
-        )
+             route add fd00:20::/64 via 2001:db8:113::2 src 2001:db8:100::7")
     }
 
     fn private(&self) -> Result<()> {
         self.switch.ip("link add br0 type bridge\nlink set br0 up")?;
-        let wires = [(&self.dev, PORT3, "to-dev", 10), (&self.client, "eth0", "to-client", 50), (&self.edge2, "eth0", "to-edge2", 11)];
+        let wires = [
+            (&self.dev, PORT3, "to-dev", 10),
+            (&self.client, "eth0", "to-client", 50),
+            (&self.edge2, "eth0", "to-edge2", 11),
+        ];
         for (ns, link, port, host) in wires {
             self.lab.wire((ns, link), (&self.switch, port))?;
             self.switch.ip(&format!("link set {port} master br0"))?;
@@ -153,20 +152,16 @@ impl Device {
     }
 
     fn internal(&self) -> Result<()> {
-        self.dev.ip(
-            "link add br-int type bridge\nlink set br-int up\naddr add 10.20.0.1/24 dev br-int\n\
-             addr add 172.27.1.1/24 dev br-int\naddr add fd00:27:1::1/64 dev br-int nodad",
-        )
+        self.dev.ip("link add br-int type bridge\nlink set br-int up\naddr add 10.20.0.1/24 dev br-int\n\
+             addr add 172.27.1.1/24 dev br-int\naddr add fd00:27:1::1/64 dev br-int nodad")
     }
 
     fn second_node(&self) -> Result<()> {
         self.edge2.forward()?;
-        self.edge2.ip(
-            "addr add 172.27.2.11/32 dev lo\naddr add fd00:27:2::b/128 dev lo nodad\n\
+        self.edge2.ip("addr add 172.27.2.11/32 dev lo\naddr add fd00:27:2::b/128 dev lo nodad\n\
              route add 172.27.1.0/24 via 192.168.20.10\nroute add fd00:27:1::/64 via fd00:20::a\n\
              route add 172.28.0.0/16 via 192.168.20.10 src 172.27.2.11\n\
-             route add fd00:28::/112 via fd00:20::a src fd00:27:2::b",
-        )?;
+             route add fd00:28::/112 via fd00:20::a src fd00:27:2::b")?;
         self.dev.ip("route add 172.27.2.0/24 via 192.168.20.11\nroute add fd00:27:2::/64 via fd00:20::b")
     }
 

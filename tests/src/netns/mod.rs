@@ -17,7 +17,6 @@ pub mod pass;
 pub mod probe;
 pub mod scene;
 
-
 pub use agent::Agent;
 pub use device::Device;
 pub use lab::Lab;

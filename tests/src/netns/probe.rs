@@ -228,7 +228,11 @@ pub fn ping(from: &From, target: IpAddr, length: usize) -> Result<()> {
     socket.send_to(&request, &SocketAddr::new(target, 0).into())?;
     let mut buffer = vec![0; 64 << 10];
     let n = (&socket).read(&mut buffer).context("no echo")?;
-    ensure!(n == request.len() && buffer[0] == kind.1 && buffer[8..n] == payload, "another echo: {:?}", &buffer[..n.min(32)]);
+    ensure!(
+        n == request.len() && buffer[0] == kind.1 && buffer[8..n] == payload,
+        "another echo: {:?}",
+        &buffer[..n.min(32)]
+    );
     Ok(())
 }
 

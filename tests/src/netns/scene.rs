@@ -127,9 +127,8 @@ impl Scene {
 }
 
 fn services() -> Vec<Service> {
-    let tcp = |name: &str, which: Which| {
-        Service::tcp(name, PORT, ECHO, which.cluster()).and_udp().external(which.external())
-    };
+    let tcp =
+        |name: &str, which: Which| Service::tcp(name, PORT, ECHO, which.cluster()).and_udp().external(which.external());
     let (pod1, pod2, remote) = (device::pod(1, 11), device::pod(1, 12), device::pod(2, 11));
     let mut both = tcp("both", Which::Both).endpoint(pod1, "edge-1").endpoint(pod2, "edge-1");
     for port in &mut both.ports {

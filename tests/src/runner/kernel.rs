@@ -86,7 +86,7 @@ fn ip(arguments: &str) -> Result<()> {
 impl Machine {
     pub fn new(links: &[crate::case::world::Link], capacity: &Capacity) -> Result<Self> {
         let paths = Paths::new(format!("/sys/fs/bpf/stellwerk-cases-{}", std::process::id()));
-        let loaded = Kernel::load(&paths, capacity);
+        let loaded = Kernel::load(&paths, capacity, false);
         if loaded.is_err() {
             let _ = unload(&paths);
         }

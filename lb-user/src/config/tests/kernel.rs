@@ -18,11 +18,7 @@ fn link(index: u32, name: &str, master: Option<u32>, master_kind: Option<&str>) 
 }
 
 fn address(link: u32, net: &str, temporary: bool) -> Address {
-    Address {
-        link,
-        net: net.parse().unwrap(),
-        temporary,
-    }
+    Address { link, net: net.parse().unwrap(), temporary }
 }
 
 #[test]
@@ -46,10 +42,7 @@ fn against_the_kernel() {
         ],
         ..Network::default()
     };
-    let got: Vec<_> = verify(&config, &network)
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+    let got: Vec<_> = verify(&config, &network).iter().map(ToString::to_string).collect();
     let want = [
         "c.yaml:3:34: ports.A.gateway: `fd00::1` is IPv6, but `eth0` has only 10.0.0.2/24; expected a gateway of its family",
         "c.yaml:4:19: ports.B.interface: `eth1` has its address 10.1.0.2/24 from DHCP or router advertisement (it has a lifetime); expected a static address, since a port's address must stay",

@@ -4,9 +4,7 @@ use super::*;
 
 /// Lines behind `node: n` and `inside: x`, so that each case is only what it is about.
 fn errors(text: &str) -> String {
-    parse(&format!("node: n\ninside: x\n{text}"))
-        .err()
-        .unwrap_or_else(|| "no error".into())
+    parse(&format!("node: n\ninside: x\n{text}")).err().unwrap_or_else(|| "no error".into())
 }
 
 #[test]
@@ -19,18 +17,12 @@ fn wrong_values() {
 #[test]
 fn wrong_files() {
     let cases = [
-        (
-            "",
-            "c.yaml: is empty; expected a map with the keys node, ports, …",
-        ),
+        ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
             "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
         ),
-        (
-            "node: n",
-            "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside",
-        ),
+        ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
             "inside: x",
             "c.yaml:1:1: node: is missing; expected this node's name, as endpoints name it (a word of letters, digits, `-` and `.`)",
@@ -39,14 +31,8 @@ fn wrong_files() {
             "node: a b\ninside: x",
             "c.yaml:1:7: node: `a b` is not this node's name, as endpoints name it (a word of letters, digits, `-` and `.`)",
         ),
-        (
-            "node: n\ninside: x\n---\nnode: m",
-            "c.yaml:4:1: a second document starts here; a configuration is one",
-        ),
-        (
-            "node: n\nnode: m",
-            "c.yaml:2:1: the key `node` is given twice, first at 1:1",
-        ),
+        ("node: n\ninside: x\n---\nnode: m", "c.yaml:4:1: a second document starts here; a configuration is one"),
+        ("node: n\nnode: m", "c.yaml:2:1: the key `node` is given twice, first at 1:1"),
         (
             "node: n\nports:\n  A: {interface: a}\n  A: {interface: b}",
             "c.yaml:4:3: the key `A` is given twice, first at 3:3",
@@ -57,46 +43,24 @@ fn wrong_files() {
         assert_eq!(parse(text).err().unwrap_or_default(), want, "for\n{text}");
     }
     let missing = Config::load(Path::new("/nowhere/c.yaml")).unwrap_err();
-    assert_eq!(
-        missing.to_string(),
-        "/nowhere/c.yaml: there is no such file"
-    );
+    assert_eq!(missing.to_string(), "/nowhere/c.yaml: there is no such file");
 }
 
 const CASES: &[(&str, &[&str])] = &[
-    (
-        "inside: y",
-        &["c.yaml:3:1: the key `inside` is given twice, first at 2:1"],
-    ),
-    (
-        "draning: 3",
-        &["c.yaml:3:1: draning: unknown key; expected `draining`"],
-    ),
-    (
-        "log: { traceport: 3 }",
-        &["c.yaml:3:8: log.traceport: unknown key; expected `tracePort`"],
-    ),
-    (
-        "port: {}",
-        &["c.yaml:3:1: port: unknown key; expected `ports`"],
-    ),
+    ("inside: y", &["c.yaml:3:1: the key `inside` is given twice, first at 2:1"]),
+    ("draning: 3", &["c.yaml:3:1: draning: unknown key; expected `draining`"]),
+    ("log: { traceport: 3 }", &["c.yaml:3:8: log.traceport: unknown key; expected `tracePort`"]),
+    ("port: {}", &["c.yaml:3:1: port: unknown key; expected `ports`"]),
     (
         "colour: red",
         &[
             "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
         ],
     ),
-    (
-        "ports: eth0",
-        &[
-            "c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }",
-        ],
-    ),
+    ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),
     (
         "ports: { A: eth0 }",
-        &[
-            "c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, compute, hook",
-        ],
+        &["c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, compute, hook"],
     ),
     (
         "ports: { A: { } }",
@@ -151,9 +115,7 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "ports: { A: { interface: a, gateway: 10.0.0.1/24 } }",
-        &[
-            "c.yaml:3:38: ports.A.gateway: `10.0.0.1/24` is not an address such as 192.168.1.1 or fd00::1",
-        ],
+        &["c.yaml:3:38: ports.A.gateway: `10.0.0.1/24` is not an address such as 192.168.1.1 or fd00::1"],
     ),
     (
         "ports: { A: { interface: a, gateway: 224.0.0.1 } }",
@@ -247,18 +209,10 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "snatPorts: 1024-70000",
-        &[
-            "c.yaml:3:12: snatPorts: `1024-70000` goes beyond port 65535; expected two port numbers such as 1024-29999",
-        ],
+        &["c.yaml:3:12: snatPorts: `1024-70000` goes beyond port 65535; expected two port numbers such as 1024-29999"],
     ),
-    (
-        "snatPorts: 1024",
-        &["c.yaml:3:12: snatPorts: `1024` is not two port numbers such as 1024-29999"],
-    ),
-    (
-        "icmpRate: many",
-        &["c.yaml:3:11: icmpRate: `many` is not a number of packets a second from 0 to 1000000"],
-    ),
+    ("snatPorts: 1024", &["c.yaml:3:12: snatPorts: `1024` is not two port numbers such as 1024-29999"]),
+    ("icmpRate: many", &["c.yaml:3:11: icmpRate: `many` is not a number of packets a second from 0 to 1000000"]),
     (
         "capacity: { backends: 1, flows: 9 }",
         &[
@@ -268,16 +222,8 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "log: { tracePort: 70000 }",
-        &[
-            "c.yaml:3:19: log.tracePort: `70000` is too large; expected a port number from 0 to 65535 (0: none)",
-        ],
+        &["c.yaml:3:19: log.tracePort: `70000` is too large; expected a port number from 0 to 65535 (0: none)"],
     ),
-    (
-        "draining: soon",
-        &["c.yaml:3:11: draining: `soon` is not a time from 1s to 20d, such as 30, 90s or 2h4m"],
-    ),
-    (
-        "draining:\n  a: 1",
-        &["c.yaml:4:3: draining: a map is not a time from 1s to 20d, such as 30, 90s or 2h4m"],
-    ),
+    ("draining: soon", &["c.yaml:3:11: draining: `soon` is not a time from 1s to 20d, such as 30, 90s or 2h4m"]),
+    ("draining:\n  a: 1", &["c.yaml:4:3: draining: a map is not a time from 1s to 20d, such as 30, 90s or 2h4m"]),
 ];

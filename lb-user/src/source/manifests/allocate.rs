@@ -20,14 +20,9 @@ pub(super) fn allocate<'s>(
     ranges: &[ServiceRange],
     had: &Given,
 ) -> (Given, Vec<Error>) {
-    let mut used: HashSet<IpAddr> = services
-        .clone()
-        .flat_map(|s| s.addresses.iter().copied())
-        .collect();
+    let mut used: HashSet<IpAddr> = services.clone().flat_map(|s| s.addresses.iter().copied()).collect();
     let mut given = Given::new();
-    let mut asking: Vec<(&Service, &[bool])> = services
-        .filter_map(|s| Some((&**s, s.wants.as_deref()?)))
-        .collect();
+    let mut asking: Vec<(&Service, &[bool])> = services.filter_map(|s| Some((&**s, s.wants.as_deref()?))).collect();
     asking.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     for (service, families) in &asking {
         for addr in had.get(&service.name).into_iter().flatten().copied() {
@@ -41,11 +36,7 @@ pub(super) fn allocate<'s>(
     let mut notices = Vec::new();
     for (service, families) in &asking {
         let first = ranges.first().is_none_or(|r| r.first.is_ipv4());
-        let families = if families.is_empty() {
-            &[first][..]
-        } else {
-            families
-        };
+        let families = if families.is_empty() { &[first][..] } else { families };
         for v4 in families {
             let mine = given.entry(service.name.clone()).or_default();
             if mine.iter().any(|a| a.is_ipv4() == *v4) {
@@ -62,22 +53,11 @@ pub(super) fn allocate<'s>(
 
 fn none_left(service: &Service, ranges: &[ServiceRange], v4: bool) -> String {
     let family = if v4 { "IPv4" } else { "IPv6" };
-    let ranges: Vec<_> = ranges
-        .iter()
-        .filter(|r| r.first.is_ipv4() == v4)
-        .map(config::show)
-        .collect();
+    let ranges: Vec<_> = ranges.iter().filter(|r| r.first.is_ipv4() == v4).map(config::show).collect();
     if ranges.is_empty() {
-        return format!(
-            "LoadBalancer {} gets no {family} address: cluster.serviceIPs has none",
-            service.name
-        );
+        return format!("LoadBalancer {} gets no {family} address: cluster.serviceIPs has none", service.name);
     }
-    format!(
-        "LoadBalancer {} gets no {family} address: all of {} are taken",
-        service.name,
-        ranges.join(", ")
-    )
+    format!("LoadBalancer {} gets no {family} address: all of {} are taken", service.name, ranges.join(", "))
 }
 
 /// Walks a family's ranges upwards, once.
@@ -109,11 +89,7 @@ impl Free {
             if self.is_special(number) {
                 continue;
             }
-            let addr = if self.v4 {
-                IpAddr::V4((number as u32).into())
-            } else {
-                IpAddr::V6(Ipv6Addr::from(number))
-            };
+            let addr = if self.v4 { IpAddr::V4((number as u32).into()) } else { IpAddr::V6(Ipv6Addr::from(number)) };
             if used.insert(addr) {
                 return Some(addr);
             }
@@ -124,10 +100,6 @@ impl Free {
     /// In a network that reaches beyond the range these may be the network's own, its broadcast
     /// address (IPv4) or all its routers (RFC 4291 §2.6.1): given to nobody who didn't ask.
     fn is_special(&self, number: u128) -> bool {
-        if self.v4 {
-            matches!(number & 0xff, 0 | 0xff)
-        } else {
-            number & 0xffff == 0
-        }
+        if self.v4 { matches!(number & 0xff, 0 | 0xff) } else { number & 0xffff == 0 }
     }
 }

@@ -36,20 +36,11 @@ pub(super) struct Said {
 
 impl Said {
     pub fn new(log: &Log, at: &At<'_>) -> Self {
-        Said {
-            file: log.file.clone(),
-            place: at.place(),
-            path: at.to_string(),
-        }
+        Said { file: log.file.clone(), place: at.place(), path: at.to_string() }
     }
 
     pub fn message(&self, message: impl Into<String>) -> Error {
-        Error {
-            file: self.file.clone(),
-            place: Some(self.place),
-            path: self.path.clone(),
-            message: message.into(),
-        }
+        Error { file: self.file.clone(), place: Some(self.place), path: self.path.clone(), message: message.into() }
     }
 
     /// `file:line`
@@ -152,15 +143,16 @@ fn object(at: &At<'_>, log: &mut Log, into: &mut Documents) {
                 }
             }
         }
-        _ => log.notice(at, format!("{kind} ({version}) is left alone; Service (v1) and EndpointSlice (discovery.k8s.io/v1) are read")),
+        _ => log.notice(
+            at,
+            format!("{kind} ({version}) is left alone; Service (v1) and EndpointSlice (discovery.k8s.io/v1) are read"),
+        ),
     }
 }
 
 pub(super) fn metadata(at: &At<'_>, log: &mut Log) -> Option<ServiceName> {
     let metadata = at.require(log, "metadata", "a map with the object's name")?;
-    let name = metadata
-        .require(log, "name", "the object's name")?
-        .string(log, "a name")?;
+    let name = metadata.require(log, "name", "the object's name")?.string(log, "a name")?;
     let namespace = match metadata.get("namespace") {
         Some(at) => at.string(log, "a namespace")?,
         None => "default".to_owned(),
@@ -173,8 +165,7 @@ pub(super) fn flag(at: &At<'_>, key: &str, log: &mut Log) -> Option<bool> {
 }
 
 pub(super) fn port_number(at: &At<'_>, log: &mut Log) -> Option<u16> {
-    at.value(log, PORT, |s| config::integer(s, 1, 65_535))
-        .map(|n| n as u16)
+    at.value(log, PORT, |s| config::integer(s, 1, 65_535)).map(|n| n as u16)
 }
 
 pub(super) fn protocol(at: &At<'_>, log: &mut Log) -> Option<Protocol> {
@@ -190,7 +181,5 @@ pub(super) fn protocol(at: &At<'_>, log: &mut Log) -> Option<Protocol> {
 }
 
 pub(super) fn port_name(at: &At<'_>) -> String {
-    at.get("name")
-        .and_then(|at| at.node.text().map(str::to_owned))
-        .unwrap_or_default()
+    at.get("name").and_then(|at| at.node.text().map(str::to_owned)).unwrap_or_default()
 }

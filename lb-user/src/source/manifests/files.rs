@@ -61,11 +61,7 @@ pub(super) struct Fresh {
 
 impl Files {
     pub fn new(path: PathBuf) -> Self {
-        Files {
-            path,
-            known: BTreeMap::new(),
-            refused: BTreeSet::new(),
-        }
+        Files { path, known: BTreeMap::new(), refused: BTreeSet::new() }
     }
 
     pub fn path(&self) -> &Path {
@@ -107,9 +103,7 @@ impl Files {
         self.refused.clear();
         for file in fresh {
             match (file.documents, file.stamp) {
-                (Some(documents), Some(stamp)) => {
-                    _ = self.known.insert(file.path, Known { stamp, documents })
-                }
+                (Some(documents), Some(stamp)) => _ = self.known.insert(file.path, Known { stamp, documents }),
                 _ => _ = self.known.remove(&file.path),
             }
         }
@@ -145,12 +139,8 @@ impl Files {
         } else {
             there.insert(self.path.clone(), Stamp::of(&meta));
         }
-        let mut changed: BTreeSet<PathBuf> = self
-            .known
-            .keys()
-            .filter(|path| !there.contains_key(*path))
-            .cloned()
-            .collect();
+        let mut changed: BTreeSet<PathBuf> =
+            self.known.keys().filter(|path| !there.contains_key(*path)).cloned().collect();
         changed.extend(
             there
                 .into_iter()
@@ -163,12 +153,8 @@ impl Files {
 
 /// YAML and JSON files that are not hidden (editors and ConfigMaps keep hidden ones).
 pub(crate) fn is_manifest(path: &Path) -> bool {
-    let hidden = path
-        .file_name()
-        .is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
-    let known = path
-        .extension()
-        .is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
+    let hidden = path.file_name().is_none_or(|n| n.as_encoded_bytes().starts_with(b"."));
+    let known = path.extension().is_some_and(|e| e == "yaml" || e == "yml" || e == "json");
     known && !hidden
 }
 
@@ -183,13 +169,7 @@ fn read_all(paths: &[PathBuf]) -> Vec<Result<Fresh, Errors>> {
             .chunks(chunk)
             .map(|part| scope.spawn(|| part.iter().map(|path| read(path)).collect::<Vec<_>>()))
             .collect();
-        threads
-            .into_iter()
-            .flat_map(|t| {
-                t.join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            })
-            .collect()
+        threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
 }
 
@@ -199,11 +179,7 @@ fn read(path: &Path) -> Result<Fresh, Errors> {
     let open = match std::fs::File::open(path) {
         Ok(open) => open,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            return Ok(Fresh {
-                path: path.to_owned(),
-                documents: None,
-                stamp: None,
-            });
+            return Ok(Fresh { path: path.to_owned(), documents: None, stamp: None });
         }
         Err(e) => return Err(failed(e)),
     };
@@ -211,9 +187,5 @@ fn read(path: &Path) -> Result<Fresh, Errors> {
     let stamp = Stamp::of(&open.metadata().map_err(failed)?);
     let text = std::io::read_to_string(open).map_err(failed)?;
     let documents = document::parse(&file, &text)?;
-    Ok(Fresh {
-        path: path.to_owned(),
-        documents: Some(Arc::new(documents)),
-        stamp: Some(stamp),
-    })
+    Ok(Fresh { path: path.to_owned(), documents: Some(Arc::new(documents)), stamp: Some(stamp) })
 }

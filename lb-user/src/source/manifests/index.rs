@@ -34,10 +34,7 @@ impl Index {
             remove(&mut self.slices, &slice.service, slice);
         }
         for service in into.iter().flat_map(|d| &d.services) {
-            self.services
-                .entry(service.name.clone())
-                .or_default()
-                .push(service.clone());
+            self.services.entry(service.name.clone()).or_default().push(service.clone());
         }
         for slice in into.iter().flat_map(|d| &d.slices) {
             let list = self.slices.entry(slice.service.clone()).or_default();
@@ -51,37 +48,21 @@ impl Index {
         let mut errors = Vec::new();
         for name in names {
             if let Some([first, second, ..]) = self.services.get(name).map(Vec::as_slice) {
-                errors.push(second.said.message(format!(
-                    "Service {name} is given twice, also at {}",
-                    first.said.line()
-                )));
+                errors
+                    .push(second.said.message(format!("Service {name} is given twice, also at {}", first.said.line())));
             }
-            for pair in self
-                .slices
-                .get(name)
-                .map_or(&[][..], |v| v)
-                .windows(2)
-                .filter(|pair| pair[0].name == pair[1].name)
+            for pair in
+                self.slices.get(name).map_or(&[][..], |v| v).windows(2).filter(|pair| pair[0].name == pair[1].name)
             {
                 let slice = format!("EndpointSlice {}/{}", name.namespace, pair[1].name);
-                errors.push(pair[1].said.message(format!(
-                    "{slice} is given twice, also at {}",
-                    pair[0].said.line()
-                )));
+                errors.push(pair[1].said.message(format!("{slice} is given twice, also at {}", pair[0].said.line())));
             }
         }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Errors(errors))
-        }
+        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
     }
 
     fn line(&self, name: &ServiceName) -> String {
-        self.services
-            .get(name)
-            .and_then(|s| s.first())
-            .map_or(String::new(), |s| format!(" ({})", s.said.line()))
+        self.services.get(name).and_then(|s| s.first()).map_or(String::new(), |s| format!(" ({})", s.said.line()))
     }
 }
 
@@ -105,50 +86,34 @@ impl Taken {
         let mut mine = Taken::default();
         let mut errors = Vec::new();
         for (name, joined) in joined {
-            let ports = index
-                .services
-                .get(name)
-                .and_then(|s| s.first())
-                .map_or(&[][..], |s| &s.ports);
+            let ports = index.services.get(name).and_then(|s| s.first()).map_or(&[][..], |s| &s.ports);
             for (port, said) in joined.ports.iter().zip(ports) {
                 let mut clash = |what: String, first: &ServiceName| {
                     let first = format!("{first}{}", index.line(first));
-                    errors.push(said.said.message(format!(
-                        "{name} and {first} both want {what}; expected one of them to change"
-                    )));
+                    errors.push(
+                        said.said
+                            .message(format!("{name} and {first} both want {what}; expected one of them to change")),
+                    );
                 };
                 let old = |name: &&ServiceName| !affected.contains(*name);
                 for addr in &port.addresses {
                     let key = (*addr, port.port, port.protocol);
                     let before = mine.addresses.insert(key, name.clone());
                     if let Some(first) = before.as_ref().or(self.addresses.get(&key).filter(old)) {
-                        clash(
-                            format!("{}", Listen(*addr, port.port, port.protocol)),
-                            first,
-                        );
+                        clash(format!("{}", Listen(*addr, port.port, port.protocol)), first);
                     }
                 }
                 if let Some(node_port) = port.node_port {
-                    let before = mine
-                        .node_ports
-                        .insert((node_port, port.protocol), name.clone());
-                    if let Some(first) = before
-                        .as_ref()
-                        .or(self.node_ports.get(&(node_port, port.protocol)).filter(old))
+                    let before = mine.node_ports.insert((node_port, port.protocol), name.clone());
+                    if let Some(first) =
+                        before.as_ref().or(self.node_ports.get(&(node_port, port.protocol)).filter(old))
                     {
-                        clash(
-                            format!("node port {node_port}/{}", protocol(port.protocol)),
-                            first,
-                        );
+                        clash(format!("node port {node_port}/{}", protocol(port.protocol)), first);
                     }
                 }
             }
         }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(Errors(errors))
-        }
+        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
     }
 
     pub fn replace(&mut self, name: &ServiceName, before: Option<&Joined>, after: Option<&Joined>) {
@@ -159,21 +124,17 @@ impl Taken {
                     self.addresses.remove(&key);
                 }
             }
-            if let Some(node_port) = port
-                .node_port
-                .filter(|p| self.node_ports.get(&(*p, port.protocol)) == Some(name))
+            if let Some(node_port) = port.node_port.filter(|p| self.node_ports.get(&(*p, port.protocol)) == Some(name))
             {
                 self.node_ports.remove(&(node_port, port.protocol));
             }
         }
         for port in after.into_iter().flat_map(|j| &j.ports) {
             for addr in &port.addresses {
-                self.addresses
-                    .insert((*addr, port.port, port.protocol), name.clone());
+                self.addresses.insert((*addr, port.port, port.protocol), name.clone());
             }
             if let Some(node_port) = port.node_port {
-                self.node_ports
-                    .insert((node_port, port.protocol), name.clone());
+                self.node_ports.insert((node_port, port.protocol), name.clone());
             }
         }
     }
@@ -183,12 +144,7 @@ struct Listen(IpAddr, u16, Protocol);
 
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(
-            f,
-            "{}/{}",
-            std::net::SocketAddr::new(self.0, self.1),
-            protocol(self.2)
-        )
+        write!(f, "{}/{}", std::net::SocketAddr::new(self.0, self.1), protocol(self.2))
     }
 }
 

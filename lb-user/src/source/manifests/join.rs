@@ -32,21 +32,12 @@ pub(super) fn join(
     let mut joined = Joined::default();
     let mut addresses = service.addresses.clone();
     addresses.extend(given.iter().filter(|a| !service.addresses.contains(a)));
-    if addresses.is_empty()
-        && service.wants.is_none()
-        && service.ports.iter().all(|p| p.node_port.is_none())
-    {
-        joined.notices.push(service.said.message(format!(
-            "Service {} has no address: it gives no clusterIP",
-            service.name
-        )));
+    if addresses.is_empty() && service.wants.is_none() && service.ports.iter().all(|p| p.node_port.is_none()) {
+        joined
+            .notices
+            .push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
     }
-    let deadline = |at: (IpAddr, u16)| {
-        before
-            .and_then(|b| b.deadlines.get(&at))
-            .copied()
-            .unwrap_or(now + draining)
-    };
+    let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(now + draining);
     for port in &service.ports {
         let mut endpoints = Endpoints::default();
         for slice in slices {
@@ -91,14 +82,8 @@ pub(super) fn join(
 }
 
 /// The ports of a slice that are meant by a service's port.
-fn targets<'s>(
-    slice: &'s Slice,
-    port: &'s document::ServicePort,
-) -> impl Iterator<Item = &'s SlicePort> {
-    slice
-        .ports
-        .iter()
-        .filter(move |t| t.name == port.name && t.protocol == port.protocol)
+fn targets<'s>(slice: &'s Slice, port: &'s document::ServicePort) -> impl Iterator<Item = &'s SlicePort> {
+    slice.ports.iter().filter(move |t| t.name == port.name && t.protocol == port.protocol)
 }
 
 enum Phase {
@@ -132,8 +117,7 @@ impl Endpoints {
             Some(&i) if endpoint.state == EndpointState::Ready => self.list[i] = endpoint,
             Some(_) => {}
             None => {
-                self.index
-                    .insert((endpoint.addr, endpoint.port), self.list.len());
+                self.index.insert((endpoint.addr, endpoint.port), self.list.len());
                 self.list.push(endpoint);
             }
         }

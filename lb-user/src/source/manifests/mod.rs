@@ -64,11 +64,8 @@ impl Update {
             (&s.namespace, &s.name)
         }
         if self.changed.len() > 16 {
-            let changed: std::collections::HashSet<(&str, &str)> = self
-                .changed
-                .keys()
-                .map(|n| (n.namespace.as_str(), n.name.as_str()))
-                .collect();
+            let changed: std::collections::HashSet<(&str, &str)> =
+                self.changed.keys().map(|n| (n.namespace.as_str(), n.name.as_str())).collect();
             services.retain(|s| !changed.contains(&name(s)));
             drop(changed);
             services.extend(self.changed.into_values().flatten());
@@ -130,20 +127,14 @@ impl Manifests {
 
     /// All services, ordered by namespace and name.
     pub fn services(&self) -> Vec<ServicePort> {
-        self.joined
-            .values()
-            .flat_map(|joined| joined.ports.iter().cloned())
-            .collect()
+        self.joined.values().flat_map(|joined| joined.ports.iter().cloned()).collect()
     }
 
     /// Reads what `scope` says and changed. On an error nothing changes.
     pub fn load(&mut self, scope: &Scope, now: SystemTime) -> Result<Update, Errors> {
         let fresh = self.files.read(scope)?;
         let new: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| f.documents.clone()).collect();
-        let old: Vec<Arc<Documents>> = fresh
-            .iter()
-            .filter_map(|f| self.files.documents(&f.path))
-            .collect();
+        let old: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| self.files.documents(&f.path)).collect();
         self.index.swap(&old, &new);
         match self.take(&old, &new, now) {
             Ok(update) => {
@@ -161,36 +152,19 @@ impl Manifests {
 
     /// Works out what the changed documents change; `self` changes at its end or not at all (but
     /// for the index, which the caller turns back).
-    fn take(
-        &mut self,
-        old: &[Arc<Documents>],
-        new: &[Arc<Documents>],
-        now: SystemTime,
-    ) -> Result<Update, Errors> {
+    fn take(&mut self, old: &[Arc<Documents>], new: &[Arc<Documents>], now: SystemTime) -> Result<Update, Errors> {
         let mut affected = touched(old, new);
         if self.all {
-            affected.extend(
-                self.index
-                    .services
-                    .keys()
-                    .chain(self.joined.keys())
-                    .cloned(),
-            );
+            affected.extend(self.index.services.keys().chain(self.joined.keys()).cloned());
         }
         self.index.unique(&affected)?;
         let mut update = Update::default();
-        update
-            .notices
-            .extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
+        update.notices.extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
         let given = if self.all || asks(old) != asks(new) {
             let services = self.index.services.values().flatten();
-            let (given, notices) =
-                allocate::allocate(services, &self.rules.service_ranges, &self.given);
+            let (given, notices) = allocate::allocate(services, &self.rules.service_ranges, &self.given);
             affected.extend(
-                given
-                    .iter()
-                    .filter(|(name, a)| self.given.get(*name) != Some(a))
-                    .map(|(name, _)| name.clone()),
+                given.iter().filter(|(name, a)| self.given.get(*name) != Some(a)).map(|(name, _)| name.clone()),
             );
             update.notices.extend(notices);
             Some(given)
@@ -202,10 +176,8 @@ impl Manifests {
         for name in affected {
             let before = self.joined.remove(&name);
             let after = joined.get(&name).cloned();
-            self.taken
-                .replace(&name, before.as_deref(), after.as_deref());
-            let ports =
-                |j: &Option<Arc<Joined>>| j.as_ref().map(|j| j.ports.clone()).unwrap_or_default();
+            self.taken.replace(&name, before.as_deref(), after.as_deref());
+            let ports = |j: &Option<Arc<Joined>>| j.as_ref().map(|j| j.ports.clone()).unwrap_or_default();
             if ports(&before) != ports(&after) {
                 update.changed.insert(name.clone(), ports(&after));
             }
@@ -240,11 +212,7 @@ impl Manifests {
                 Err(e) => errors.push(e),
             }
         }
-        if errors.is_empty() {
-            Ok(all)
-        } else {
-            Err(Errors(errors))
-        }
+        if errors.is_empty() { Ok(all) } else { Err(Errors(errors)) }
     }
 }
 
@@ -263,11 +231,7 @@ type Ask<'d> = (&'d ServiceName, &'d [IpAddr], Option<&'d [bool]>);
 fn asks(documents: &[Arc<Documents>]) -> BTreeSet<Ask<'_>> {
     documents
         .iter()
-        .flat_map(|d| {
-            d.services
-                .iter()
-                .map(|s| (&s.name, s.addresses.as_slice(), s.wants.as_deref()))
-        })
+        .flat_map(|d| d.services.iter().map(|s| (&s.name, s.addresses.as_slice(), s.wants.as_deref())))
         .collect()
 }
 

@@ -5,9 +5,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
-use super::document::{
-    PORT, Said, Service, ServicePort, flag, metadata, port_name, port_number, protocol,
-};
+use super::document::{PORT, Said, Service, ServicePort, flag, metadata, port_name, port_number, protocol};
 use crate::config::{self, At, Log};
 
 const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
@@ -18,19 +16,13 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     let said = Said::new(log, at);
     let spec = at.require(log, "spec", "a map with the service's ports")?;
     let kind = spec.get("type").map(|at| {
-        at.value(
-            log,
-            "ClusterIP, NodePort, LoadBalancer or ExternalName",
-            |s| match s {
-                "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName" => Ok(s.to_owned()),
-                _ => Err(String::new()),
-            },
-        )
+        at.value(log, "ClusterIP, NodePort, LoadBalancer or ExternalName", |s| match s {
+            "ClusterIP" | "NodePort" | "LoadBalancer" | "ExternalName" => Ok(s.to_owned()),
+            _ => Err(String::new()),
+        })
     });
     let kind = kind.map_or(Some("ClusterIP".to_owned()), |kind| kind)?;
-    let headless = spec
-        .get("clusterIP")
-        .is_some_and(|at| at.node.text() == Some("None"));
+    let headless = spec.get("clusterIP").is_some_and(|at| at.node.text() == Some("None"));
     if headless || kind == "ExternalName" {
         return None;
     }
@@ -64,10 +56,7 @@ fn list_of_addresses(at: &At<'_>, key: &str, log: &mut Log) -> Vec<IpAddr> {
     let Some(list) = at.get(key) else {
         return Vec::new();
     };
-    list.list(log, "a list of addresses")
-        .iter()
-        .filter_map(|at| addr(at, log))
-        .collect()
+    list.list(log, "a list of addresses").iter().filter_map(|at| addr(at, log)).collect()
 }
 
 fn cluster_ips(spec: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
@@ -106,10 +95,7 @@ fn families(spec: &At<'_>, cluster: &[IpAddr], log: &mut Log) -> Vec<bool> {
 
 fn load_balancer_ips(at: &At<'_>, spec: &At<'_>, balancer: bool, log: &mut Log) -> Vec<IpAddr> {
     let mut all = Vec::new();
-    if let Some(at) = spec
-        .get("loadBalancerIP")
-        .filter(|at| balancer && at.node.text() != Some(""))
-    {
+    if let Some(at) = spec.get("loadBalancerIP").filter(|at| balancer && at.node.text() != Some("")) {
         all.extend(addr(&at, log));
     }
     let Some(status) = at.get("status") else {
@@ -130,13 +116,11 @@ fn load_balancer_ips(at: &At<'_>, spec: &At<'_>, balancer: bool, log: &mut Log) 
 }
 
 fn affinity(spec: &At<'_>, log: &mut Log) -> Option<u32> {
-    let by_client = spec
-        .get("sessionAffinity")?
-        .value(log, "None or ClientIP", |s| match s {
-            "ClientIP" => Ok(true),
-            "None" => Ok(false),
-            _ => Err(String::new()),
-        })?;
+    let by_client = spec.get("sessionAffinity")?.value(log, "None or ClientIP", |s| match s {
+        "ClientIP" => Ok(true),
+        "None" => Ok(false),
+        _ => Err(String::new()),
+    })?;
     if !by_client {
         return None;
     }
@@ -150,9 +134,7 @@ fn affinity(spec: &At<'_>, log: &mut Log) -> Option<u32> {
     let Some(timeout) = client.get("timeoutSeconds") else {
         return Some(DEFAULT);
     };
-    timeout.value(log, "a number of seconds from 1 to 86400", |s| {
-        config::integer(s, 1, 86_400)
-    })
+    timeout.value(log, "a number of seconds from 1 to 86400", |s| config::integer(s, 1, 86_400))
 }
 
 /// Our own annotation: `10.20.0.7=3,10.20.0.8=1`.
@@ -171,12 +153,9 @@ fn weights(at: &At<'_>, log: &mut Log) -> BTreeMap<IpAddr, u32> {
     at.value(log, right, |text| {
         for part in text.split(',').map(str::trim).filter(|p| !p.is_empty()) {
             let (addr, weight) = part.split_once('=').ok_or_else(String::new)?;
-            let addr = addr
-                .trim()
-                .parse::<IpAddr>()
-                .map_err(|_| format!("names `{addr}`, which is no address"))?;
-            let weight = config::integer(weight.trim(), 1, 1_000)
-                .map_err(|_| format!("gives {addr} the weight `{weight}`"))?;
+            let addr = addr.trim().parse::<IpAddr>().map_err(|_| format!("names `{addr}`, which is no address"))?;
+            let weight =
+                config::integer(weight.trim(), 1, 1_000).map_err(|_| format!("gives {addr} the weight `{weight}`"))?;
             if all.insert(addr, weight).is_some() {
                 return Err(format!("names {addr} twice"));
             }
@@ -189,10 +168,7 @@ fn weights(at: &At<'_>, log: &mut Log) -> BTreeMap<IpAddr, u32> {
 fn policies(spec: &At<'_>, log: &mut Log) {
     for key in ["externalTrafficPolicy", "internalTrafficPolicy"] {
         if let Some(at) = spec.get(key).filter(|at| at.node.text() == Some("Local")) {
-            log.notice(
-                &at,
-                "`Local` is not known here: all endpoints are used, as with Cluster",
-            );
+            log.notice(&at, "`Local` is not known here: all endpoints are used, as with Cluster");
         }
     }
 }
@@ -204,37 +180,22 @@ fn service_ports(spec: &At<'_>, log: &mut Log) -> Vec<ServicePort> {
     let mut all: Vec<ServicePort> = Vec::new();
     for at in list.list(log, "a list of ports") {
         let said = Said::new(log, &at);
-        let port = at
-            .require(log, "port", PORT)
-            .and_then(|at| port_number(&at, log));
+        let port = at.require(log, "port", PORT).and_then(|at| port_number(&at, log));
         let protocol = protocol(&at, log);
-        let node_port = at
-            .get("nodePort")
-            .filter(|at| at.node.text() != Some("0"))
-            .and_then(|at| port_number(&at, log));
+        let node_port =
+            at.get("nodePort").filter(|at| at.node.text() != Some("0")).and_then(|at| port_number(&at, log));
         let (Some(port), Some(protocol)) = (port, protocol) else {
             continue;
         };
         let name = port_name(&at);
         if let Some(first) = all.iter().find(|p| p.name == name) {
             let message = match name.as_str() {
-                "" => {
-                    "has no name; several ports of a service each need one of their own".to_owned()
-                }
-                _ => format!(
-                    "the name `{name}` is given twice, first at line {}",
-                    first.said.place.line
-                ),
+                "" => "has no name; several ports of a service each need one of their own".to_owned(),
+                _ => format!("the name `{name}` is given twice, first at line {}", first.said.place.line),
             };
             log.error(&at, message);
         }
-        all.push(ServicePort {
-            name,
-            protocol,
-            port,
-            node_port,
-            said,
-        });
+        all.push(ServicePort { name, protocol, port, node_port, said });
     }
     all
 }

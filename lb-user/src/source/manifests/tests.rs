@@ -29,10 +29,7 @@ impl Drop for Folder {
 }
 
 fn rules() -> Rules {
-    let range = |first: &str, last: &str| ServiceRange {
-        first: first.parse().unwrap(),
-        last: last.parse().unwrap(),
-    };
+    let range = |first: &str, last: &str| ServiceRange { first: first.parse().unwrap(), last: last.parse().unwrap() };
     Rules {
         service_ranges: vec![range("10.9.0.1", "10.9.0.3"), range("fd00::1", "fd00::2")],
         draining: Duration::from_secs(30),
@@ -52,11 +49,7 @@ fn show(services: &[ServicePort]) -> Vec<String> {
                 .endpoints
                 .iter()
                 .map(|e| {
-                    let weight = if e.weight == 1 {
-                        String::new()
-                    } else {
-                        format!("*{}", e.weight)
-                    };
+                    let weight = if e.weight == 1 { String::new() } else { format!("*{}", e.weight) };
                     let node = e.node.as_deref().map_or(String::new(), |n| format!("@{n}"));
                     let state = match e.state {
                         EndpointState::Ready => String::new(),
@@ -69,9 +62,7 @@ fn show(services: &[ServicePort]) -> Vec<String> {
                 .collect();
             let addresses: Vec<_> = s.addresses.iter().map(ToString::to_string).collect();
             let node_port = s.node_port.map_or(String::new(), |p| format!(" node {p}"));
-            let affinity = s
-                .affinity
-                .map_or(String::new(), |a| format!(" affinity {a}"));
+            let affinity = s.affinity.map_or(String::new(), |a| format!(" affinity {a}"));
             format!(
                 "{} {}/{} [{}]{node_port}{affinity} -> {}",
                 s.full_name(),
@@ -87,30 +78,16 @@ fn show(services: &[ServicePort]) -> Vec<String> {
 /// The services of one text, or its errors; behind them its notices.
 fn read(text: &str) -> Vec<String> {
     static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let folder = Folder::new(&format!(
-        "read{}",
-        COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)
-    ));
+    let folder = Folder::new(&format!("read{}", COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed)));
     folder.write("a.yaml", text);
     let mut manifests = Manifests::new(folder.0.clone(), rules());
     let path = format!("{}/", folder.0.display());
     match manifests.load(&Scope::All, at(0)) {
         Ok(update) => {
-            let notices = update
-                .notices
-                .iter()
-                .map(|n| n.to_string().replace(&path, ""));
-            show(&manifests.services())
-                .into_iter()
-                .chain(notices)
-                .collect()
+            let notices = update.notices.iter().map(|n| n.to_string().replace(&path, ""));
+            show(&manifests.services()).into_iter().chain(notices).collect()
         }
-        Err(e) => e
-            .to_string()
-            .replace(&path, "")
-            .lines()
-            .map(str::to_owned)
-            .collect(),
+        Err(e) => e.to_string().replace(&path, "").lines().map(str::to_owned).collect(),
     }
 }
 
@@ -160,19 +137,14 @@ fn joins() {
     let plain = service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }");
     assert_eq!(
         read(&(plain.clone() + &slice("a", "a-1", conditions))),
-        [
-            "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80!30 10.2.0.4:80!30 10.2.0.5:80!30"
-        ]
+        ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80!30 10.2.0.4:80!30 10.2.0.5:80!30"]
     );
     assert_eq!(
         read(&(plain + &slice("a", "a-1", conditions) + &again)),
         ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80 10.2.0.4:80!30 10.2.0.5:80!30"]
     );
     assert_eq!(
-        read(&service(
-            "none",
-            "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }"
-        )),
+        read(&service("none", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }")),
         ["default/none:80 80/TCP [10.1.0.1] -> "]
     );
 }
@@ -182,10 +154,7 @@ fn addresses() {
     let cases = [
         ("{ clusterIP: None, ports: [{ port: 1 }] }", vec![]),
         ("{ type: ExternalName, externalName: x.org }", vec![]),
-        (
-            "{ type: LoadBalancer, ports: [{ port: 1 }] }",
-            vec!["default/a:1 1/TCP [10.9.0.1] -> "],
-        ),
+        ("{ type: LoadBalancer, ports: [{ port: 1 }] }", vec!["default/a:1 1/TCP [10.9.0.1] -> "]),
         (
             "{ type: LoadBalancer, clusterIP: '', ipFamilies: [IPv6, IPv4], ports: [{ port: 1 }] }",
             vec!["default/a:1 1/TCP [fd00::1 10.9.0.1] -> "],
@@ -208,27 +177,20 @@ fn addresses() {
         ),
         (
             "{ ports: [{ port: 1 }] }",
-            vec![
-                "default/a:1 1/TCP [] -> ",
-                "a.yaml:2:1: Service default/a has no address: it gives no clusterIP",
-            ],
+            vec!["default/a:1 1/TCP [] -> ", "a.yaml:2:1: Service default/a has no address: it gives no clusterIP"],
         ),
     ];
     for (spec, want) in cases {
         assert_eq!(read(&service("a", spec)), want, "for {spec}");
     }
-    let weighted = service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }").replace(
-        "{ name: a }",
-        "{ name: a, annotations: { stellwerk.io/weights: '10.2.0.1=3, 10.2.0.7=9' } }",
-    ) + &slice(
-        "a",
-        "a-1",
-        "addressType: IPv4\nports: [{ port: 80 }]\nendpoints: [{ addresses: [10.2.0.1] }, { addresses: [10.2.0.2] }]",
-    );
-    assert_eq!(
-        read(&weighted),
-        ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80*3 10.2.0.2:80"]
-    );
+    let weighted = service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }")
+        .replace("{ name: a }", "{ name: a, annotations: { stellwerk.io/weights: '10.2.0.1=3, 10.2.0.7=9' } }")
+        + &slice(
+            "a",
+            "a-1",
+            "addressType: IPv4\nports: [{ port: 80 }]\nendpoints: [{ addresses: [10.2.0.1] }, { addresses: [10.2.0.2] }]",
+        );
+    assert_eq!(read(&weighted), ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80*3 10.2.0.2:80"]);
 }
 
 mod changes;

@@ -80,7 +80,11 @@ fn neighbour(ns: &Ns) -> Result<Out> {
     let gateway = if ns.full_name().ends_with("-c") { "10.1.0.1" } else { "10.2.0.1" };
     let at = || ns.ip_text(&format!("neigh show {gateway}"));
     if !at()?.contains("lladdr") {
-        ns.run(|| std::net::TcpStream::connect_timeout(&format!("{gateway}:9").parse()?, Duration::from_millis(300)).map_err(anyhow::Error::from))?.ok();
+        ns.run(|| {
+            std::net::TcpStream::connect_timeout(&format!("{gateway}:9").parse()?, Duration::from_millis(300))
+                .map_err(anyhow::Error::from)
+        })?
+        .ok();
     }
     let text = at()?;
     let words: Vec<&str> = text.split_whitespace().collect();

@@ -79,7 +79,11 @@ impl Path {
     }
 
     /// Work of several clients at once, each done as often as the time allows: how often a second.
-    fn clients(&self, time: Duration, client: impl Fn(&AtomicU64, Instant) -> std::io::Result<()> + Sync) -> Result<f64> {
+    fn clients(
+        &self,
+        time: Duration,
+        client: impl Fn(&AtomicU64, Instant) -> std::io::Result<()> + Sync,
+    ) -> Result<f64> {
         let done = AtomicU64::new(0);
         let begin = Instant::now();
         let end = begin + time;

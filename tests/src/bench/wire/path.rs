@@ -130,7 +130,18 @@ impl Path {
         let target = way.services().map_or((SERVER, PORT), |n| (rules::address(n / 2), 80));
         let iperf = if way.services().is_some() { 81 } else { IPERF };
         let servers = Servers::start(&server)?;
-        Ok(Path { way, ebpf, client, server, target, iperf, agent, failed: AtomicU64::new(0), middle, _servers: servers })
+        Ok(Path {
+            way,
+            ebpf,
+            client,
+            server,
+            target,
+            iperf,
+            agent,
+            failed: AtomicU64::new(0),
+            middle,
+            _servers: servers,
+        })
     }
 
     /// Whether the counter is always on the server's link.

@@ -103,7 +103,11 @@ pub fn stellwerk(ns: &Ns, lab: &Lab, services: u32, hook: &str) -> Result<Proc> 
     let folder = config.with_file_name("cluster");
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("all.yaml"), manifests)?;
-    let pins = PathBuf::from(format!("{}-{}", lab.pins().display(), if services == 1 { hook.into() } else { format!("{hook}{services}") }));
+    let pins = PathBuf::from(format!(
+        "{}-{}",
+        lab.pins().display(),
+        if services == 1 { hook.into() } else { format!("{hook}{services}") }
+    ));
     let log = std::fs::File::create(config.with_file_name("agent.log"))?;
     let mut command = ns.command(crate::bench::update::binary()?);
     command.arg("run").arg("--config").arg(&config).arg("--pin-path").arg(&pins);
@@ -111,10 +115,12 @@ pub fn stellwerk(ns: &Ns, lab: &Lab, services: u32, hook: &str) -> Result<Proc> 
     let agent = Proc::start(&mut command)?;
     let paths = Paths::new(pins);
     // Settings come behind services, hooks behind settings.
-    let filled = || Maps::open(&paths.maps()).is_ok_and(|m| m.settings.get(&0).is_ok_and(|s| s.is_some_and(|s| s.ticks_per_second > 0)));
-    until("stellwerk's tables", filled).with_context(|| {
-        std::fs::read_to_string(config.with_file_name("agent.log")).unwrap_or_default()
-    })?;
+    let filled = || {
+        Maps::open(&paths.maps())
+            .is_ok_and(|m| m.settings.get(&0).is_ok_and(|s| s.is_some_and(|s| s.ticks_per_second > 0)))
+    };
+    until("stellwerk's tables", filled)
+        .with_context(|| std::fs::read_to_string(config.with_file_name("agent.log")).unwrap_or_default())?;
     std::thread::sleep(std::time::Duration::from_millis(300));
     Ok(agent)
 }

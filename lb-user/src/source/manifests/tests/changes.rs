@@ -6,72 +6,46 @@ fn files(paths: &[&PathBuf]) -> Scope {
     Scope::Files(paths.iter().map(|p| (*p).clone()).collect::<BTreeSet<_>>())
 }
 
-const ENDPOINT: &str =
-    "addressType: IPv4\nports: [{ port: 80 }]\nendpoints: [{ addresses: [10.2.0.1] }]";
+const ENDPOINT: &str = "addressType: IPv4\nports: [{ port: 80 }]\nendpoints: [{ addresses: [10.2.0.1] }]";
 const LEAVING: &str = "addressType: IPv4\nports: [{ port: 80 }]\nendpoints: [{ addresses: [10.2.0.1], conditions: { ready: false, terminating: true } }]";
 
 #[test]
 fn changes() {
     let folder = Folder::new("changes");
-    let a = folder.write(
-        "a.yaml",
-        &service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }"),
-    );
+    let a = folder.write("a.yaml", &service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }"));
     folder.write(
         "b.yaml",
-        &(service("b", "{ type: LoadBalancer, ports: [{ port: 80 }] }")
-            + &slice("b", "b-1", ENDPOINT)),
+        &(service("b", "{ type: LoadBalancer, ports: [{ port: 80 }] }") + &slice("b", "b-1", ENDPOINT)),
     );
     folder.write(".c.yaml", "not: [read");
     folder.write("readme.txt", "not: [read");
     let mut manifests = Manifests::new(folder.0.clone(), rules());
     let mut list = Vec::new();
-    let mut step =
-        |manifests: &mut Manifests, scope: &Scope, second: u64| -> Result<Vec<String>, String> {
-            let path = format!("{}/", folder.0.display());
-            let update = manifests
-                .load(scope, at(second))
-                .map_err(|e| e.to_string().replace(&path, ""))?;
-            let names = update.changed.keys().map(ToString::to_string).collect();
-            update.apply_to(&mut list);
-            assert_eq!(list, manifests.services());
-            Ok(names)
-        };
-    assert_eq!(
-        step(&mut manifests, &Scope::All, 0).unwrap(),
-        ["default/a", "default/b"]
-    );
+    let mut step = |manifests: &mut Manifests, scope: &Scope, second: u64| -> Result<Vec<String>, String> {
+        let path = format!("{}/", folder.0.display());
+        let update = manifests.load(scope, at(second)).map_err(|e| e.to_string().replace(&path, ""))?;
+        let names = update.changed.keys().map(ToString::to_string).collect();
+        update.apply_to(&mut list);
+        assert_eq!(list, manifests.services());
+        Ok(names)
+    };
+    assert_eq!(step(&mut manifests, &Scope::All, 0).unwrap(), ["default/a", "default/b"]);
     assert_eq!(step(&mut manifests, &Scope::All, 0).unwrap(), [""; 0]);
 
     // A slice in a file of its own; then it leaves, and its deadline stays.
     let slices = folder.write("a-slice.yaml", &slice("a", "a-1", ENDPOINT));
-    assert_eq!(
-        step(&mut manifests, &files(&[&slices]), 1).unwrap(),
-        ["default/a"]
-    );
+    assert_eq!(step(&mut manifests, &files(&[&slices]), 1).unwrap(), ["default/a"]);
     folder.write("a-slice.yaml", &slice("a", "a-1", LEAVING));
-    assert_eq!(
-        step(&mut manifests, &files(&[&slices]), 5).unwrap(),
-        ["default/a"]
-    );
-    assert_eq!(
-        step(&mut manifests, &files(&[&slices]), 9).unwrap(),
-        [""; 0]
-    );
-    assert_eq!(
-        show(&manifests.services())[0],
-        "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80!35"
-    );
+    assert_eq!(step(&mut manifests, &files(&[&slices]), 5).unwrap(), ["default/a"]);
+    assert_eq!(step(&mut manifests, &files(&[&slices]), 9).unwrap(), [""; 0]);
+    assert_eq!(show(&manifests.services())[0], "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80!35");
 
     // Back, and leaving anew: a new deadline.
     folder.write("a-slice.yaml", &slice("a", "a-1", ENDPOINT));
     step(&mut manifests, &Scope::All, 10).unwrap();
     folder.write("a-slice.yaml", &slice("a", "a-1", LEAVING));
     step(&mut manifests, &files(&[&slices]), 20).unwrap();
-    assert_eq!(
-        show(&manifests.services())[0],
-        "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80!50"
-    );
+    assert_eq!(show(&manifests.services())[0], "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80!50");
 
     // A bad file refuses all of it, also later, until it is mended; a good one waits with it.
     let before = manifests.services();
@@ -82,56 +56,32 @@ fn changes() {
         "a.yaml:1:4: not YAML: unclosed bracket '['"
     );
     assert_eq!(manifests.services(), before);
-    let other = folder.write(
-        "d.yaml",
-        &service("d", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"),
-    );
+    let other = folder.write("d.yaml", &service("d", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
     step(&mut manifests, &files(&[&other]), 22).unwrap_err();
     assert_eq!(manifests.services(), before);
-    folder.write(
-        "a.yaml",
-        &service("a", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"),
-    );
+    folder.write("a.yaml", &service("a", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
     assert_eq!(
         step(&mut manifests, &files(&[&a]), 23).unwrap_err(),
         "d.yaml:5:38: spec.ports[0]: default/d and default/a (a.yaml:2) both want 10.1.0.4:80/TCP; expected one of them to change"
     );
     assert_eq!(manifests.services(), before);
     std::fs::remove_file(&other).unwrap();
-    assert_eq!(
-        step(&mut manifests, &files(&[&other]), 24).unwrap(),
-        ["default/a"]
-    );
+    assert_eq!(step(&mut manifests, &files(&[&other]), 24).unwrap(), ["default/a"]);
     assert_eq!(
         show(&manifests.services()),
-        [
-            "default/a:80 80/TCP [10.1.0.4] -> ",
-            "default/b:80 80/TCP [10.9.0.1] -> 10.2.0.1:80"
-        ]
+        ["default/a:80 80/TCP [10.1.0.4] -> ", "default/b:80 80/TCP [10.9.0.1] -> 10.2.0.1:80"]
     );
 
     // Two services change places in one load.
-    folder.write(
-        "a.yaml",
-        &service("a", "{ clusterIP: 10.1.0.5, ports: [{ port: 80 }] }"),
-    );
-    let e = folder.write(
-        "e.yaml",
-        &service("e", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"),
-    );
-    assert_eq!(
-        step(&mut manifests, &files(&[&a, &e]), 25).unwrap(),
-        ["default/a", "default/e"]
-    );
+    folder.write("a.yaml", &service("a", "{ clusterIP: 10.1.0.5, ports: [{ port: 80 }] }"));
+    let e = folder.write("e.yaml", &service("e", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
+    assert_eq!(step(&mut manifests, &files(&[&a, &e]), 25).unwrap(), ["default/a", "default/e"]);
 
     // Many at once.
     for i in 0..200 {
         folder.write(
             &format!("m{i}.yaml"),
-            &service(
-                &format!("m{i}"),
-                &format!("{{ clusterIP: 10.7.0.{i}, ports: [{{ port: 80 }}] }}"),
-            ),
+            &service(&format!("m{i}"), &format!("{{ clusterIP: 10.7.0.{i}, ports: [{{ port: 80 }}] }}")),
         );
     }
     assert_eq!(step(&mut manifests, &Scope::All, 26).unwrap().len(), 200);
@@ -153,28 +103,12 @@ fn addresses_stay() {
     manifests.load(&Scope::All, at(1)).unwrap();
     assert_eq!(
         show(&manifests.services()),
-        [
-            "default/a:80 80/TCP [10.9.0.2] -> ",
-            "default/m:80 80/TCP [10.9.0.1] -> "
-        ]
+        ["default/a:80 80/TCP [10.9.0.2] -> ", "default/m:80 80/TCP [10.9.0.1] -> "]
     );
     // Somebody names m's address: m moves.
-    folder.write(
-        "x.yaml",
-        &service(
-            "x",
-            "{ type: LoadBalancer, loadBalancerIP: 10.9.0.1, ports: [{ port: 80 }] }",
-        ),
-    );
+    folder.write("x.yaml", &service("x", "{ type: LoadBalancer, loadBalancerIP: 10.9.0.1, ports: [{ port: 80 }] }"));
     let update = manifests.load(&Scope::All, at(2)).unwrap();
-    assert_eq!(
-        update
-            .changed
-            .keys()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        ["default/m", "default/x"]
-    );
+    assert_eq!(update.changed.keys().map(ToString::to_string).collect::<Vec<_>>(), ["default/m", "default/x"]);
     assert_eq!(
         show(&manifests.services()),
         [
@@ -187,57 +121,26 @@ fn addresses_stay() {
     folder.write("y.yaml", &service("y", wish));
     let update = manifests.load(&Scope::All, at(3)).unwrap();
     let y = folder.0.join("y.yaml");
-    let want = format!(
-        "{}:2:1: LoadBalancer default/y gets no IPv4 address: all of 10.9.0.1-10.9.0.3 are taken",
-        y.display()
-    );
-    assert_eq!(
-        update
-            .notices
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>(),
-        [want]
-    );
+    let want =
+        format!("{}:2:1: LoadBalancer default/y gets no IPv4 address: all of 10.9.0.1-10.9.0.3 are taken", y.display());
+    assert_eq!(update.notices.iter().map(ToString::to_string).collect::<Vec<_>>(), [want]);
     // One goes, the waiting one gets its address.
     std::fs::remove_file(folder.0.join("a.yaml")).unwrap();
     manifests.load(&Scope::All, at(4)).unwrap();
-    assert_eq!(
-        show(&manifests.services())[2],
-        "default/y:80 80/TCP [10.9.0.2] -> "
-    );
+    assert_eq!(show(&manifests.services())[2], "default/y:80 80/TCP [10.9.0.2] -> ");
     // A new life that is told of the former one.
     let mut again = Manifests::new(folder.0.clone(), rules());
     for service in manifests.services() {
         again.remember(
-            ServiceName {
-                namespace: service.namespace.clone(),
-                name: service.name.clone(),
-            },
+            ServiceName { namespace: service.namespace.clone(), name: service.name.clone() },
             service.addresses[0],
         );
     }
     again.load(&Scope::All, at(5)).unwrap();
     assert_eq!(again.services(), manifests.services());
     // Other ranges: all move.
-    let range = ServiceRange {
-        first: "10.8.0.0".parse().unwrap(),
-        last: "10.8.0.9".parse().unwrap(),
-    };
-    again.set_rules(Rules {
-        service_ranges: vec![range],
-        ..rules()
-    });
-    assert_eq!(
-        again
-            .load(&Scope::Files(BTreeSet::new()), at(6))
-            .unwrap()
-            .changed
-            .len(),
-        2
-    );
-    assert_eq!(
-        show(&again.services())[0],
-        "default/m:80 80/TCP [10.8.0.1] -> "
-    );
+    let range = ServiceRange { first: "10.8.0.0".parse().unwrap(), last: "10.8.0.9".parse().unwrap() };
+    again.set_rules(Rules { service_ranges: vec![range], ..rules() });
+    assert_eq!(again.load(&Scope::Files(BTreeSet::new()), at(6)).unwrap().changed.len(), 2);
+    assert_eq!(show(&again.services())[0], "default/m:80 80/TCP [10.8.0.1] -> ");
 }

@@ -5,10 +5,7 @@ use super::*;
 #[test]
 fn wrong_texts() {
     let ok = "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }";
-    let sctp = service(
-        "a",
-        "{ clusterIP: 10.1.0.1, ports: [{ port: 80, protocol: SCTP }] }",
-    );
+    let sctp = service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80, protocol: SCTP }] }");
     let target = |port: u16| {
         slice(
             "a",
@@ -19,10 +16,7 @@ fn wrong_texts() {
         )
     };
     let cases: Vec<(String, Vec<&str>)> = vec![
-        (
-            "a: [".into(),
-            vec!["a.yaml:1:4: not YAML: unclosed bracket '['"],
-        ),
+        ("a: [".into(), vec!["a.yaml:1:4: not YAML: unclosed bracket '['"]),
         (
             "a: 1".into(),
             vec![
@@ -41,13 +35,8 @@ fn wrong_texts() {
             vec!["a.yaml:4:11: metadata.name: is missing; expected the object's name"],
         ),
         (
-            service(
-                "a",
-                "{ clusterIP: 10.1.0.300, type: Cluster, ports: [{ port: 0 }] }",
-            ),
-            vec![
-                "a.yaml:5:38: spec.type: `Cluster` is not ClusterIP, NodePort, LoadBalancer or ExternalName",
-            ],
+            service("a", "{ clusterIP: 10.1.0.300, type: Cluster, ports: [{ port: 0 }] }"),
+            vec!["a.yaml:5:38: spec.type: `Cluster` is not ClusterIP, NodePort, LoadBalancer or ExternalName"],
         ),
         (
             service(
@@ -64,34 +53,20 @@ fn wrong_texts() {
             ],
         ),
         (
-            service(
-                "a",
-                "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }, { port: 81 }] }",
-            ),
-            vec![
-                "a.yaml:5:52: spec.ports[1]: has no name; several ports of a service each need one of their own",
-            ],
+            service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }, { port: 81 }] }"),
+            vec!["a.yaml:5:52: spec.ports[1]: has no name; several ports of a service each need one of their own"],
         ),
         (
-            service(
-                "a",
-                "{ clusterIP: 10.1.0.1, sessionAffinity: Client, ports: [{ port: 80 }] }",
-            ),
+            service("a", "{ clusterIP: 10.1.0.1, sessionAffinity: Client, ports: [{ port: 80 }] }"),
             vec!["a.yaml:5:47: spec.sessionAffinity: `Client` is not None or ClientIP"],
         ),
         (
-            service("a", ok).replace(
-                "{ name: a }",
-                "{ name: a, annotations: { stellwerk.io/weights: '10.2.0.1=0' } }",
-            ),
+            service("a", ok).replace("{ name: a }", "{ name: a, annotations: { stellwerk.io/weights: '10.2.0.1=0' } }"),
             vec![
                 "a.yaml:4:59: metadata.annotations.stellwerk.io/weights: `10.2.0.1=0` gives 10.2.0.1 the weight `0`; expected weights from 1 to 1000 by address, such as 10.20.0.7=3,10.20.0.8=1",
             ],
         ),
-        (
-            service("a", ok) + &service("a", ok),
-            vec!["a.yaml:7:1: Service default/a is given twice, also at a.yaml:2"],
-        ),
+        (service("a", ok) + &service("a", ok), vec!["a.yaml:7:1: Service default/a is given twice, also at a.yaml:2"]),
         (
             service("a", ok) + &service("b", ok),
             vec![
@@ -99,21 +74,13 @@ fn wrong_texts() {
             ],
         ),
         (
-            service(
-                "a",
-                "{ clusterIP: 10.1.0.1, ports: [{ port: 80, nodePort: 30000 }] }",
-            ) + &service(
-                "b",
-                "{ clusterIP: 10.1.0.2, ports: [{ port: 80, nodePort: 30000 }] }",
-            ),
+            service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80, nodePort: 30000 }] }")
+                + &service("b", "{ clusterIP: 10.1.0.2, ports: [{ port: 80, nodePort: 30000 }] }"),
             vec![
                 "a.yaml:10:38: spec.ports[0]: default/b and default/a (a.yaml:2) both want node port 30000/TCP; expected one of them to change",
             ],
         ),
-        (
-            sctp.clone() + &target(80),
-            vec!["default/a:80 80/SCTP [10.1.0.1] -> 10.2.0.1:80"],
-        ),
+        (sctp.clone() + &target(80), vec!["default/a:80 80/SCTP [10.1.0.1] -> 10.2.0.1:80"]),
         (
             sctp + &target(81),
             vec![
@@ -136,10 +103,7 @@ fn wrong_texts() {
             slice("a", "x", "addressType: IPv4") + &slice("a", "x", "addressType: IPv4"),
             vec!["a.yaml:7:1: EndpointSlice default/x is given twice, also at a.yaml:2"],
         ),
-        (
-            slice("a", "x", "addressType: ipv4"),
-            vec!["a.yaml:5:14: addressType: `ipv4` is not IPv4, IPv6 or FQDN"],
-        ),
+        (slice("a", "x", "addressType: ipv4"), vec!["a.yaml:5:14: addressType: `ipv4` is not IPv4, IPv6 or FQDN"]),
         (
             "apiVersion: v1\nkind: List\nitems:\n- { apiVersion: v1, kind: Secret }\n- 7".into(),
             vec![
@@ -151,11 +115,6 @@ fn wrong_texts() {
     for (text, want) in cases {
         assert_eq!(read(&text), want, "for\n{text}");
     }
-    let missing = Manifests::new("/nowhere/x".into(), rules())
-        .load(&Scope::All, at(0))
-        .unwrap_err();
-    assert_eq!(
-        missing.to_string(),
-        "/nowhere/x: there is no such folder or file"
-    );
+    let missing = Manifests::new("/nowhere/x".into(), rules()).load(&Scope::All, at(0)).unwrap_err();
+    assert_eq!(missing.to_string(), "/nowhere/x: there is no such folder or file");
 }
