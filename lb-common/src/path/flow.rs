@@ -8,7 +8,7 @@
 use zerocopy::FromZeros;
 
 use super::parse::{Ip, Parsed};
-use super::{Context, Work};
+use super::{Context, Next, Work};
 use crate::drop::Note;
 use crate::table::{Flow, FlowKey, FlowSet, NextHop, Put, Settings};
 use crate::tables::Tables;
@@ -34,16 +34,15 @@ pub fn is_quiet<A: Ip, T: Tables<A>>(flow: &Flow<A>, parsed: &Parsed<A>, context
 }
 
 /// Finds the packet's connection and steps it by the packet; false when there is none (any more).
-/// `known`: it may be in the established table.
 #[inline(never)]
-pub fn find<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, known: bool) -> bool {
+pub fn find<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
     let tables = context.tables;
     let Work { parsed, hit, .. } = work;
     // A connection on its way from one table to the other, on another CPU, was not yet in the first
     // when we looked and is no longer in the second: it is in the first now. A SYN is of none such.
     let opens = parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     let established = || tables.flow(FlowSet::Established, &parsed.key);
-    if known && let Some(flow) = established() {
+    if work.next != Next::Unknown as u32 && let Some(flow) = established() {
         *hit = Hit { set: FlowSet::Established, flow };
     } else if let Some(flow) = tables.flow(FlowSet::HalfOpen, &parsed.key) {
         *hit = Hit { set: FlowSet::HalfOpen, flow };

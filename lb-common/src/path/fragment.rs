@@ -39,7 +39,7 @@ pub fn portless<A: Ip, P: Packet, T: Tables<A>>(
     if let Some(first) = first {
         work.parsed.key.sport = first.sport;
         work.parsed.key.dport = first.dport;
-        if flow::find(work, context, true) {
+        if flow::find(work, context) {
             tables.note(Note::FragmentFollowed);
             deliver::outlined(packet, work, context, outcome);
             return;

@@ -108,7 +108,7 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     outcome: &mut Outcome,
 ) -> bool {
     let tables = context.tables;
-    let Work { parsed, hit } = work;
+    let Work { parsed, hit, .. } = work;
     let Some(quoted) = quoted::<A, P>(packet, parsed) else {
         if owner(tables, parsed.key.dst) == Owned::VIP {
             *outcome = Outcome::drop(Drop::IcmpQuoteTooShort);
@@ -145,7 +145,7 @@ fn translate<A: Ip, P: Packet>(
     quoted: &Quoted<A>,
     flow: &Flow<A>,
 ) -> Result<(), Drop> {
-    let plain = rewrite_quoted(packet, quoted, flow)?;
+    let plain = rewrite_quoted(packet, parsed.l3 + parsed.len, quoted, flow)?;
     packet.checksum4(parsed.l4 + 2, Diff::default(), plain, false)
 }
 
@@ -156,7 +156,8 @@ fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>>
     let header = A::header(&frame, l3)?;
     let [sport, dport] = frame.read::<[Be16; 2]>(header.l4)?;
     let balanced = matches!(header.proto, TCP | UDP | SCTP) && header.part != Part::Later;
-    balanced.then_some(Quoted { l3, header, sport, dport })
+    let whole = header.l4 + 4 <= parsed.l3 + parsed.len;
+    (balanced && whole).then_some(Quoted { l3, header, sport, dport })
 }
 
 /// Finds the entry of the direction in which the error travels: that of an answer to the quoted packet.
@@ -185,8 +186,14 @@ fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, hit: &mut Hit<A>) 
 }
 
 /// Rewrites the quoted packet to what its sender sent; returns what that does to the ICMP checksum.
+/// Behind `end`, where the error's own length ends, is padding that no checksum covers.
 #[inline(always)]
-fn rewrite_quoted<A: Ip, P: Packet>(packet: &mut P, quoted: &Quoted<A>, flow: &Flow<A>) -> Result<Diff, Drop> {
+fn rewrite_quoted<A: Ip, P: Packet>(
+    packet: &mut P,
+    end: u32,
+    quoted: &Quoted<A>,
+    flow: &Flow<A>,
+) -> Result<Diff, Drop> {
     let header = &quoted.header;
     let addrs = Diff::of_addrs((header.src, header.dst), (flow.dst, flow.src));
     let ports = Diff::of16(quoted.sport.raw(), flow.dport.raw()).and(Diff::of16(quoted.dport.raw(), flow.sport.raw()));
@@ -204,7 +211,9 @@ fn rewrite_quoted<A: Ip, P: Packet>(packet: &mut P, quoted: &Quoted<A>, flow: &F
     // The quote may end before TCP's checksum, and a UDP checksum of zero is none.
     let check = header.l4 + if header.proto == TCP { 16 } else { 6 };
     match packet.frame().read::<u16>(check) {
-        Some(old) if header.proto == TCP || old != 0 => Ok(total.and(patch_checksum(packet, check, addrs.and(ports))?)),
+        Some(old) if check + 2 <= end && (header.proto == TCP || old != 0) => {
+            Ok(total.and(patch_checksum(packet, check, addrs.and(ports))?))
+        }
         _ => Ok(total),
     }
 }

@@ -38,6 +38,8 @@ pub struct Context<'a, T> {
 pub struct Work<A: Addr> {
     pub parsed: Parsed<A>,
     pub hit: Hit<A>,
+    /// A [`Next`].
+    pub next: u32,
 }
 
 /// Room for a packet's [`Work`].
@@ -92,14 +94,16 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     let Some(work) = room() else {
         return outcome;
     };
+    // Not on the stack: kernels before 6.4 lose sight of a constant that a caller keeps over a call
+    // (fixed by c1ee85a9806a), take its other values for impossible and cut their branches out.
+    work.next = next as u32;
     if !parse_into(packet, link, context, work) {
         return outcome;
     }
-    match next {
-        Next::Done => {}
-        Next::Special => special(packet, work, context, &mut outcome),
-        Next::Known => connection(packet, work, context, true, &mut outcome),
-        Next::Unknown => connection(packet, work, context, false, &mut outcome),
+    if work.next == Next::Special as u32 {
+        special(packet, work, context, &mut outcome);
+    } else {
+        connection(packet, work, context, &mut outcome);
     }
     outcome
 }
@@ -117,8 +121,8 @@ fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, link: &Link, context: &Contex
 }
 
 /// Where a packet goes behind the fast path.
-#[repr(u8)]
-enum Next {
+#[repr(u32)]
+pub enum Next {
     Done,
     /// Fragments, ICMP, and what is cut short.
     Special,
@@ -173,23 +177,22 @@ fn special<A: Ip, P: Packet, T: Tables<A>>(
     } else if work.parsed.proto == A::ICMP {
         icmp::message(packet, work, context, outcome);
     } else {
-        connection(packet, work, context, true, outcome);
+        connection(packet, work, context, outcome);
         if outcome.action != Action::Pass {
             fragment::remember(work, context);
         }
     }
 }
 
-/// A packet that changes a connection, begins one, or has none. `known`: it may be an established one's.
+/// A packet that changes a connection, begins one, or has none.
 #[inline(never)]
 fn connection<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     work: &mut Work<A>,
     context: &Context<T>,
-    known: bool,
     outcome: &mut Outcome,
 ) {
-    if flow::find(work, context, known) {
+    if flow::find(work, context) {
         deliver::outlined(packet, work, context, outcome);
         return;
     }
