@@ -10,6 +10,7 @@ mod switch;
 mod wanted;
 mod wish;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io::Write;
 use std::path::PathBuf;
@@ -23,11 +24,13 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use self::wanted::Neighbours;
 use self::wish::{Undo, Wish};
 use crate::apply::sweep::{Sweeper, Swept};
 use crate::apply::{Kernel, Paths};
-use crate::intent::{Capacity, EndpointState, Network};
-use crate::plan::{Apply, Clock, Contents, Ids, Op, diff, plan};
+use crate::intent::{Capacity, Network, ServicePort};
+use crate::plan::{Apply, Clock, Contents, Ids, Op, Planned, diff};
+use crate::source::manifests::ServiceName;
 use crate::source::netlink::{self, Wanted};
 use crate::source::readiness::readable;
 use crate::source::watch::{Changed, Watch};
@@ -75,7 +78,10 @@ async fn start(options: &Options) -> Result<()> {
         options: options.clone(),
         ids: Ids::recover(&current),
         capacity: kernel.capacity,
-        current,
+        planned: None,
+        held: Held::Other(Box::new(current)),
+        behind: true,
+        neighbours: Neighbours::default(),
         kernel,
         wish,
         network,
@@ -109,17 +115,31 @@ fn log_lines(kernel: &mut Kernel) {
     }
 }
 
+/// What the tables hold, as far as we know.
+enum Held {
+    /// What is planned.
+    Plan,
+    /// What was read: that of an agent before, or what a failure left.
+    Other(Box<Contents>),
+    /// They couldn't be read after a failure.
+    Unknown,
+}
+
 struct Agent {
     options: Options,
     kernel: Kernel,
     wish: Wish,
     network: Network,
-    /// What the tables hold, as far as we wrote them.
-    current: Contents,
+    /// What the tables shall hold.
+    planned: Option<Planned>,
+    held: Held,
+    /// The wish or the network may be ahead of the plan: the next one is of everything.
+    behind: bool,
     ids: Ids,
     /// The capacities in force.
     capacity: Capacity,
     wanted: watch::Sender<Wanted>,
+    neighbours: Neighbours,
     lock: lock::Lock,
     /// When to try again what failed.
     retry: Option<Instant>,
@@ -207,6 +227,7 @@ impl Agent {
 
     fn network_changed(&mut self, network: Network) {
         self.network = network;
+        self.behind = true;
         self.replan_or_retry(None);
     }
 
@@ -218,72 +239,116 @@ impl Agent {
 
     /// Plans, and brings the kernel there. A wish that can't be planned is taken back by `undo`.
     fn replan(&mut self, undo: Option<Undo>) -> Result<()> {
-        (self.retry, self.deadline) = (None, None);
+        let deadline = (self.retry.take(), self.deadline.take()).1;
         let clock =
             Clock { now: SystemTime::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
-        // What the tables have room for was settled when they were made.
-        self.wish.intent.tuning.capacity = self.capacity;
         let started = std::time::Instant::now();
-        let desired = match plan(&self.wish.intent, &self.network, &mut self.ids, clock) {
-            Ok(desired) => desired,
-            Err(error) => {
-                if let Some(undo) = undo {
-                    self.wish.take_back(undo);
+        let ops = match self.plan_part(undo.as_ref(), clock) {
+            Some(ops) => ops,
+            None => match self.plan_whole(clock) {
+                Ok(ops) => ops,
+                Err(error) => {
+                    if let Some(undo) = undo {
+                        self.wish.take_back(undo);
+                        // Of the wish that stays.
+                        self.deadline = deadline;
+                    }
+                    return Err(error);
                 }
-                return Err(error).context("refused, and what runs stays");
-            }
+            },
         };
         if undo.is_some() {
             self.wish.keep();
         }
         let planned = started.elapsed();
-        let ops = diff(&self.current, &desired);
-        let compared = started.elapsed();
-        self.carry_out(&ops, desired)?;
-        debug!(?planned, ?compared, applied = ?started.elapsed(), operations = ops.len(), "replanned");
+        self.carry_out(&ops)?;
+        debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
         }
         self.lock.note(self.wish.intent.revision);
         self.deadline = self.next_deadline();
-        self.ask = Some(Instant::now() + ASK_LATER);
+        if self.neighbours.changed() {
+            self.ask.get_or_insert(Instant::now() + ASK_LATER);
+        }
         Ok(())
     }
 
-    fn carry_out(&mut self, ops: &[Op], desired: Contents) -> Result<()> {
+    /// The operations for what changed alone, if only services did; those whose endpoints' time is
+    /// up are among them. None: everything is to be planned, also to say what is wrong.
+    fn plan_part(&mut self, undo: Option<&Undo>, clock: Clock) -> Option<Vec<Op>> {
+        let planned = self.planned.as_mut().filter(|_| !self.behind && matches!(self.held, Held::Plan))?;
+        let none = BTreeMap::new();
+        let before = match undo {
+            None => &none,
+            Some(Undo::Services(update)) => &update.changed,
+            Some(Undo::All(_)) => return None,
+        };
+        let due = planned.due(clock.now).into_iter().map(|(namespace, name)| ServiceName { namespace, name });
+        let due: Vec<ServiceName> = due.filter(|name| !before.contains_key(name)).collect();
+        let names: BTreeSet<&ServiceName> = before.keys().chain(&due).collect();
+        let stay = due.iter().flat_map(|name| self.wish.ports(name));
+        let was: Vec<&ServicePort> = before.values().flatten().chain(stay).collect();
+        let now: Vec<&ServicePort> = names.into_iter().flat_map(|name| self.wish.ports(name)).collect();
+        let ops = planned.update(&was, &now, &mut self.ids, clock).ok()?;
+        self.neighbours.replace(&was, &now);
+        Some(ops)
+    }
+
+    fn plan_whole(&mut self, clock: Clock) -> Result<Vec<Op>> {
+        self.behind = true;
+        if matches!(self.held, Held::Unknown) {
+            self.read_back()?;
+        }
+        // What the tables have room for was settled when they were made.
+        self.wish.intent.tuning.capacity = self.capacity;
+        let planned = Planned::new(&self.wish.intent, &self.network, &mut self.ids, clock)
+            .context("refused, and what runs stays")?;
+        let ops = match (&self.held, &self.planned) {
+            (Held::Other(real), _) => diff(real, planned.contents()),
+            (_, Some(before)) => diff(before.contents(), planned.contents()),
+            _ => Vec::new(),
+        };
+        self.planned = Some(planned);
+        self.behind = false;
+        self.neighbours = Neighbours::new(&self.wish.intent, &self.network);
+        Ok(ops)
+    }
+
+    fn carry_out(&mut self, ops: &[Op]) -> Result<()> {
         match self.kernel.apply_all(ops) {
             Ok(()) => {
-                self.current = desired;
+                self.held = Held::Plan;
                 self.ids.applied();
                 Ok(())
             }
             Err(error) => {
+                self.held = Held::Unknown;
                 self.retry = Some(Instant::now() + RETRY);
-                self.current = self.kernel.read().context("reading the tables back after a failure")?;
-                self.ids.settle(&self.current);
+                self.read_back()?;
                 Err(error.context("the kernel took a part of the change; trying again"))
             }
         }
     }
 
+    fn read_back(&mut self) -> Result<()> {
+        let read = self.kernel.read().context("reading the tables back after a failure");
+        let real = read.inspect_err(|_| self.retry = Some(Instant::now() + RETRY))?;
+        self.ids.settle(&real);
+        self.held = Held::Other(Box::new(real));
+        Ok(())
+    }
+
     /// The next moment at which a leaving endpoint's time is up, if any still leaves.
     fn next_deadline(&self) -> Option<Instant> {
-        let now = SystemTime::now();
-        let endpoints = self.wish.intent.services.iter().flat_map(|s| &s.endpoints);
-        let left = endpoints.filter_map(|e| match e.state {
-            // What is over has gone with the plan that has just been made.
-            EndpointState::Draining { until } => until.duration_since(now).ok(),
-            EndpointState::Ready => None,
-        });
-        Some(Instant::now() + left.min()? + Duration::from_millis(5))
+        let until = self.planned.as_ref()?.next_deadline()?;
+        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(Instant::now() + left + Duration::from_millis(5))
     }
 
     fn ask_neighbours(&mut self) {
         self.ask = None;
-        let wanted = wanted::wanted(&self.wish.intent, &self.network);
-        if *self.wanted.borrow() == wanted {
-            return;
-        }
+        let Some(wanted) = self.neighbours.take().filter(|wanted| *self.wanted.borrow() != *wanted) else { return };
         let recorded = self.kernel.state.change(&self.options.paths, |state| state.neighbours.clone_from(&wanted));
         if let Err(error) = recorded {
             error!("{error:#}");
@@ -302,19 +367,19 @@ impl Agent {
 
     /// Compares what is really there with what shall be, and repairs.
     fn prune(&mut self) {
+        // Where a change failed, the next try compares.
+        let (Held::Plan, Some(planned)) = (&self.held, &self.planned) else { return };
         let real = match self.kernel.read() {
             Ok(real) => real,
             Err(error) => return error!("reading the tables: {error:#}"),
         };
-        let ops = diff(&real, &self.current);
+        let ops = diff(&real, planned.contents());
         if ops.is_empty() {
             return;
         }
         self.repaired += ops.len() as u64;
         warn!("{} entries were not as they should be ({} so far): {}", ops.len(), self.repaired, kinds(&ops));
-        let desired = self.current.clone();
-        self.current = real;
-        if let Err(error) = self.carry_out(&ops, desired) {
+        if let Err(error) = self.carry_out(&ops) {
             error!("repairing: {error:#}");
         }
     }

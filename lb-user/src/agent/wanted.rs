@@ -3,68 +3,136 @@
 //! Invariant: a pure function of the wish and the facts. Whether a neighbour is resolved is not
 //! asked here; the mirror asks the kernel for those that aren't.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::intent::{Intent, Network, Route};
+use crate::intent::{Intent, Network, Route, ServicePort};
 use crate::source::netlink::Wanted;
 
 /// The best route by prefix, and which prefix lengths there are: as many look-ups as lengths.
-struct Ways<'a> {
-    by_prefix: HashMap<IpNet, &'a Route>,
+#[derive(Default)]
+struct Ways {
+    /// Link and gateway.
+    by_prefix: HashMap<IpNet, (u32, Option<IpAddr>)>,
     /// Longest first.
     v4: Vec<u8>,
     v6: Vec<u8>,
 }
 
-impl<'a> Ways<'a> {
-    fn new(network: &'a Network) -> Self {
-        let mut by_prefix: HashMap<IpNet, &Route> = HashMap::new();
+impl Ways {
+    fn new(network: &Network) -> Self {
+        let mut best: HashMap<IpNet, &Route> = HashMap::new();
         for route in &network.routes {
-            let best = by_prefix.entry(route.prefix).or_insert(route);
+            let best = best.entry(route.prefix).or_insert(route);
             if route.metric < best.metric {
                 *best = route;
             }
         }
         let lengths = |v4| {
-            let mut all: Vec<u8> =
-                by_prefix.keys().filter(|p| p.addr().is_ipv4() == v4).map(IpNet::prefix_len).collect();
+            let mut all: Vec<u8> = best.keys().filter(|p| p.addr().is_ipv4() == v4).map(IpNet::prefix_len).collect();
             all.sort_unstable();
             all.dedup();
             all.reverse();
             all
         };
-        Ways { v4: lengths(true), v6: lengths(false), by_prefix }
+        let (v4, v6) = (lengths(true), lengths(false));
+        Ways { by_prefix: best.into_iter().map(|(prefix, r)| (prefix, (r.link, r.gateway))).collect(), v4, v6 }
     }
 
     /// The link and the neighbour on the way to an address.
     fn to(&self, addr: IpAddr) -> Option<(u32, IpAddr)> {
         let lengths = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
-        let route = lengths.iter().find_map(|&len| self.by_prefix.get(&IpNet::new(addr, len).ok()?.trunc()))?;
-        Some((route.link, route.gateway.unwrap_or(addr)))
+        let (link, gateway) =
+            lengths.iter().find_map(|&len| self.by_prefix.get(&IpNet::new(addr, len).ok()?.trunc()))?;
+        Some((*link, gateway.unwrap_or(addr)))
     }
 }
 
-pub fn wanted(intent: &Intent, network: &Network) -> Wanted {
-    let ways = Ways::new(network);
-    let usable: HashMap<u32, bool> =
-        network.links.iter().map(|link| (link.index, link.up && link.mac.is_some())).collect();
-    let local: std::collections::HashSet<IpAddr> = network.addresses.iter().map(|a| a.net.addr()).collect();
-    let endpoints = intent.services.iter().flat_map(|service| service.endpoints.iter().map(|e| e.addr));
-    let gateways = intent.ports.iter().filter_map(|port| port.gateway);
-    let mut all: Wanted =
-        endpoints.chain(gateways).filter(|addr| !local.contains(addr)).filter_map(|addr| ways.to(addr)).collect();
-    all.extend(network.routes.iter().filter_map(|route| Some((route.link, route.gateway?))));
-    all.retain(|(link, addr)| usable.get(link) == Some(&true) && !local.contains(addr));
-    all
+/// The wanted ones, and how many want each: a change costs what changed.
+#[derive(Default)]
+pub struct Neighbours {
+    ways: Ways,
+    /// Links that have neighbours.
+    usable: HashSet<u32>,
+    local: HashSet<IpAddr>,
+    needed: HashMap<(u32, IpAddr), u32>,
+    /// Others than the last that were taken.
+    changed: bool,
+}
+
+impl Neighbours {
+    pub fn new(intent: &Intent, network: &Network) -> Self {
+        let usable = network.links.iter().filter(|link| link.up && link.mac.is_some());
+        let mut all = Neighbours {
+            ways: Ways::new(network),
+            usable: usable.map(|link| link.index).collect(),
+            local: network.addresses.iter().map(|a| a.net.addr()).collect(),
+            needed: HashMap::new(),
+            changed: true,
+        };
+        let gateways = intent.ports.iter().filter_map(|port| port.gateway);
+        let endpoints = intent.services.iter().flat_map(endpoints);
+        let ways = endpoints.chain(gateways).filter_map(|addr| all.to(addr));
+        let hops = network.routes.iter().filter_map(|route| Some((route.link, route.gateway?)));
+        let found: Vec<_> = ways.chain(hops.filter(|hop| all.is_neighbour(hop))).collect();
+        for entry in found {
+            *all.needed.entry(entry).or_insert(0) += 1;
+        }
+        all
+    }
+
+    fn is_neighbour(&self, (link, addr): &(u32, IpAddr)) -> bool {
+        self.usable.contains(link) && !self.local.contains(addr)
+    }
+
+    fn to(&self, addr: IpAddr) -> Option<(u32, IpAddr)> {
+        if self.local.contains(&addr) {
+            return None;
+        }
+        self.ways.to(addr).filter(|entry| self.is_neighbour(entry))
+    }
+
+    /// Some service ports are in place of others.
+    pub fn replace(&mut self, was: &[&ServicePort], now: &[&ServicePort]) {
+        for addr in now.iter().copied().flat_map(endpoints) {
+            let Some(entry) = self.to(addr) else { continue };
+            let needed = self.needed.entry(entry).or_insert(0);
+            *needed += 1;
+            self.changed |= *needed == 1;
+        }
+        for addr in was.iter().copied().flat_map(endpoints) {
+            let Some(entry) = self.to(addr) else { continue };
+            if let Entry::Occupied(mut needed) = self.needed.entry(entry) {
+                *needed.get_mut() -= 1;
+                if *needed.get() == 0 {
+                    needed.remove();
+                    self.changed = true;
+                }
+            }
+        }
+    }
+
+    pub fn changed(&self) -> bool {
+        self.changed
+    }
+
+    /// All that are wanted, if these are others than the last that were taken.
+    pub fn take(&mut self) -> Option<Wanted> {
+        std::mem::take(&mut self.changed).then(|| self.needed.keys().copied().collect())
+    }
+}
+
+fn endpoints(service: &ServicePort) -> impl Iterator<Item = IpAddr> {
+    service.endpoints.iter().map(|e| e.addr)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intent::{Address, Endpoint, EndpointState, Link, Protocol, ServicePort};
+    use crate::intent::{Address, Endpoint, EndpointState, Link, Protocol};
 
     fn link(index: u32, up: bool) -> Link {
         Link {
@@ -118,9 +186,22 @@ mod tests {
                 route("10.9.0.0/16", Some("10.0.0.9"), 1, 0),
             ],
         };
-        let intent = Intent { services: vec![service], ..Intent::default() };
-        let found: Vec<String> =
-            wanted(&intent, &network).iter().map(|(link, addr)| format!("{link} {addr}")).collect();
-        assert_eq!(found, ["1 10.0.0.5", "1 10.0.0.9", "2 10.2.0.1", "2 10.2.0.9"]);
+        let mut intent = Intent { services: vec![service], ..Intent::default() };
+        let text = |wanted: Option<Wanted>| -> Vec<String> {
+            wanted.into_iter().flatten().map(|(link, addr)| format!("{link} {addr}")).collect()
+        };
+        let all = ["1 10.0.0.5", "1 10.0.0.9", "2 10.2.0.1", "2 10.2.0.9"];
+        let mut neighbours = Neighbours::new(&intent, &network);
+        assert_eq!(text(neighbours.take()), all);
+        assert_eq!(neighbours.take(), None);
+
+        let old = intent.services[0].clone();
+        intent.services[0].endpoints[0] = endpoint("10.0.0.6");
+        neighbours.replace(&[&old], &[&intent.services[0]]);
+        assert_eq!(neighbours.take(), Neighbours::new(&intent, &network).take());
+        neighbours.replace(&[&intent.services[0]], &[&intent.services[0]]);
+        assert!(!neighbours.changed());
+        neighbours.replace(&[&intent.services[0]], &[&old]);
+        assert_eq!(text(neighbours.take()), all);
     }
 }

@@ -137,6 +137,11 @@ impl Wish {
         Ok(Some(Undo::All(Box::new(old))))
     }
 
+    /// The ports of a service, as they are wished for now.
+    pub fn ports(&self, name: &ServiceName) -> &[ServicePort] {
+        ports(&self.intent.services, name)
+    }
+
     /// A plan took the change.
     pub fn keep(&mut self) {
         self.refused = false;
@@ -152,12 +157,16 @@ impl Wish {
     }
 }
 
+/// The ports of a service; all are ordered by namespace and name.
+fn ports<'a>(services: &'a [ServicePort], name: &ServiceName) -> &'a [ServicePort] {
+    let key = |s: &ServicePort| (s.namespace.as_str(), s.name.as_str()).cmp(&(&name.namespace, &name.name));
+    let first = services.partition_point(|s| key(s).is_lt());
+    let count = services[first..].iter().take_while(|s| key(s).is_eq()).count();
+    &services[first..first + count]
+}
+
 /// What brings the services back to what they are now.
 fn inverse(update: &Update, services: &[ServicePort]) -> Update {
-    let before = |name: &ServiceName| {
-        let key = |s: &ServicePort| (s.namespace.as_str(), s.name.as_str()).cmp(&(&name.namespace, &name.name));
-        let first = services.partition_point(|s| key(s).is_lt());
-        services[first..].iter().take_while(|s| key(s).is_eq()).cloned().collect()
-    };
-    Update { changed: update.changed.keys().map(|name| (name.clone(), before(name))).collect(), notices: Vec::new() }
+    let before = |name: &ServiceName| (name.clone(), ports(services, name).to_vec());
+    Update { changed: update.changed.keys().map(before).collect(), notices: Vec::new() }
 }

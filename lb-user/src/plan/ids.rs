@@ -20,14 +20,18 @@ use super::slots::Rows;
 #[derive(Clone, Debug)]
 pub(super) struct Numbers<K> {
     by_key: HashMap<K, u32>,
-    taken: Vec<bool>,
-    /// Wished for by the last plan, and how many.
-    live: (Vec<bool>, usize),
+    /// Whose each number is. None: free (or, below the first, nobody's).
+    owners: Vec<Option<K>>,
+    /// Wished for by the last plan.
+    live: Vec<bool>,
     /// Wished for by the plan that is being drafted.
-    draft: (Vec<bool>, usize),
+    draft: Vec<bool>,
     fresh: Vec<K>,
+    /// Numbers that may have been given up since the last release.
+    idle: Vec<u32>,
     /// No number below is free.
     lowest: usize,
+    first: usize,
 }
 
 impl<K: Hash + Eq + Clone> Numbers<K> {
@@ -35,12 +39,18 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
     fn new(first: usize) -> Self {
         Numbers {
             by_key: HashMap::new(),
-            taken: vec![true; first],
-            live: Default::default(),
-            draft: Default::default(),
+            owners: vec![None; first],
+            live: Vec::new(),
+            draft: Vec::new(),
             fresh: Vec::new(),
+            idle: Vec::new(),
             lowest: first,
+            first,
         }
+    }
+
+    pub fn find(&self, key: &K) -> Option<u32> {
+        self.by_key.get(key).copied()
     }
 
     /// The number of `key`, and whether this plan asks for it for the first time.
@@ -49,41 +59,61 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
             Some(&number) => number,
             None => {
                 let number = self.lowest_free();
-                self.taken[number as usize] = true;
+                self.owners[number as usize] = Some(key.clone());
                 self.by_key.insert(key.clone(), number);
                 self.fresh.push(key);
                 number
             }
         };
-        let (draft, count) = &mut self.draft;
-        draft.resize(draft.len().max(number as usize + 1), false);
-        let first_time = !std::mem::replace(&mut draft[number as usize], true);
-        *count += usize::from(first_time);
+        self.draft.resize(self.draft.len().max(number as usize + 1), false);
+        let first_time = !std::mem::replace(&mut self.draft[number as usize], true);
         (number, first_time)
     }
 
     fn lowest_free(&mut self) -> u32 {
-        while self.taken.get(self.lowest).copied().unwrap_or(false) {
+        while self.owners.get(self.lowest).is_some_and(Option::is_some) {
             self.lowest += 1;
         }
-        self.taken.resize(self.taken.len().max(self.lowest + 1), false);
+        self.owners.resize(self.owners.len().max(self.lowest + 1), None);
         self.lowest as u32
     }
 
     fn recover(&mut self, key: K, number: u32) {
         let at = number as usize;
-        self.taken.resize(self.taken.len().max(at + 1), false);
-        self.taken[at] = true;
+        self.owners.resize(self.owners.len().max(at + 1), None);
+        if at >= self.first {
+            self.owners[at] = Some(key.clone());
+            self.idle.push(number);
+        }
         self.by_key.insert(key, number);
     }
 
     fn begin(&mut self) {
-        self.draft.0.clear();
-        self.draft.1 = 0;
+        self.draft.clear();
         self.fresh.clear();
     }
 
+    /// Begins a draft in which all is wished for as before, but for these.
+    fn begin_without(&mut self, numbers: impl Iterator<Item = u32>) {
+        self.draft.clone_from(&self.live);
+        self.fresh.clear();
+        for number in numbers {
+            if let Some(wished) = self.draft.get_mut(number as usize) {
+                *wished = false;
+            }
+            self.idle.push(number);
+        }
+    }
+
+    /// All is known of the draft: it was of everything.
     fn commit(&mut self) {
+        self.commit_part();
+        let live = |at: usize| self.live.get(at).copied().unwrap_or(false);
+        let taken = self.owners.iter().enumerate().filter(|(_, owner)| owner.is_some());
+        self.idle = taken.filter(|&(at, _)| !live(at)).map(|(at, _)| at as u32).collect();
+    }
+
+    fn commit_part(&mut self) {
         std::mem::swap(&mut self.live, &mut self.draft);
         self.fresh.clear();
     }
@@ -91,7 +121,7 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
     fn rollback(&mut self) {
         for key in std::mem::take(&mut self.fresh) {
             if let Some(number) = self.by_key.remove(&key) {
-                self.taken[number as usize] = false;
+                self.owners[number as usize] = None;
                 self.lowest = self.lowest.min(number as usize);
             }
         }
@@ -99,24 +129,31 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
 
     /// Frees the numbers that the last plan doesn't want and that are not `in_use`.
     fn release(&mut self, in_use: impl Fn(u32) -> bool) {
-        if self.by_key.len() == self.live.1 {
-            return;
-        }
-        let Numbers { by_key, taken, live, lowest, .. } = self;
-        by_key.retain(|_, &mut number| {
+        let mut idle = std::mem::take(&mut self.idle);
+        idle.sort_unstable();
+        idle.dedup();
+        idle.retain(|&number| {
             let at = number as usize;
-            let keep = live.0.get(at).copied().unwrap_or(false) || in_use(number);
-            if !keep {
-                taken[at] = false;
-                *lowest = (*lowest).min(at);
+            if self.live.get(at).copied().unwrap_or(false) {
+                return false;
             }
-            keep
+            if in_use(number) {
+                return true;
+            }
+            if let Some(key) = self.owners.get_mut(at).and_then(Option::take) {
+                if self.by_key.get(&key) == Some(&number) {
+                    self.by_key.remove(&key);
+                }
+                self.lowest = self.lowest.min(at);
+            }
+            false
         });
+        self.idle = idle;
     }
 
     /// Entries that a table indexed by these numbers must have.
     pub fn need(&self) -> u64 {
-        self.draft.0.len() as u64
+        self.draft.iter().rposition(|&wished| wished).map_or(0, |at| at as u64 + 1)
     }
 }
 
@@ -233,6 +270,25 @@ impl Ids {
             self.routing = (contents.next_hops.clone(), contents.v4.routes.clone(), contents.v6.routes.clone());
             self.epoch = contents.settings.epoch;
         }
+    }
+
+    /// Begins a draft of some services, which have `before` now.
+    pub(super) fn begin_part(&mut self, before: &Contents) {
+        self.services.begin_without(before.names.keys().copied());
+        self.backends.begin_without(before.v4.backends.keys().chain(before.v6.backends.keys()).copied());
+        self.next_hops.begin_without(std::iter::empty());
+        self.rows.begin();
+    }
+
+    pub(super) fn commit_part(&mut self, before: &Contents, after: &Contents) {
+        self.services.commit_part();
+        self.backends.commit_part();
+        self.next_hops.commit_part();
+        self.rows.commit_part(before.names.keys().copied());
+        for (id, _) in deadlines(&before.v4).chain(deadlines(&before.v6)) {
+            self.deadlines.remove(&id);
+        }
+        self.deadlines.extend(deadlines(&after.v4).chain(deadlines(&after.v6)));
     }
 
     /// The epoch that the drafted contents need: another one if anything about routes changed, or

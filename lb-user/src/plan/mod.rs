@@ -3,7 +3,7 @@
 //! The agent's loop: [`plan()`] what the tables shall hold, [`diff()`] it against what they hold,
 //! apply the operations in order, then tell the memory how it went: [`Ids::applied`], or, where
 //! one failed, [`Ids::settle`] with what the tables hold now (and try again). After a start:
-//! [`Ids::recover`].
+//! [`Ids::recover`]. Where only services changed, [`Planned::update`] does both for these alone.
 
 pub mod contents;
 pub mod diff;
@@ -19,9 +19,11 @@ mod services;
 mod slots;
 #[cfg(test)]
 mod tests;
+pub mod update;
 
 pub use contents::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
 pub use diff::diff;
 pub use error::PlanError;
 pub use ids::Ids;
 pub use plan::{Clock, plan};
+pub use update::Planned;

@@ -90,16 +90,8 @@ fn subnets(first: IpAddr, last: IpAddr) -> Vec<IpNet> {
 
 /// The filter's words.
 pub(super) fn filter(ranges: &[ServiceRange], v4: &Family<Ip4>, v6: &Family<Ip6>) -> BTreeMap<u32, u64> {
-    let mut bits = Vec::new();
-    tuples(v4, &mut bits);
-    tuples(v6, &mut bits);
-    for range in ranges {
-        match (range.first, range.last) {
-            (IpAddr::V4(_), IpAddr::V4(_)) => range_bits::<Ip4>(range, 8, &mut bits),
-            (IpAddr::V6(_), IpAddr::V6(_)) => range_bits::<Ip6>(range, 16, &mut bits),
-            _ => {}
-        }
-    }
+    let mut bits = bits(v4, v6);
+    ranges_bits(ranges, &mut bits);
     bits.sort_unstable();
     let mut words: Vec<(u32, u64)> = Vec::new();
     for bit in bits {
@@ -112,6 +104,24 @@ pub(super) fn filter(ranges: &[ServiceRange], v4: &Family<Ip4>, v6: &Family<Ip6>
     words.into_iter().collect()
 }
 
+/// The bits of services, each as often as something needs it: those of all are those of each.
+pub(super) fn bits(v4: &Family<Ip4>, v6: &Family<Ip6>) -> Vec<u32> {
+    let mut bits = Vec::new();
+    tuples(v4, &mut bits);
+    tuples(v6, &mut bits);
+    bits
+}
+
+pub(super) fn ranges_bits(ranges: &[ServiceRange], bits: &mut Vec<u32>) {
+    for range in ranges {
+        match (range.first, range.last) {
+            (IpAddr::V4(_), IpAddr::V4(_)) => range_bits::<Ip4>(range, 8, bits),
+            (IpAddr::V6(_), IpAddr::V6(_)) => range_bits::<Ip6>(range, 16, bits),
+            _ => {}
+        }
+    }
+}
+
 fn tuples<A: Addr>(family: &Family<A>, bits: &mut Vec<u32>) {
     bits.extend(family.services.keys().map(|k| tuple_bit(k.addr, k.port, k.proto)));
     let proto: BTreeMap<u32, u8> = family.services.iter().map(|(k, s)| (s.id, k.proto)).collect();
@@ -120,8 +130,8 @@ fn tuples<A: Addr>(family: &Family<A>, bits: &mut Vec<u32>) {
             bits.push(tuple_bit(b.addr, b.port, proto));
         }
     }
-    let vips = family.owned.iter().filter(|(_, owned)| owned.kind == Owned::VIP);
-    bits.extend(vips.map(|(prefix, _)| addr_bit(prefix.addr)));
+    let is_vip = |addr| family.owned.get(&Prefix { len: A::BITS, addr }).is_some_and(|o| o.kind == Owned::VIP);
+    bits.extend(family.services.keys().filter(|k| is_vip(k.addr)).map(|k| addr_bit(k.addr)));
 }
 
 fn range_bits<A: Addr>(range: &ServiceRange, grain: u32, bits: &mut Vec<u32>) {

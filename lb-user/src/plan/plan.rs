@@ -45,36 +45,45 @@ impl Clock {
 
 /// What every table shall hold. `ids` is the memory of the plan before; an error leaves it as it was.
 pub fn plan(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<Contents, PlanError> {
+    whole(intent, network, ids, clock).map(|(contents, _)| contents)
+}
+
+/// The plan, and the world that it was made in.
+pub(super) fn whole(
+    intent: &Intent,
+    network: &Network,
+    ids: &mut Ids,
+    clock: Clock,
+) -> Result<(Contents, World), PlanError> {
     ids.begin();
-    let drafted = draft(intent, network, ids, &clock);
+    let drafted = draft(intent, network, ids, clock);
     match &drafted {
-        Ok(contents) => ids.commit(contents),
+        Ok((contents, _)) => ids.commit(contents),
         Err(_) => ids.rollback(),
     }
     drafted
 }
 
-fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: &Clock) -> Result<Contents, PlanError> {
+fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<(Contents, World), PlanError> {
     let routing = Routing::new(network, ids);
     let mut to = Contents {
-        settings: settings(&intent.tuning, clock),
+        settings: settings(&intent.tuning, &clock),
         filter: BTreeMap::new(),
         rows: BTreeMap::new(),
-        next_hops: BTreeMap::new(),
+        next_hops: routing.next_hops.clone(),
         names: BTreeMap::new(),
         v4: Family { routes: routing.table(), ..Family::default() },
         v6: Family { routes: routing.table(), ..Family::default() },
         hooks: hooks(intent, network),
     };
-    let world = World::new(intent, network, &routing, clock);
-    services(intent, &world, ids, &mut to)?;
-    owned::unused(&intent.service_ranges, &routing.local, &mut to.v4)?;
-    owned::unused(&intent.service_ranges, &routing.local, &mut to.v6)?;
+    let world = World::new(intent, network, routing, clock);
+    services(&intent.services, &world, ids, &mut to)?;
+    owned::unused(&intent.service_ranges, &world.routing.local, &mut to.v4)?;
+    owned::unused(&intent.service_ranges, &world.routing.local, &mut to.v6)?;
     to.filter = owned::filter(&intent.service_ranges, &to.v4, &to.v6);
-    to.next_hops = routing.next_hops;
     to.settings.epoch = ids.epoch_of(&to);
-    fits(&intent.tuning.capacity, ids, &to)?;
-    Ok(to)
+    fits(&intent.tuning.capacity, ids, [Sizes::of(&to.v4), Sizes::of(&to.v6)])?;
+    Ok((to, world))
 }
 
 fn settings(tuning: &Tuning, clock: &Clock) -> Settings {
@@ -97,7 +106,7 @@ fn settings(tuning: &Tuning, clock: &Clock) -> Settings {
 }
 
 /// Every table has room, or nothing is planned.
-fn fits(capacity: &Capacity, ids: &Ids, to: &Contents) -> Result<(), PlanError> {
+pub(super) fn fits(capacity: &Capacity, ids: &Ids, families: [Sizes; 2]) -> Result<(), PlanError> {
     let check = |table, need: u64, capacity: u32| {
         let capacity = u64::from(capacity);
         if need > capacity { Err(PlanError::Full { table, need, capacity }) } else { Ok(()) }
@@ -106,16 +115,32 @@ fn fits(capacity: &Capacity, ids: &Ids, to: &Contents) -> Result<(), PlanError> 
     check("backends", ids.backends.need(), capacity.backends)?;
     check("next_hops", ids.next_hops.need(), capacity.next_hops)?;
     check("slots", u64::from(ids.rows.need()), capacity.slots)?;
-    fits_family(capacity, &to.v4, &check)?;
-    fits_family(capacity, &to.v6, &check)
+    for family in families {
+        check("services", family.services as u64, capacity.services)?;
+        check("owned", family.owned as u64, capacity.services)?;
+        check("routes", family.routes as u64, capacity.routes)?;
+    }
+    Ok(())
 }
 
-fn fits_family<A: Addr>(
-    capacity: &Capacity,
-    family: &Family<A>,
-    check: &impl Fn(&'static str, u64, u32) -> Result<(), PlanError>,
-) -> Result<(), PlanError> {
-    check("services", family.services.len() as u64, capacity.services)?;
-    check("owned", family.owned.len() as u64, capacity.services)?;
-    check("routes", family.routes.len() as u64, capacity.routes)
+/// Entries of a family's tables.
+pub(super) struct Sizes {
+    services: usize,
+    owned: usize,
+    routes: usize,
+}
+
+impl Sizes {
+    fn of<A: Addr>(family: &Family<A>) -> Self {
+        Sizes { services: family.services.len(), owned: family.owned.len(), routes: family.routes.len() }
+    }
+
+    /// Once one part of the family's tables is in place of another.
+    pub fn with<A: Addr>(family: &Family<A>, before: &Family<A>, after: &Family<A>) -> Self {
+        Sizes {
+            services: family.services.len() - before.services.len() + after.services.len(),
+            owned: family.owned.len() - before.owned.len() + after.owned.len(),
+            routes: family.routes.len(),
+        }
+    }
 }

@@ -14,7 +14,7 @@ use lb_common::table::{NextHop, Prefix};
 use lb_common::wire::{Addr, Mac};
 
 use super::ids::Ids;
-use crate::intent::{Link, Network};
+use crate::intent::{Address, Link, Network};
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +26,7 @@ pub(super) struct Way {
 }
 
 /// Routes of one family: by prefix length, then by the prefix's bits.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 struct Trie(BTreeMap<u32, HashMap<u128, Way>>);
 
 impl Trie {
@@ -63,21 +63,23 @@ fn is_routed(addr: IpAddr) -> bool {
     }
 }
 
-/// The whole of it.
-pub(super) struct Routing<'a> {
-    network: &'a Network,
-    links: HashMap<u32, &'a Link>,
+/// The whole of it. It owns its facts: single services are planned with it later.
+#[derive(Clone, Debug)]
+pub(super) struct Routing {
+    addresses: Vec<Address>,
+    /// Those that are up.
+    links: HashMap<u32, Link>,
     pub local: BTreeSet<IpAddr>,
     pub next_hops: BTreeMap<u32, NextHop>,
     v4: Trie,
     v6: Trie,
 }
 
-impl<'a> Routing<'a> {
-    pub fn new(network: &'a Network, ids: &mut Ids) -> Self {
+impl Routing {
+    pub fn new(network: &Network, ids: &mut Ids) -> Self {
         let mut routing = Routing {
-            network,
-            links: network.links.iter().filter(|l| l.up).map(|l| (l.index, l)).collect(),
+            addresses: network.addresses.clone(),
+            links: network.links.iter().filter(|l| l.up).map(|l| (l.index, l.clone())).collect(),
             local: network.addresses.iter().map(|a| a.net.addr()).collect(),
             next_hops: BTreeMap::from([
                 (NextHop::UNRESOLVED, NextHop { kind: NextHop::KERNEL, ..NextHop::default() }),
@@ -88,8 +90,8 @@ impl<'a> Routing<'a> {
         };
         let neighbours: HashMap<(u32, IpAddr), Mac> =
             network.neighbours.iter().filter_map(|n| Some(((n.link, n.addr), Mac(n.mac?)))).collect();
-        routing.add_routes(&neighbours, ids);
-        routing.add_neighbours(ids);
+        routing.add_routes(network, &neighbours, ids);
+        routing.add_neighbours(network, ids);
         routing.add_local();
         routing
     }
@@ -116,8 +118,7 @@ impl<'a> Routing<'a> {
         all.filter_map(|(len, bits, next_hop)| Some((prefix(len, bits)?, next_hop))).collect()
     }
 
-    fn add_routes(&mut self, neighbours: &HashMap<(u32, IpAddr), Mac>, ids: &mut Ids) {
-        let network = self.network;
+    fn add_routes(&mut self, network: &Network, neighbours: &HashMap<(u32, IpAddr), Mac>, ids: &mut Ids) {
         let mut best: BTreeMap<IpNet, (u32, u32, Option<IpAddr>, Option<IpAddr>)> = BTreeMap::new();
         // The kernel lists connected prefixes as routes, too, with their true metric: that counts.
         let connected = network.addresses.iter().map(|a| (a.net.trunc(), (u32::MAX, a.link, None, Some(a.net.addr()))));
@@ -139,9 +140,9 @@ impl<'a> Routing<'a> {
         }
     }
 
-    fn add_neighbours(&mut self, ids: &mut Ids) {
+    fn add_neighbours(&mut self, network: &Network, ids: &mut Ids) {
         let mut found = Vec::new();
-        for n in &self.network.neighbours {
+        for n in &network.neighbours {
             let (Some(mac), true) = (n.mac, is_routed(n.addr)) else { continue };
             let trie = if n.addr.is_ipv4() { &self.v4 } else { &self.v6 };
             if let Some((_, way)) = trie.find(n.addr)
@@ -158,7 +159,8 @@ impl<'a> Routing<'a> {
     }
 
     fn add_local(&mut self) {
-        for a in &self.network.addresses {
+        for i in 0..self.addresses.len() {
+            let a = &self.addresses[i];
             let addr = a.net.addr();
             if self.links.contains_key(&a.link) && is_routed(addr) {
                 let way = Way { next_hop: NextHop::HOST, link: a.link, gateway: None, source: Some(addr) };
@@ -168,7 +170,7 @@ impl<'a> Routing<'a> {
     }
 
     fn next_hop(&mut self, link: u32, dst: Mac, ids: &mut Ids) -> u32 {
-        let Some(&link) = self.links.get(&link) else { return NextHop::UNRESOLVED };
+        let Some(link) = self.links.get(&link) else { return NextHop::UNRESOLVED };
         let Some(src) = link.mac else { return NextHop::UNRESOLVED };
         let (index, _) = ids.next_hops.number((link.index, dst));
         let flags = if link.xdp_transmit { NextHop::XDP } else { 0 };
@@ -179,21 +181,19 @@ impl<'a> Routing<'a> {
 
     /// This node's address towards `to`, which `way` leads to.
     pub fn source(&self, to: IpAddr, way: Option<&Way>) -> Option<IpAddr> {
-        let same_family =
-            |a: &&crate::intent::Address| a.net.addr().is_ipv4() == to.is_ipv4() && is_routed(a.net.addr());
+        let same_family = |a: &&Address| a.net.addr().is_ipv4() == to.is_ipv4() && is_routed(a.net.addr());
         if let Some(way) = way {
             if let Some(source) = way.source.filter(|s| s.is_ipv4() == to.is_ipv4()) {
                 return Some(source);
             }
-            let on_link = || self.network.addresses.iter().filter(|a| a.link == way.link).filter(same_family);
-            let near = |a: &&crate::intent::Address| {
-                a.net.contains(&to) || way.gateway.is_some_and(|gateway| a.net.contains(&gateway))
-            };
+            let on_link = || self.addresses.iter().filter(|a| a.link == way.link).filter(same_family);
+            let near =
+                |a: &&Address| a.net.contains(&to) || way.gateway.is_some_and(|gateway| a.net.contains(&gateway));
             if let Some(a) = on_link().find(near).or_else(|| on_link().next()) {
                 return Some(a.net.addr());
             }
         }
-        let up = self.network.addresses.iter().filter(|a| self.links.contains_key(&a.link)).filter(same_family);
+        let up = self.addresses.iter().filter(|a| self.links.contains_key(&a.link)).filter(same_family);
         up.map(|a| a.net.addr()).find(|a| !a.is_loopback())
     }
 }

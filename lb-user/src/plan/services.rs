@@ -22,9 +22,10 @@ use super::routing::Routing;
 use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
 
 /// What all services are planned with.
-pub(super) struct World<'a> {
-    pub routing: &'a Routing<'a>,
-    pub clock: &'a Clock,
+#[derive(Clone, Debug)]
+pub(super) struct World {
+    pub routing: Routing,
+    pub clock: Clock,
     /// Addresses at which node ports are reached.
     pub node_addresses: Vec<IpAddr>,
     /// Links that lead to other hosts.
@@ -33,8 +34,8 @@ pub(super) struct World<'a> {
     pub inside_links: Vec<u32>,
 }
 
-impl<'a> World<'a> {
-    pub fn new(intent: &Intent, network: &Network, routing: &'a Routing<'a>, clock: &'a Clock) -> Self {
+impl World {
+    pub fn new(intent: &Intent, network: &Network, routing: Routing, clock: Clock) -> Self {
         let links = |wanted: fn(Role<'_>) -> bool| -> Vec<u32> {
             network.links.iter().filter(|l| wanted(role(intent, l))).map(|l| l.index).collect()
         };
@@ -54,26 +55,35 @@ fn is_link_local(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V6(a) if a.is_unicast_link_local())
 }
 
-/// Adds all services to the contents.
-pub(super) fn services(intent: &Intent, world: &World, ids: &mut Ids, to: &mut Contents) -> Result<(), PlanError> {
-    for port in &intent.services {
+/// Adds services to the contents.
+pub(super) fn services<'a>(
+    ports: impl IntoIterator<Item = &'a ServicePort>,
+    world: &World,
+    ids: &mut Ids,
+    to: &mut Contents,
+) -> Result<(), PlanError> {
+    for port in ports {
         check(port)?;
         let (v4, v6) = (keys(port, world), keys(port, world));
         if v4.is_empty() && v6.is_empty() {
             continue;
         }
         let full_name = port.full_name();
-        let name = Name::new(&full_name);
-        let (id, first_time) = ids.services.number((name, port.protocol.number()));
+        let (id, first_time) = ids.services.number(number_key(port));
         if !first_time {
             return Err(PlanError::Duplicate { service: full_name });
         }
-        to.names.insert(id, name);
+        to.names.insert(id, Name::new(&full_name));
         let Contents { v4: family4, v6: family6, rows, names, .. } = to;
         family(port, id, v4, world, ids, family4, rows, names)?;
         family(port, id, v6, world, ids, family6, rows, names)?;
     }
     Ok(())
+}
+
+/// What a service port has its number by.
+pub(super) fn number_key(port: &ServicePort) -> (Name, u8) {
+    (Name::new(&port.full_name()), port.protocol.number())
 }
 
 /// SCTP ports stay as they are: their checksum covers them.

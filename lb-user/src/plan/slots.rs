@@ -60,6 +60,18 @@ impl Rows {
         (first, row)
     }
 
+    /// The draft was of these services alone, before and after.
+    pub fn commit_part(&mut self, services: impl Iterator<Item = u32>) {
+        for key in services.flat_map(|id| [(id, false), (id, true)]) {
+            if !self.seen.contains(&key)
+                && let Some(placed) = self.current.remove(&key)
+            {
+                self.retired.push((placed.first, placed.row.len() as u32));
+            }
+        }
+        self.current.extend(self.fresh.drain(..));
+    }
+
     pub fn commit(&mut self) {
         let (seen, retired) = (&self.seen, &mut self.retired);
         self.current.retain(|key, placed| {

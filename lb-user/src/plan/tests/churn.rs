@@ -37,7 +37,7 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
-fn services() -> impl Strategy<Value = Vec<ServicePort>> {
+pub fn services() -> impl Strategy<Value = Vec<ServicePort>> {
     let all = (0..4usize).map(|i| {
         let addresses = vec![format!("172.28.0.{i}"), format!("192.168.20.10{i}"), format!("fd28::{i}")];
         let rest =
@@ -53,7 +53,7 @@ fn services() -> impl Strategy<Value = Vec<ServicePort>> {
     all.collect::<Vec<_>>().prop_map(|all| all.into_iter().flatten().collect())
 }
 
-fn networks() -> impl Strategy<Value = Network> {
+pub fn networks() -> impl Strategy<Value = Network> {
     let full = network();
     let neighbours = subsequence(full.neighbours.clone(), 0..=full.neighbours.len());
     let routes = subsequence(
@@ -91,7 +91,7 @@ fn rounds() -> impl Strategy<Value = Vec<Round>> {
 }
 
 /// Applies as much as goes; true if all of it went.
-fn apply(model: &mut Model, ops: &[Op], fails_at: Option<usize>) -> bool {
+pub fn apply(model: &mut Model, ops: &[Op], fails_at: Option<usize>) -> bool {
     for (i, op) in ops.iter().enumerate() {
         if fails_at == Some(i) {
             return false;

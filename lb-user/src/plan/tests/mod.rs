@@ -2,6 +2,7 @@
 
 mod churn;
 mod plan;
+mod update;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

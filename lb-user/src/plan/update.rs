@@ -1,0 +1,309 @@
+//! The plan kept, so that a change of a few services costs these few.
+//!
+//! Contents are the sum of what each service has (its keys, backends, rows, name), of what the
+//! ranges hold and of the network's part. A change plans the changed services alone, cuts their
+//! part out of the contents, and [`diff()`]s part against part: the order of operations is the same.
+//! Invariant: contents, ids and operations are those of [`super::plan()`] and [`diff()`] over the
+//! whole; only the deadlines of services that stay are not corrected where the clocks drift.
+//! Not here: changes of the network or of anything else that is wished for. They need a new plan.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::SystemTime;
+
+use lb_common::table::filter::BITS;
+use lb_common::table::{Owned, Prefix, ServiceKey};
+use lb_common::wire::{Addr, Be16, Ip4, Ip6};
+
+use super::contents::{Contents, Family, Op};
+use super::diff::diff;
+use super::error::PlanError;
+use super::ids::Ids;
+use super::owned;
+use super::plan::{Clock, Sizes, fits, whole};
+use super::services::{World, number_key, services};
+use crate::intent::{Capacity, EndpointState, Intent, Network, ServicePort, ServiceRange};
+
+/// A plan, and what it takes to change it service by service.
+#[derive(Clone, Debug)]
+pub struct Planned {
+    contents: Contents,
+    world: World,
+    capacity: Capacity,
+    /// How many need each bit of the filter.
+    needed: Vec<u32>,
+    v4: Parts<Ip4>,
+    v6: Parts<Ip6>,
+    leaving: Leaving,
+}
+
+/// Which entries of a family are whose.
+#[derive(Clone, Debug)]
+struct Parts<A: Addr> {
+    /// By service id.
+    of: HashMap<u32, Part<A>>,
+    /// What is owned where no service has it.
+    unused: BTreeMap<Prefix<A>, Owned>,
+}
+
+#[derive(Clone, Debug)]
+struct Part<A: Addr> {
+    keys: Vec<ServiceKey<A>>,
+    backends: Vec<u32>,
+}
+
+/// Ends of draining, each with its service's namespace and name.
+#[derive(Clone, Debug, Default)]
+struct Leaving(BTreeSet<(SystemTime, String, String)>);
+
+impl Planned {
+    /// Plans everything, as [`super::plan()`] does.
+    pub fn new(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<Self, PlanError> {
+        let (contents, world) = whole(intent, network, ids, clock)?;
+        let v4 = Parts::new(&contents.v4, &intent.service_ranges, &world)?;
+        let v6 = Parts::new(&contents.v6, &intent.service_ranges, &world)?;
+        let mut needed = vec![0; BITS as usize];
+        let mut bits = owned::bits(&contents.v4, &contents.v6);
+        owned::ranges_bits(&intent.service_ranges, &mut bits);
+        bits.into_iter().for_each(|bit| needed[bit as usize] += 1);
+        let mut leaving = Leaving::default();
+        leaving.add(&intent.services, clock.now);
+        Ok(Planned { contents, world, capacity: intent.tuning.capacity, needed, v4, v6, leaving })
+    }
+
+    pub fn contents(&self) -> &Contents {
+        &self.contents
+    }
+
+    /// When the next leaving endpoint's time is up, if any leaves.
+    pub fn next_deadline(&self) -> Option<SystemTime> {
+        self.leaving.0.first().map(|(until, ..)| *until)
+    }
+
+    /// Namespaces and names of the services with endpoints whose time is up.
+    pub fn due(&self, now: SystemTime) -> BTreeSet<(String, String)> {
+        let due = self.leaving.0.iter().take_while(|(until, ..)| *until <= now);
+        due.map(|(_, namespace, name)| (namespace.clone(), name.clone())).collect()
+    }
+
+    /// The operations that lead to the same plan with the ports `now` in place of `was`; each the
+    /// ports of whole services, in the wish's order, those that are [`Planned::due`] among both.
+    /// An error leaves everything as it was.
+    pub fn update(
+        &mut self,
+        was: &[&ServicePort],
+        now: &[&ServicePort],
+        ids: &mut Ids,
+        clock: Clock,
+    ) -> Result<Vec<Op>, PlanError> {
+        self.world.clock = clock;
+        let mut before = self.part(was, ids);
+        ids.begin_part(&before);
+        let mut after = match self.draft(now, &mut before, ids) {
+            Ok(after) => after,
+            Err(error) => {
+                ids.rollback();
+                return Err(error);
+            }
+        };
+        ids.commit_part(&before, &after);
+        self.count_bits(&mut before, &mut after);
+        let ops = diff(&before, &after);
+        self.leaving.remove(was.iter().copied());
+        self.leaving.add(now.iter().copied(), clock.now);
+        self.exchange(before, after);
+        Ok(ops)
+    }
+
+    /// Contents without services, so that only these differ.
+    fn empty(&self) -> Contents {
+        Contents {
+            settings: self.contents.settings,
+            filter: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            names: BTreeMap::new(),
+            v4: Family::default(),
+            v6: Family::default(),
+            hooks: BTreeMap::new(),
+        }
+    }
+
+    /// What these services have now.
+    fn part(&self, ports: &[&ServicePort], ids: &Ids) -> Contents {
+        let mut part = self.empty();
+        for id in ports.iter().filter_map(|port| ids.services.find(&number_key(port))) {
+            if let Some(name) = self.contents.names.get(&id) {
+                part.names.insert(id, *name);
+                self.v4.copy(id, &self.contents.v4, &mut part.v4);
+                self.v6.copy(id, &self.contents.v6, &mut part.v6);
+            }
+        }
+        let placed = part.v4.services.values().chain(part.v6.services.values()).filter(|s| s.count > 0);
+        for first in placed.map(|s| s.first) {
+            if let Some(row) = self.contents.rows.get(&first) {
+                part.rows.insert(first, row.clone());
+            }
+        }
+        part
+    }
+
+    /// What these services shall have, in place of `before`.
+    fn draft(&self, ports: &[&ServicePort], before: &mut Contents, ids: &mut Ids) -> Result<Contents, PlanError> {
+        let mut after = self.empty();
+        services(ports.iter().copied(), &self.world, ids, &mut after)?;
+        self.alone(&self.contents.v4, &before.v4, &after, &after.v4)?;
+        self.alone(&self.contents.v6, &before.v6, &after, &after.v6)?;
+        self.v4.own(&self.contents.v4, &mut before.v4, &mut after.v4);
+        self.v6.own(&self.contents.v6, &mut before.v6, &mut after.v6);
+        let v4 = Sizes::with(&self.contents.v4, &before.v4, &after.v4);
+        let v6 = Sizes::with(&self.contents.v6, &before.v6, &after.v6);
+        fits(&self.capacity, ids, [v4, v6])?;
+        Ok(after)
+    }
+
+    /// No service that stays is reached where one of the new ones is.
+    fn alone<A: Addr>(
+        &self,
+        all: &Family<A>,
+        before: &Family<A>,
+        names: &Contents,
+        after: &Family<A>,
+    ) -> Result<(), PlanError> {
+        for (key, service) in &after.services {
+            if let Some(other) = all.services.get(key).filter(|_| !before.services.contains_key(key)) {
+                let name = |c: &Contents, id| c.names.get(&id).map_or(String::new(), |n| n.as_str().to_owned());
+                return Err(PlanError::Conflict {
+                    addr: key.addr.to_ip(),
+                    port: key.port.get(),
+                    proto: key.proto,
+                    first: name(&self.contents, other.id),
+                    second: name(names, service.id),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts who needs which bit, and adds the words that this bears on to both parts.
+    fn count_bits(&mut self, before: &mut Contents, after: &mut Contents) {
+        let (old, new) = (owned::bits(&before.v4, &before.v6), owned::bits(&after.v4, &after.v6));
+        old.iter().for_each(|&bit| self.needed[bit as usize] -= 1);
+        new.iter().for_each(|&bit| self.needed[bit as usize] += 1);
+        for index in old.iter().chain(&new).map(|bit| bit / 64) {
+            if let Some(&word) = self.contents.filter.get(&index) {
+                before.filter.insert(index, word);
+            }
+            let first = index as usize * 64;
+            let word = (0..64).filter(|bit| self.needed[first + bit] > 0).fold(0, |word, bit| word | 1 << bit);
+            if word != 0 {
+                after.filter.insert(index, word);
+            }
+        }
+    }
+
+    /// Puts one part in place of another.
+    fn exchange(&mut self, before: Contents, after: Contents) {
+        let Contents { filter, rows, names, v4, v6, .. } = &mut self.contents;
+        before.names.keys().for_each(|id| {
+            self.v4.of.remove(id);
+            self.v6.of.remove(id);
+        });
+        self.v4.note(&after.v4);
+        self.v6.note(&after.v6);
+        exchange(filter, before.filter, after.filter);
+        exchange(rows, before.rows, after.rows);
+        exchange(names, before.names, after.names);
+        exchange_family(v4, before.v4, after.v4);
+        exchange_family(v6, before.v6, after.v6);
+    }
+}
+
+fn exchange<K: Ord, V>(table: &mut BTreeMap<K, V>, before: BTreeMap<K, V>, after: BTreeMap<K, V>) {
+    for key in before.keys().filter(|key| !after.contains_key(key)) {
+        table.remove(key);
+    }
+    // Not `append`, which would go through all of the table.
+    for (key, value) in after {
+        table.insert(key, value);
+    }
+}
+
+fn exchange_family<A: Addr>(family: &mut Family<A>, before: Family<A>, after: Family<A>) {
+    exchange(&mut family.services, before.services, after.services);
+    exchange(&mut family.backends, before.backends, after.backends);
+    exchange(&mut family.owned, before.owned, after.owned);
+}
+
+impl<A: Addr> Parts<A> {
+    fn new(family: &Family<A>, ranges: &[ServiceRange], world: &World) -> Result<Self, PlanError> {
+        let mut ranges_alone = Family::default();
+        owned::unused(ranges, &world.routing.local, &mut ranges_alone)?;
+        let mut parts = Parts { of: HashMap::new(), unused: ranges_alone.owned };
+        parts.note(family);
+        Ok(parts)
+    }
+
+    /// Notes whose everything in there is.
+    fn note(&mut self, family: &Family<A>) {
+        let none = || Part { keys: Vec::new(), backends: Vec::new() };
+        for (key, service) in &family.services {
+            self.of.entry(service.id).or_insert_with(none).keys.push(*key);
+        }
+        for (&id, backend) in &family.backends {
+            self.of.entry(backend.service).or_insert_with(none).backends.push(id);
+        }
+    }
+
+    /// Copies what a service has.
+    fn copy(&self, service: u32, from: &Family<A>, to: &mut Family<A>) {
+        let Some(part) = self.of.get(&service) else { return };
+        for key in &part.keys {
+            to.services.extend(from.services.get(key).map(|&service| (*key, service)));
+            let prefix = Prefix { len: A::BITS, addr: key.addr };
+            let vip = from.owned.get(&prefix).filter(|owned| owned.kind == Owned::VIP);
+            to.owned.extend(vip.map(|&owned| (prefix, owned)));
+        }
+        to.backends.extend(part.backends.iter().filter_map(|&id| Some((id, *from.backends.get(&id)?))));
+    }
+
+    /// Adds what stands for an address that only one of the parts has: another service's, a range's.
+    fn own(&self, all: &Family<A>, before: &mut Family<A>, after: &mut Family<A>) {
+        let prefixes: BTreeSet<Prefix<A>> = before.owned.keys().chain(after.owned.keys()).copied().collect();
+        for prefix in prefixes {
+            before.owned.extend(all.owned.get(&prefix).map(|&owned| (prefix, owned)));
+            if after.owned.contains_key(&prefix) {
+                continue;
+            }
+            let first = ServiceKey { addr: prefix.addr, port: Be16::new(0), proto: 0, pad: 0 };
+            let mut there = all.services.range(first..).take_while(|(key, _)| key.addr == prefix.addr);
+            if there.any(|(key, _)| !before.services.contains_key(key)) {
+                after.owned.insert(prefix, Owned { kind: Owned::VIP });
+            } else {
+                after.owned.extend(self.unused.get(&prefix).map(|&owned| (prefix, owned)));
+            }
+        }
+    }
+}
+
+impl Leaving {
+    fn of<'a>(ports: impl IntoIterator<Item = &'a ServicePort>) -> impl Iterator<Item = (SystemTime, &'a ServicePort)> {
+        ports.into_iter().flat_map(|port| {
+            port.endpoints.iter().filter_map(move |endpoint| match endpoint.state {
+                EndpointState::Draining { until } => Some((until, port)),
+                EndpointState::Ready => None,
+            })
+        })
+    }
+
+    /// What is over has gone with the plan.
+    fn add<'a>(&mut self, ports: impl IntoIterator<Item = &'a ServicePort>, now: SystemTime) {
+        let ends = Leaving::of(ports).filter(|(until, _)| *until > now);
+        self.0.extend(ends.map(|(until, port)| (until, port.namespace.clone(), port.name.clone())));
+    }
+
+    fn remove<'a>(&mut self, ports: impl IntoIterator<Item = &'a ServicePort>) {
+        for (until, port) in Leaving::of(ports) {
+            self.0.remove(&(until, port.namespace.clone(), port.name.clone()));
+        }
+    }
+}
