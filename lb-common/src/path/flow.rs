@@ -42,7 +42,9 @@ pub fn find<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bo
     // when we looked and is no longer in the second: it is in the first now. A SYN is of none such.
     let opens = parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
     let established = || tables.flow(FlowSet::Established, &parsed.key);
-    if work.next != Next::Unknown as u32 && let Some(flow) = established() {
+    if work.next != Next::Unknown as u32
+        && let Some(flow) = established()
+    {
         *hit = Hit { set: FlowSet::Established, flow };
     } else if let Some(flow) = tables.flow(FlowSet::HalfOpen, &parsed.key) {
         *hit = Hit { set: FlowSet::HalfOpen, flow };
