@@ -8,8 +8,8 @@ use core::ptr::from_ref;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes,
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
+    bpf_xdp_adjust_tail,
 };
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
@@ -138,9 +138,7 @@ impl Packet for Skb {
     #[inline(always)]
     fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
         // SAFETY: the program's own context, and a value without padding on the stack.
-        rewritten(unsafe {
-            bpf_skb_store_bytes(self.0, offset, from_ref(&value).cast(), size_of::<T>() as u32, 0)
-        })
+        rewritten(unsafe { bpf_skb_store_bytes(self.0, offset, from_ref(&value).cast(), size_of::<T>() as u32, 0) })
     }
 
     #[inline(always)]

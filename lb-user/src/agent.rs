@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use aya_log::EbpfLogger;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -93,8 +93,10 @@ async fn start(options: &Options) -> Result<()> {
         sweeper: Sweeper::default(),
         repaired: 0,
     };
+    // Before it says that it is ready: whoever waits for that may end it at once.
+    let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     block_in_place(|| agent.first())?;
-    agent.serve(watch, network_by).await
+    agent.serve(watch, network_by, stop).await
 }
 
 /// The data plane's own lines, where the object has any.
@@ -173,8 +175,12 @@ impl Agent {
         Ok(())
     }
 
-    async fn serve(&mut self, mut watch: Watch, mut network: watch::Receiver<Network>) -> Result<()> {
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    async fn serve(
+        &mut self,
+        mut watch: Watch,
+        mut network: watch::Receiver<Network>,
+        [mut terminate, mut interrupt]: [Signal; 2],
+    ) -> Result<()> {
         let (mut sweep, mut prune) = (interval(SWEEP), interval(PRUNE));
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         prune.set_missed_tick_behavior(MissedTickBehavior::Delay);

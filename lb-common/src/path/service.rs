@@ -68,7 +68,7 @@ fn try_open<A: Ip, T: Tables<A>>(
     // this node sends itself has an address of ours already, but of the way to the service, which
     // may not be the one that the backend answers on.
     let remote = backend.flags & Backend::<A>::REMOTE != 0;
-    let same_link = hop.kind == NextHop::LINK && hop.ifindex == context.at.ifindex;
+    let same_link = backend.link == context.at.ifindex;
     let itself = parsed.key.src == backend.addr;
     let snat = if own { remote && parsed.key.src != backend.snat } else { remote || same_link || itself };
     insert(hit, &parsed.key, context, &backend, snat)?;

@@ -49,7 +49,9 @@ plain! {
         pub weight: u32,
         /// Draining: the tick at which its remaining connections are ended; 0 = none.
         pub deadline: u32,
-    } v4 = 28, v6 = 52
+        /// The link that it is on, also while its neighbour isn't resolved; 0 = this node, or no route.
+        pub link: u32,
+    } v4 = 32, v6 = 56
 }
 
 impl<A: Addr> Backend<A> {

@@ -207,5 +207,6 @@ fn backend<A: Addr>(endpoint: &Endpoint, service: u32, deadline: Option<u32>, wo
         next_hop: if local { NextHop::HOST } else { way.map_or(NextHop::UNRESOLVED, |way| way.next_hop) },
         weight: endpoint.weight.max(1),
         deadline: deadline.unwrap_or(0),
+        link: if local { 0 } else { way.map_or(0, |way| way.link) },
     })
 }

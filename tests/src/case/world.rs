@@ -274,7 +274,8 @@ impl World {
 
     fn backend<A: Addr>(&self, line: &BackendLine, service: u32) -> Built<Backend<A>> {
         let host = self.names().resolve(&line.at.host)?;
-        let source = self.neighbour(host).and_then(|(link, _)| link.addr).and_then(A::from_ip);
+        let link = self.neighbour(host).map(|(link, _)| link);
+        let source = link.and_then(|link| link.addr).and_then(A::from_ip);
         Ok(Backend {
             addr: self.addr(&line.at.host)?,
             snat: source.or_else(|| self.addr("node").ok()).unwrap_or_default(),
@@ -285,6 +286,7 @@ impl World {
             next_hop: self.hop_index(&line.at.host)?,
             weight: 1,
             deadline: 0,
+            link: link.map_or(0, |link| link.index),
         })
     }
 
