@@ -45,8 +45,10 @@ reasons! {
         SnatPortsExhausted = "snat_ports_exhausted",
         /// the service's slot names a backend that is not there
         StaleSlot = "stale_slot",
-        /// the half-open table took no entry
-        HalfOpenFull = "half_open_full",
+        /// no room in the flow table for a new connection: both its places are full of answered ones
+        FlowTableFull = "flow_table_full",
+        /// a TCP RST of no connection, whose sender's translated port is not known any more
+        StrayReset = "stray_reset",
         /// our ICMP errors exceed their rate
         IcmpRateLimited = "icmp_rate_limited",
         /// an ICMP error about a connection of ours quotes too little of the packet
@@ -61,8 +63,8 @@ reasons! {
 reasons! {
     /// What happened to packets that were delivered, where somebody will want to know.
     Note {
-        /// the established table is full: the connection stays in the half-open table, where it can be pushed out
-        FlowTableFull = "flow_table_full",
+        /// no room in the flow table for the other direction of a connection that is answered now: it can still be pushed out
+        Unprotected = "unprotected",
         /// a TCP packet of an unknown connection was taken over in mid-stream
         MidStream = "mid_stream",
         /// the next hop was not resolved: the kernel forwarded the packet

@@ -1,24 +1,18 @@
 //! What the path may ask of the world.
 //!
 //! Three implementations: maps (the kernel), `Fake` (tests, simulation), a read-only view of the
-//! live maps. All values are handed over by copy; a change names the field it changes, so that two
-//! CPUs that hold the same entry never undo each other's change of another field.
+//! live maps. All values are handed over by copy. Connections alone are reached by reference, by the
+//! operations of [`crate::flow_table`], which know that others write at the same time.
 
 use crate::drop::Note;
+use crate::flow_table::FlowTable;
+use crate::path::parse::Ip;
+use crate::path::{Context, Work, service};
 use crate::table::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, NextHop, Owned, Put, Service,
-    ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, NextHop, Owned, Service, ServiceKey, Settings,
 };
+use crate::verdict::{Arrival, Outcome};
 use crate::wire::Addr;
-
-/// Why an entry was not put into a table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PutError {
-    /// [`Put::New`], and the key is there.
-    Exists,
-    /// No room.
-    Full,
-}
 
 /// Tables that know no address family.
 pub trait Common {
@@ -38,7 +32,7 @@ pub trait Common {
 }
 
 /// Tables of one address family.
-pub trait Tables<A: Addr>: Common {
+pub trait Tables<A: Addr>: Common + FlowTable<A> {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
     fn backend(&self, id: u32) -> Option<Backend<A>>;
     /// The next hop on the longest matching route.
@@ -46,15 +40,14 @@ pub trait Tables<A: Addr>: Common {
     /// What an address of ours is.
     fn owned(&self, addr: A) -> Option<Owned>;
 
-    fn flow(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>>;
-    fn flow_put(&self, set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>, put: Put) -> Result<(), PutError>;
-    /// Sets [`Flow::last`].
-    fn flow_touch(&self, set: FlowSet, key: &FlowKey<A>, last: u32);
-    /// Sets [`Flow::state`].
-    fn flow_state(&self, set: FlowSet, key: &FlowKey<A>, state: u8);
-    /// Sets [`Flow::next_hop`] and [`Flow::epoch`].
-    fn flow_next_hop(&self, set: FlowSet, key: &FlowKey<A>, next_hop: u32, epoch: u16);
-    fn flow_delete(&self, set: FlowSet, key: &FlowKey<A>);
+    /// [`service::open`], which the kernel makes a function of its own.
+    fn open(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        service::open(work, &Context { tables: self, at }, outcome)
+    }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity>;
     fn affinity_put(&self, key: &AffinityKey<A>, affinity: &Affinity);

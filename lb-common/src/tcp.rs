@@ -8,18 +8,18 @@ use crate::wire::header::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 pub const NEW: u8 = 0;
 /// TCP: the backend has answered SYN with SYN-ACK; the client has not confirmed.
 pub const ANSWERED: u8 = 1;
-/// Both sides have proven that they are there.
-pub const ESTABLISHED: u8 = 2;
-/// TCP: the client has sent FIN.
-pub const FIN_CLIENT: u8 = 3;
-/// TCP: the backend has sent FIN.
-pub const FIN_BACKEND: u8 = 4;
-/// TCP: FIN both ways; a new SYN starts a new connection.
-pub const CLOSED: u8 = 5;
-/// TCP: RST; the entries go at once.
-pub const RESET: u8 = 6;
 /// TCP: taken over in mid-stream, not answered yet.
-pub const MID_STREAM: u8 = 7;
+pub const MID_STREAM: u8 = 2;
+/// Both sides have proven that they are there: this state and those above.
+pub const ESTABLISHED: u8 = 3;
+/// TCP: the client has sent FIN.
+pub const FIN_CLIENT: u8 = 4;
+/// TCP: the backend has sent FIN.
+pub const FIN_BACKEND: u8 = 5;
+/// TCP: FIN both ways; a new SYN starts a new connection.
+pub const CLOSED: u8 = 6;
+/// TCP: RST; the entries go at once.
+pub const RESET: u8 = 7;
 
 /// The state after a TCP packet. `reply`: from the backend.
 #[inline(always)]
@@ -48,6 +48,18 @@ fn fin(state: u8, reply: bool, flags: u8) -> u8 {
         (FIN_CLIENT, true) | (FIN_BACKEND, false) => CLOSED,
         _ => state,
     }
+}
+
+/// Whether both sides have proven that they are there.
+#[inline(always)]
+pub const fn answered(state: u8) -> bool {
+    state >= ESTABLISHED
+}
+
+/// Whether a connection of this state may not be pushed out by another: it is answered, and has not ended.
+#[inline(always)]
+pub const fn protected(state: u8) -> bool {
+    matches!(state, ESTABLISHED | FIN_CLIENT | FIN_BACKEND)
 }
 
 /// The name in listings.

@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 
+mod flows;
 mod maps;
 mod packet;
 mod tables;

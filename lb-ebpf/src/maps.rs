@@ -6,11 +6,12 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::drop::{Drop, Note};
+use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::path::Scratch;
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Name, NextHop, Owned, Service,
-    ServiceKey, Settings, filter,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Service, ServiceKey,
+    Settings, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -19,8 +20,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 const SERVICE_COUNT: u32 = 16_384;
 const BACKEND_COUNT: u32 = 65_536;
-const FLOW_COUNT: u32 = 262_144;
-const HALF_COUNT: u32 = 65_536;
+const FLOW_SLOTS: u32 = 524_288;
 const ROUTE_COUNT: u32 = 65_536;
 
 /// The agent writes, every packet reads; never full.
@@ -58,17 +58,16 @@ pub static ROUTES6: LpmTrie<Ip6, u32> = LpmTrie::with_max_entries(ROUTE_COUNT, B
 #[map]
 pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
 
-/// Answered connections: packets write and read, the agent sweeps; full: a connection stays in the
-/// half-open table (noted as `flow_table_full`). Nothing is ever pushed out of here.
+/// Connections: packets write and read, the agent sweeps, all by the
+/// operations of `lb_common::flow_table`; full: unanswered connections go first, then new ones are dropped.
 #[map]
-pub static FLOWS4: HashMap<FlowKey<Ip4>, Flow<Ip4>> = HashMap::with_max_entries(FLOW_COUNT, 0);
+pub static FLOWS4: Array<Entry<Ip4>> = Array::with_max_entries(FLOW_SLOTS, BPF_F_MMAPABLE);
 #[map]
-pub static FLOWS6: HashMap<FlowKey<Ip6>, Flow<Ip6>> = HashMap::with_max_entries(FLOW_COUNT, 0);
-/// Connections not answered yet: packets write and read, the agent sweeps; full: the least recently used goes.
+pub static FLOWS6: Array<Entry<Ip6>> = Array::with_max_entries(FLOW_SLOTS, BPF_F_MMAPABLE);
+/// The random numbers of the flow tables' hash: the agent draws them once, when the tables are made,
+/// and hands them to the programs as constants; user space alone reads them here.
 #[map]
-pub static HALF4: LruHashMap<FlowKey<Ip4>, Flow<Ip4>> = LruHashMap::with_max_entries(HALF_COUNT, 0);
-#[map]
-pub static HALF6: LruHashMap<FlowKey<Ip6>, Flow<Ip6>> = LruHashMap::with_max_entries(HALF_COUNT, 0);
+pub static FLOW_HASH: Array<[u64; MULTIPLIERS]> = Array::with_max_entries(1, 0);
 /// Clients bound to backends: new connections write and read; full: the least recently used goes.
 #[map]
 pub static AFFINITY4: LruHashMap<AffinityKey<Ip4>, Affinity> = LruHashMap::with_max_entries(65_536, 0);

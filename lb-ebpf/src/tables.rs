@@ -1,27 +1,26 @@
 //! The engine's questions, answered by the kernel's maps.
 //!
-//! Invariant: values leave by copy; a change writes the one field it names. Other CPUs and the agent
-//! write the same entries: a torn read of a counter or time is harmless, and an entry's addresses and
-//! ports never change after its insertion.
+//! Invariant: values leave by copy, but for the flow table's, whose operations know that other CPUs and
+//! the agent write the same entries.
 
-use core::ptr::{read_volatile, write_volatile};
+use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::drop::Note;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, NextHop, Owned, Put, Service,
-    ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, NextHop, Owned, Service, ServiceKey, Settings,
 };
-use lb_common::tables::{Common, PutError, Tables};
-use lb_common::wire::{Addr, Ip4, Ip6};
+use lb_common::path::Work;
+use lb_common::tables::{Common, Tables};
+use lb_common::verdict::{Arrival, Outcome};
+use lb_common::wire::{Ip4, Ip6};
 
+use crate::flows::InArrays;
 use crate::maps;
 
 const BPF_ANY: u64 = 0;
-const BPF_NOEXIST: u64 = 1;
-const EEXIST: i32 = -17;
 
 /// The live maps.
 pub struct Kernel;
@@ -34,13 +33,11 @@ pub fn now() -> u32 {
 }
 
 /// The maps of one address family.
-pub trait Family: Addr {
+pub trait Family: InArrays {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service>;
     const BACKENDS: &'static Array<Backend<Self>>;
     const OWNED: &'static LpmTrie<Self, Owned>;
     const ROUTES: &'static LpmTrie<Self, u32>;
-    const FLOWS: &'static HashMap<FlowKey<Self>, Flow<Self>>;
-    const HALF: &'static LruHashMap<FlowKey<Self>, Flow<Self>>;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts>;
 }
@@ -50,8 +47,6 @@ impl Family for Ip4 {
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS4;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED4;
     const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES4;
-    const FLOWS: &'static HashMap<FlowKey<Self>, Flow<Self>> = &maps::FLOWS4;
-    const HALF: &'static LruHashMap<FlowKey<Self>, Flow<Self>> = &maps::HALF4;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS4;
 }
@@ -61,8 +56,6 @@ impl Family for Ip6 {
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS6;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED6;
     const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES6;
-    const FLOWS: &'static HashMap<FlowKey<Self>, Flow<Self>> = &maps::FLOWS6;
-    const HALF: &'static LruHashMap<FlowKey<Self>, Flow<Self>> = &maps::HALF6;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS6;
 }
@@ -145,20 +138,6 @@ impl Common for Kernel {
     }
 }
 
-/// A pointer to a flow's entry, in whichever table.
-#[inline(always)]
-fn entry<A: Family>(set: FlowSet, key: &FlowKey<A>) -> Option<*mut Flow<A>> {
-    match set {
-        FlowSet::Established => A::FLOWS.get_ptr_mut(key),
-        FlowSet::HalfOpen => A::HALF.get_ptr_mut(key),
-    }
-}
-
-#[inline(always)]
-fn put_error(code: i32) -> PutError {
-    if code == EEXIST { PutError::Exists } else { PutError::Full }
-}
-
 impl<A: Family> Tables<A> for Kernel {
     #[inline(always)]
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
@@ -183,56 +162,8 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn flow(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>> {
-        // SAFETY: the element stays readable until this program ends; its fields are plain words
-        // that others may write, each whole.
-        entry(set, key).map(|flow| unsafe { *flow })
-    }
-
-    #[inline(always)]
-    fn flow_put(&self, set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>, put: Put) -> Result<(), PutError> {
-        let flags = if put == Put::New { BPF_NOEXIST } else { BPF_ANY };
-        match set {
-            FlowSet::Established => A::FLOWS.insert(key, flow, flags),
-            FlowSet::HalfOpen => A::HALF.insert(key, flow, flags),
-        }
-        .map_err(put_error)
-    }
-
-    #[inline(always)]
-    fn flow_touch(&self, set: FlowSet, key: &FlowKey<A>, last: u32) {
-        if let Some(flow) = entry(set, key) {
-            // SAFETY: a map value's field; the later of two writers wins, a second apart at the most.
-            unsafe { write_volatile(&raw mut (*flow).last, last) }
-        }
-    }
-
-    #[inline(always)]
-    fn flow_state(&self, set: FlowSet, key: &FlowKey<A>, state: u8) {
-        if let Some(flow) = entry(set, key) {
-            // SAFETY: a map value's field, one byte; see `path::flow` for two CPUs at once.
-            unsafe { write_volatile(&raw mut (*flow).state, state) }
-        }
-    }
-
-    #[inline(always)]
-    fn flow_next_hop(&self, set: FlowSet, key: &FlowKey<A>, next_hop: u32, epoch: u16) {
-        if let Some(flow) = entry(set, key) {
-            // SAFETY: map value's fields; a reader between the two looks the route up once more.
-            unsafe {
-                write_volatile(&raw mut (*flow).next_hop, next_hop);
-                write_volatile(&raw mut (*flow).epoch, epoch);
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn flow_delete(&self, set: FlowSet, key: &FlowKey<A>) {
-        // Gone already is gone.
-        let _ = match set {
-            FlowSet::Established => A::FLOWS.remove(key),
-            FlowSet::HalfOpen => A::HALF.remove(key),
-        };
+    fn open(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool {
+        A::open(work, at, outcome) != 0
     }
 
     #[inline(always)]

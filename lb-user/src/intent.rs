@@ -148,10 +148,8 @@ pub struct Tuning {
 /// Entries that each table has room for; in force when the tables are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// Answered connections, per address family (two entries each).
+    /// Connections, per address family.
     pub connections: u32,
-    /// Unanswered connections, per address family (two entries each).
-    pub half_open: u32,
     pub services: u32,
     pub backends: u32,
     pub slots: u32,
@@ -181,19 +179,22 @@ impl Default for Tuning {
     }
 }
 
+impl Capacity {
+    pub const DEFAULT: Capacity = Capacity {
+        connections: 131_072,
+        services: 16_384,
+        backends: 65_536,
+        slots: 1 << 20,
+        routes: 65_536,
+        next_hops: 16_384,
+        affinity: 65_536,
+        fragments: 8_192,
+    };
+}
+
 impl Default for Capacity {
     fn default() -> Self {
-        Capacity {
-            connections: 131_072,
-            half_open: 32_768,
-            services: 16_384,
-            backends: 65_536,
-            slots: 1 << 20,
-            routes: 65_536,
-            next_hops: 16_384,
-            affinity: 65_536,
-            fragments: 8_192,
-        }
+        Self::DEFAULT
     }
 }
 

@@ -19,7 +19,10 @@ fn every_case_holds() {
 }
 
 /// Reasons that no packet of a case can meet, and why.
-const BEYOND_CASES: &[(&str, &str)] = &[];
+const BEYOND_CASES: &[(&str, &str)] = &[(
+    "unprotected",
+    "one direction must be pushed out and all other slots be of answered connections: tests/flow_table.rs",
+)];
 
 #[test]
 fn every_drop_and_note_is_reached() {

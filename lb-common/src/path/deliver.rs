@@ -8,6 +8,7 @@ use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::apply::{self, Packet, Rewrite};
 use crate::drop::{Drop, Note};
+use crate::flow_table::set_next_hop;
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Outcome, Verdict};
@@ -50,11 +51,11 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
 ) {
     let tables = context.tables;
     let epoch = tables.settings().epoch;
-    let Work { parsed, hit, .. } = work;
+    let Work { hit, .. } = work;
     if hit.flow.next_hop == NextHop::UNRESOLVED || hit.flow.epoch != epoch {
-        hit.flow.next_hop = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
-        if hit.flow.next_hop != NextHop::UNRESOLVED {
-            tables.flow_next_hop(hit.set, &parsed.key, hit.flow.next_hop, epoch);
+        match tables.route(hit.flow.dst) {
+            Some(next_hop) if next_hop != NextHop::UNRESOLVED => set_next_hop(tables, hit, next_hop, epoch),
+            _ => hit.flow.next_hop = NextHop::UNRESOLVED,
         }
     }
     *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();

@@ -4,10 +4,10 @@
 //! fragment's checksum accounts for all of them.
 
 use super::parse::{Ip, Parsed, Part};
-use super::{Context, Work, deliver, flow, owner};
+use super::{Context, Work, addressed, deliver, flow};
 use crate::apply::Packet;
 use crate::drop::{Drop, Note};
-use crate::table::{FragmentKey, FragmentPorts, Owned};
+use crate::table::{FragmentKey, FragmentPorts, Owned, age};
 use crate::tables::Tables;
 use crate::verdict::Outcome;
 
@@ -35,7 +35,7 @@ pub fn portless<A: Ip, P: Packet, T: Tables<A>>(
     let tables = context.tables;
     let cut = work.parsed.part == Part::Cut;
     let first = if cut { None } else { tables.fragment(&key(&work.parsed)) };
-    let first = first.filter(|first| flow::age(context.at.now, first.last) <= tables.settings().fragment);
+    let first = first.filter(|first| age(context.at.now, first.last) <= tables.settings().fragment);
     if let Some(first) = first {
         work.parsed.key.sport = first.sport;
         work.parsed.key.dport = first.dport;
@@ -46,7 +46,7 @@ pub fn portless<A: Ip, P: Packet, T: Tables<A>>(
         }
     }
     // Without its first fragment nobody knows where it belongs.
-    match owner(tables, work.parsed.key.dst) {
+    match addressed(work, context) {
         Owned::VIP => *outcome = Outcome::drop(if cut { Drop::Truncated } else { Drop::FragmentOutOfOrder }),
         Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
         _ => {}

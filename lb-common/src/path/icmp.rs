@@ -6,12 +6,11 @@
 
 use zerocopy::FromBytes;
 
-use super::flow::Hit;
 use super::parse::{Header, Ip, Parsed, Part};
-use super::{Context, Work, claimed, deliver, owner};
+use super::{Context, Work, addressed, claimed, deliver};
 use crate::apply::{Diff, Packet, Rewrite, fold, link, rewrite};
 use crate::drop::{Drop, Note};
-use crate::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
+use crate::table::{Flow, FlowKey, NextHop, Owned};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Outcome, Verdict};
 use crate::wire::header::{SCTP, TCP, UDP};
@@ -40,7 +39,7 @@ pub fn message<A: Ip, P: Packet, T: Tables<A>>(
     }
     let parsed = &work.parsed;
     let whole_request = parsed.icmp_type == A::ECHO_REQUEST && parsed.part == Part::Whole;
-    match owner(context.tables, parsed.key.dst) {
+    match addressed(work, context) {
         Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
         Owned::VIP if whole_request => echo(packet, parsed, context, outcome),
         _ => {}
@@ -108,16 +107,16 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     outcome: &mut Outcome,
 ) -> bool {
     let tables = context.tables;
-    let Work { parsed, hit, .. } = work;
-    let Some(quoted) = quoted::<A, P>(packet, parsed) else {
-        if owner(tables, parsed.key.dst) == Owned::VIP {
+    let Some(quoted) = quoted::<A, P>(packet, &work.parsed) else {
+        if addressed(work, context) == Owned::VIP {
             *outcome = Outcome::drop(Drop::IcmpQuoteTooShort);
         }
         return false;
     };
-    if !about(&quoted, tables, hit) {
+    if !about(&quoted, tables, work) {
         return false;
     }
+    let Work { parsed, hit, .. } = work;
     // Before the quote changes: an error whose own TTL ends here goes to the kernel as it came.
     if parsed.ttl <= 1 {
         let index = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
@@ -162,27 +161,21 @@ fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>>
 
 /// Finds the entry of the direction in which the error travels: that of an answer to the quoted packet.
 #[inline(always)]
-fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, hit: &mut Hit<A>) -> bool {
+fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, work: &mut Work<A>) -> bool {
     let header = &quoted.header;
     if !claimed(tables, header.dst, quoted.dport, header.proto)
         && !claimed(tables, header.src, quoted.sport, header.proto)
     {
         return false;
     }
-    let key = FlowKey {
+    work.other_key = FlowKey {
         src: header.dst,
         dst: header.src,
         sport: quoted.dport,
         dport: quoted.sport,
         proto: header.proto as u32,
     };
-    let found = tables.flow(FlowSet::Established, &key).or_else(|| tables.flow(FlowSet::HalfOpen, &key));
-    let Some(flow) = found else {
-        return false;
-    };
-    // The half-open table: nothing that follows writes an entry of this key, which isn't the packet's.
-    *hit = Hit { set: FlowSet::HalfOpen, flow };
-    true
+    tables.look_up(&work.other_key, &mut work.hit)
 }
 
 /// Rewrites the quoted packet to what its sender sent; returns what that does to the ICMP checksum.

@@ -15,12 +15,12 @@ use zerocopy::FromZeros;
 
 use crate::apply::Packet;
 use crate::drop::Drop;
-use crate::table::{FlowSet, Owned, ServiceKey, filter};
+use crate::flow_table::{self, Hit};
+use crate::table::{Backend, FlowKey, Owned, Service, ServiceKey, filter};
 use crate::tables::Tables;
 use crate::verdict::{Action, Arrival, Outcome};
 use crate::wire::header::{ETH_P_IP, ETH_P_IPV6};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
-use flow::Hit;
 use parse::{Ip, Link, Parsed, Part};
 
 /// What every stage is handed: the tables, and the packet's circumstances.
@@ -37,7 +37,13 @@ pub struct Context<'a, T> {
 #[repr(C)]
 pub struct Work<A: Addr> {
     pub parsed: Parsed<A>,
+    /// The packet's entry in the flow table, and room for that of its other direction, and its key.
     pub hit: Hit<A>,
+    pub other: Hit<A>,
+    pub other_key: FlowKey<A>,
+    /// Of a connection that is being opened.
+    pub service: Service,
+    pub backend: Backend<A>,
     /// A [`Next`].
     pub next: u32,
 }
@@ -126,9 +132,9 @@ pub enum Next {
     Done,
     /// Fragments, ICMP, and what is cut short.
     Special,
-    /// Maybe of an established connection.
+    /// Of a connection.
     Known,
-    /// Not of an established connection.
+    /// Not of a connection.
     Unknown,
 }
 
@@ -154,13 +160,13 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     if !claimed(tables, key.dst, key.dport, parsed.proto) && !claimed(tables, key.src, key.sport, parsed.proto) {
         return if owned(tables, key.dst) { Next::Unknown } else { Next::Done };
     }
-    let Some(flow) = tables.flow(FlowSet::Established, &key) else {
+    let Some(hit) = flow_table::find(tables, &key) else {
         return Next::Unknown;
     };
-    if !flow::is_quiet(&flow, &parsed, context) {
+    if !flow::passes(&hit, &parsed, context) {
         return Next::Known;
     }
-    *outcome = deliver::along(packet, &parsed, context, &flow).into();
+    *outcome = deliver::along(packet, &parsed, context, &hit.flow).into();
     Next::Done
 }
 
@@ -192,25 +198,45 @@ fn connection<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
-    if flow::find(work, context) {
+    if work.next != Next::Unknown as u32 && flow::find(work, context) {
         deliver::outlined(packet, work, context, outcome);
         return;
     }
-    let Parsed { key, proto, .. } = &work.parsed;
-    let key = ServiceKey { addr: key.dst, port: key.dport, proto: *proto, pad: 0 };
-    match context.tables.service(&key) {
-        Some(service) if service.count == 0 => icmp::refuse(packet, work, context, Drop::NoBackend, outcome),
-        Some(service) => {
-            if service::open(work, context, &service, outcome) {
-                deliver::outlined(packet, work, context, outcome);
-            }
-        }
-        None => match owner(context.tables, work.parsed.key.dst) {
+    if !service(work, context) {
+        match addressed(work, context) {
             Owned::VIP => icmp::refuse(packet, work, context, Drop::NoService, outcome),
             Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
             _ => {}
-        },
+        }
+    } else if work.service.count == 0 {
+        icmp::refuse(packet, work, context, Drop::NoBackend, outcome);
+    } else if context.tables.open(work, context.at, outcome) {
+        deliver::outlined(packet, work, context, outcome);
     }
+}
+
+/// Finds the service that a packet is for.
+#[inline(never)]
+fn service<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
+    let Parsed { key, proto, .. } = &work.parsed;
+    let key = ServiceKey { addr: key.dst, port: key.dport, proto: *proto, pad: 0 };
+    match context.tables.service(&key) {
+        Some(service) => {
+            work.service = service;
+            true
+        }
+        None => false,
+    }
+}
+
+/// What a packet's destination is, if it is ours: a kind of [`Owned`], else 0.
+#[inline(never)]
+fn addressed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
+    let (tables, addr) = (context.tables, work.parsed.key.dst);
+    if !owned(tables, addr) {
+        return 0;
+    }
+    tables.owned(addr).unwrap_or_default().kind
 }
 
 /// Whether the filter lets through that the tuple is a service's or a backend's.
@@ -224,13 +250,4 @@ fn claimed<A: Addr, T: Tables<A>>(tables: &T, addr: A, port: Be16, proto: u8) ->
 #[inline(always)]
 fn owned<A: Addr, T: Tables<A>>(tables: &T, addr: A) -> bool {
     filter::owns(tables.filter(filter::addr_bit(addr)), addr)
-}
-
-/// What the address is, if it is ours: a kind of [`Owned`], else 0.
-#[inline(always)]
-fn owner<A: Addr, T: Tables<A>>(tables: &T, addr: A) -> u32 {
-    if !owned(tables, addr) {
-        return 0;
-    }
-    tables.owned(addr).unwrap_or_default().kind
 }

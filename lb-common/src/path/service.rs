@@ -3,30 +3,26 @@
 //! Invariant: a backend that leaves gets no new connection. A connection's reply tuple is unique:
 //! where another connection has it, the source is translated to a free port.
 
-use super::flow::{Hit, age, reverse};
+use super::flow::reverse;
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
+use crate::flow_table::{self, Hit, NONE, PutError, set_state, touch};
 use crate::hash;
-use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowKey, FlowSet, NextHop, Put, Service};
-use crate::tables::{PutError, Tables};
+use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowKey, NextHop, Service, age};
+use crate::tables::Tables;
 use crate::tcp;
 use crate::verdict::{Hook, Outcome};
 use crate::wire::Be16;
-use crate::wire::header::{SCTP, TCP, TCP_SYN};
+use crate::wire::header::{SCTP, TCP, TCP_RST, TCP_SYN};
 
 /// Source ports tried for a translated connection.
 const SNAT_TRIES: u32 = 16;
 
 /// Opens a connection; false when the outcome says what becomes of the packet instead.
-#[inline(never)]
-pub fn open<A: Ip, T: Tables<A>>(
-    work: &mut Work<A>,
-    context: &Context<T>,
-    service: &Service,
-    outcome: &mut Outcome,
-) -> bool {
-    let opened = try_open(&work.parsed, context, service, &mut work.hit);
+#[inline(always)]
+pub fn open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> bool {
+    let opened = try_open(work, context);
     if let Err(reason) = opened {
         *outcome = Outcome::drop(reason);
     }
@@ -35,20 +31,15 @@ pub fn open<A: Ip, T: Tables<A>>(
 
 /// False: its TTL ends here, so that the kernel shall answer.
 #[inline(always)]
-fn try_open<A: Ip, T: Tables<A>>(
-    parsed: &Parsed<A>,
-    context: &Context<T>,
-    service: &Service,
-    hit: &mut Hit<A>,
-) -> Result<bool, Drop> {
-    let (id, backend) = choose(parsed, context, service)?;
+fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<bool, Drop> {
+    let Work { parsed, hit, service, backend, .. } = work;
+    let id = choose(parsed, context, service, backend)?;
     let hop = context.tables.next_hop(backend.next_hop).unwrap_or_default();
     let own = context.at.hook == Hook::Egress;
     if parsed.ttl <= 1 && hop.kind != NextHop::LOCAL && !own {
         return Ok(false);
     }
     let mid_stream = parsed.proto == TCP && parsed.flags & TCP_SYN == 0;
-    hit.set = FlowSet::HalfOpen;
     hit.flow = Flow {
         src: parsed.key.src,
         dst: backend.addr,
@@ -71,7 +62,11 @@ fn try_open<A: Ip, T: Tables<A>>(
     let same_link = backend.link == context.at.ifindex;
     let itself = parsed.key.src == backend.addr;
     let snat = if own { remote && parsed.key.src != backend.snat } else { remote || same_link || itself };
-    insert(hit, &parsed.key, context, &backend, snat)?;
+    if mid_stream && parsed.flags & TCP_RST != 0 {
+        // It ends what we don't know: it needs no entry to reach the backend.
+        return if snat { Err(Drop::StrayReset) } else { Ok(true) };
+    }
+    insert(work, context, snat)?;
     context.tables.count_connection(id);
     if mid_stream {
         context.tables.note(Note::MidStream);
@@ -79,24 +74,25 @@ fn try_open<A: Ip, T: Tables<A>>(
     Ok(true)
 }
 
-/// The backend that the client is bound to, or the one on the connection's slot.
+/// The backend that the client is bound to, or the one on the connection's slot: its id, and itself.
 #[inline(always)]
 fn choose<A: Ip, T: Tables<A>>(
     parsed: &Parsed<A>,
     context: &Context<T>,
     service: &Service,
-) -> Result<(u32, Backend<A>), Drop> {
+    backend: &mut Backend<A>,
+) -> Result<u32, Drop> {
     let tables = context.tables;
     if service.affinity == 0 {
-        return on_slot(tables, service, hash::tuple(&parsed.key));
+        return on_slot(tables, service, hash::tuple(&parsed.key), backend);
     }
     let key = AffinityKey { client: parsed.key.src, service: service.id };
     let now = context.at.now;
-    let chosen = match bound(tables, &key, service, now) {
+    let chosen = match bound(tables, &key, service, now, backend) {
         Some(bound) => bound,
-        None => on_slot(tables, service, hash::client(parsed.key.src, service.id))?,
+        None => on_slot(tables, service, hash::client(parsed.key.src, service.id), backend)?,
     };
-    tables.affinity_put(&key, &Affinity { backend: chosen.0, last: now });
+    tables.affinity_put(&key, &Affinity { backend: chosen, last: now });
     Ok(chosen)
 }
 
@@ -106,72 +102,101 @@ fn bound<A: Ip, T: Tables<A>>(
     key: &AffinityKey<A>,
     service: &Service,
     now: u32,
-) -> Option<(u32, Backend<A>)> {
+    backend: &mut Backend<A>,
+) -> Option<u32> {
     let affinity = tables.affinity(key)?;
     if age(now, affinity.last) > service.affinity {
         return None;
     }
-    let backend = tables.backend(affinity.backend)?;
+    *backend = tables.backend(affinity.backend)?;
     let takes = backend.state == Backend::<A>::ACTIVE && backend.service == service.id;
-    takes.then_some((affinity.backend, backend))
+    takes.then_some(affinity.backend)
 }
 
 #[inline(always)]
-fn on_slot<A: Ip, T: Tables<A>>(tables: &T, service: &Service, hash: u32) -> Result<(u32, Backend<A>), Drop> {
+fn on_slot<A: Ip, T: Tables<A>>(
+    tables: &T,
+    service: &Service,
+    hash: u32,
+    backend: &mut Backend<A>,
+) -> Result<u32, Drop> {
     let slot = service.first.wrapping_add(hash::slot(hash, service.count));
     let id = tables.slot(slot).ok_or(Drop::StaleSlot)?;
-    let backend = tables.backend(id).ok_or(Drop::StaleSlot)?;
-    if backend.state == 0 { Err(Drop::StaleSlot) } else { Ok((id, backend)) }
+    *backend = tables.backend(id).ok_or(Drop::StaleSlot)?;
+    if backend.state == 0 { Err(Drop::StaleSlot) } else { Ok(id) }
 }
 
-/// Puts both directions' entries into the half-open table: the reply's first, since its key must be unique.
+/// Puts both directions' entries into the table: the reply's first, since its key must be unique.
 #[inline(always)]
-fn insert<A: Ip, T: Tables<A>>(
-    hit: &mut Hit<A>,
-    key: &FlowKey<A>,
-    context: &Context<T>,
-    backend: &Backend<A>,
-    snat: bool,
-) -> Result<(), Drop> {
-    if snat || !claim(&hit.flow, key, context)? {
-        translate_source(hit, key, context, backend)?;
+fn insert<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, snat: bool) -> Result<(), Drop> {
+    if snat || !claim(work, context)? {
+        translate_source(work, context)?;
+        if !claim(work, context)? {
+            return Err(Drop::SnatPortsExhausted);
+        }
     }
-    let tables = context.tables;
-    if tables.flow_put(FlowSet::HalfOpen, key, &hit.flow, Put::Any).is_err() {
-        tables.flow_delete(FlowSet::HalfOpen, &hit.flow.reverse_key(key.proto));
-        return Err(Drop::HalfOpenFull);
+    let Work { parsed, hit, other, .. } = work;
+    // Where it exists another CPU has just opened the same connection.
+    if flow_table::insert(context.tables, &parsed.key, hit, other.slot) == Err(PutError::Full) {
+        flow_table::remove(context.tables, other);
+        return Err(Drop::FlowTableFull);
     }
     Ok(())
 }
 
 /// Takes the reply tuple of a connection; false when another has it.
 #[inline(always)]
-fn claim<A: Ip, T: Tables<A>>(flow: &Flow<A>, key: &FlowKey<A>, context: &Context<T>) -> Result<bool, Drop> {
-    let tables = context.tables;
-    let reply_key = flow.reverse_key(key.proto);
-    if tables.flow(FlowSet::Established, &reply_key).is_some() {
-        return Ok(false);
-    }
-    match tables.flow_put(FlowSet::HalfOpen, &reply_key, &reverse(key, flow), Put::New) {
-        Ok(()) => Ok(true),
-        Err(PutError::Exists) => Ok(false),
-        Err(PutError::Full) => Err(Drop::HalfOpenFull),
+fn claim<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<bool, Drop> {
+    match holder(work, context) {
+        NOBODY => match flow_table::insert(context.tables, &work.other_key, &mut work.other, NONE) {
+            Ok(()) => Ok(true),
+            Err(PutError::Exists) => Ok(false),
+            Err(PutError::Full) => Err(Drop::FlowTableFull),
+        },
+        held => Ok(held == OURSELVES),
     }
 }
 
-/// Gives the connection this node's address and a free source port: its own if that is free, else
-/// a few others from the range, which the node's own stack does not use.
+/// Who has a reply tuple: a number, since a function of its own has one register to answer by.
+const NOBODY: u32 = 0;
+const OURSELVES: u32 = 1;
+const ANOTHER: u32 = 2;
+
+/// Looks for the entry of a connection's reply tuple, and makes one ready where there is none.
+#[inline(never)]
+fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
+    let Work { parsed, hit, other, other_key, .. } = work;
+    *other_key = hit.flow.reverse_key(parsed.key.proto);
+    if context.tables.look_up(other_key, other) {
+        return if readopted(&parsed.key, hit, other, context) { OURSELVES } else { ANOTHER };
+    }
+    other.flow = reverse(&parsed.key, &hit.flow);
+    NOBODY
+}
+
+/// Whether an entry was left by an earlier attempt at this very connection, whose own entry was pushed
+/// out; it then serves again.
 #[inline(always)]
-fn translate_source<A: Ip, T: Tables<A>>(
-    hit: &mut Hit<A>,
-    key: &FlowKey<A>,
-    context: &Context<T>,
-    backend: &Backend<A>,
-) -> Result<(), Drop> {
+fn readopted<A: Ip, T: Tables<A>>(key: &FlowKey<A>, hit: &Hit<A>, other: &mut Hit<A>, context: &Context<T>) -> bool {
+    let Flow { src, dst, sport, dport, flags, state, .. } = other.flow;
+    let same = src == key.dst && dst == key.src && sport == key.dport && dport == key.sport;
+    if !same || flags != hit.flow.flags ^ Flow::<A>::REPLY || tcp::protected(state) {
+        return false;
+    }
+    touch(context.tables, other, context.at.now);
+    state == hit.flow.state || set_state(context.tables, other, hit.flow.state, context.at.now)
+}
+
+/// Gives the connection this node's address and a source port that is free at the moment: its own if
+/// that is, else one of a few others from the range, which the node's own stack does not use.
+#[inline(always)]
+fn translate_source<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<(), Drop> {
+    let Work { parsed, hit, other_key, backend, .. } = work;
     hit.flow.src = backend.snat;
     hit.flow.flags = Flow::<A>::SNAT;
+    let key = &parsed.key;
     if key.proto == SCTP as u32 {
-        return if claim(&hit.flow, key, context)? { Ok(()) } else { Err(Drop::SnatPortsExhausted) };
+        return Ok(());
     }
     let settings = context.tables.settings();
     let first = settings.snat_first as u32;
@@ -182,7 +207,8 @@ fn translate_source<A: Ip, T: Tables<A>>(
         // A prime stride spreads the tries, so that a block of taken ports is left at once.
         let offset = if attempt == 0 && own < count { own } else { (start + attempt * 4_099) % count };
         hit.flow.sport = Be16::new((first + offset) as u16);
-        if claim(&hit.flow, key, context)? {
+        *other_key = hit.flow.reverse_key(key.proto);
+        if context.tables.slot_of(other_key) == NONE {
             return Ok(());
         }
     }

@@ -58,26 +58,6 @@ impl<A: Addr> Flow<A> {
     }
 }
 
-/// Which table a flow is in. They share no capacity: a connection that has not been answered can
-/// never push out one that has.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, zerocopy::FromZeros)]
-#[repr(u32)]
-pub enum FlowSet {
-    /// Answered connections. Full: insertion fails, and the connection stays half-open's guest.
-    Established,
-    /// Connections not answered yet. Full: the least recently used one goes.
-    HalfOpen,
-}
-
-/// How an entry is put into a table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Put {
-    /// Insert or replace.
-    Any,
-    /// Insert; fails when the key is there.
-    New,
-}
-
 plain! {
     /// Which datagram a fragment belongs to (RFC 791 §3.2, RFC 8200 §4.5).
     pub struct FragmentKey<A> {

@@ -62,7 +62,7 @@ pub mod route;
 pub mod service;
 pub mod settings;
 
-pub use flow::{Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, Put};
+pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use route::{NextHop, Owned, Prefix};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey};
-pub use settings::Settings;
+pub use settings::{BOTH, Settings, age};

@@ -1,5 +1,19 @@
 //! What the agent tells the data plane once, not per object.
 
+use crate::tcp;
+use crate::wire::header::{SCTP, TCP};
+
+/// A connection's packets touch both its entries when the tick passes a multiple of this, else the one
+/// of their own direction: 4 to 41 s.
+pub const BOTH: u32 = 4_096;
+
+/// Ticks since `last`. Another CPU may have written a later one: that is now.
+#[inline(always)]
+pub fn age(now: u32, last: u32) -> u32 {
+    let age = now.wrapping_sub(last);
+    if age > i32::MAX as u32 { 0 } else { age }
+}
+
 plain! {
     /// Times are in ticks: the kernel's jiffies, whose rate the agent measures at load.
     pub struct Settings {
@@ -26,10 +40,33 @@ plain! {
         pub pad: u16,
         /// Log all packets of flows with this port on either side; 0 = none.
         pub trace_port: u32,
-    } size = 52
+        /// No answered connection times out before: [`Settings::calmed`].
+        pub calm: u32,
+    } size = 56
 }
 
 impl Settings {
+    /// How long a connection may be silent (RFC 5382 REQ-5 for TCP, RFC 4787 REQ-5 for UDP).
+    #[inline(always)]
+    pub fn idle_limit(&self, proto: u8, state: u8) -> u32 {
+        let answered = state == tcp::ESTABLISHED;
+        match proto {
+            TCP if state == tcp::CLOSED => self.tcp_closed,
+            TCP if answered => self.tcp_established,
+            TCP => self.tcp_transitory,
+            SCTP if answered => self.sctp_established,
+            SCTP => self.sctp_transitory,
+            _ if answered => self.udp_answered,
+            _ => self.udp_unanswered,
+        }
+    }
+
+    /// Whether a connection that was last heard of at `last` is past its timeout.
+    #[inline(always)]
+    pub fn is_over(&self, proto: u8, state: u8, last: u32, now: u32) -> bool {
+        age(now, last) > self.idle_limit(proto, state)
+    }
+
     /// The defaults, for a clock of `ticks_per_second`.
     pub const fn with_clock(ticks_per_second: u32) -> Self {
         let t = ticks_per_second;
@@ -49,6 +86,29 @@ impl Settings {
             epoch: 0,
             pad: 0,
             trace_port: 0,
+            calm: 0,
         }
+        .calmed()
+    }
+
+    /// With [`Settings::calm`] as the other limits make it.
+    pub const fn calmed(mut self) -> Self {
+        let limits = [self.tcp_established, self.tcp_transitory, self.udp_answered, self.sctp_established];
+        self.calm = BOTH;
+        let mut i = 0;
+        while i < limits.len() {
+            if limits[i] < self.calm {
+                self.calm = limits[i];
+            }
+            i += 1;
+        }
+        self
+    }
+
+    /// Whether nobody can have kept a connection alive whose one entry was last touched at `last`, without
+    /// asking the other entry: a packet of the other direction touches both every [`BOTH`] ticks.
+    #[inline(always)]
+    pub fn is_long_over(&self, proto: u8, state: u8, last: u32, now: u32) -> bool {
+        age(now, last) > self.idle_limit(proto, state).saturating_add(2 * BOTH)
     }
 }

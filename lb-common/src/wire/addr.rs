@@ -5,6 +5,8 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::flow_table::cell::{Cell64, Cells};
+
 /// A 16-bit value in network byte order: a port, a length, an EtherType.
 #[repr(transparent)]
 #[derive(
@@ -116,6 +118,13 @@ pub trait Addr:
     const IS_V6: bool;
     /// Length of a full prefix.
     const BITS: u32;
+    /// Two addresses in whole words: how many, the words, and the same in memory that CPUs share.
+    const PAIR: usize;
+    type PairWords: Copy + AsRef<[u64]>;
+    type Pair: Cells<Words = Self::PairWords> + Default + Sync;
+
+    fn pair(src: Self, dst: Self) -> Self::PairWords;
+    fn unpair(words: Self::PairWords) -> (Self, Self);
 
     /// The address folded to 64 bits, for hashing.
     fn fold(self) -> u64;
@@ -135,6 +144,19 @@ pub trait Addr:
 impl Addr for Ip4 {
     const IS_V6: bool = false;
     const BITS: u32 = 32;
+    const PAIR: usize = 1;
+    type PairWords = [u64; 1];
+    type Pair = [Cell64; 1];
+
+    #[inline(always)]
+    fn pair(src: Self, dst: Self) -> [u64; 1] {
+        [src.0 as u64 | (dst.0 as u64) << 32]
+    }
+
+    #[inline(always)]
+    fn unpair([word]: [u64; 1]) -> (Self, Self) {
+        (Ip4(word as u32), Ip4((word >> 32) as u32))
+    }
 
     #[inline(always)]
     fn fold(self) -> u64 {
@@ -171,6 +193,22 @@ impl Addr for Ip4 {
 impl Addr for Ip6 {
     const IS_V6: bool = true;
     const BITS: u32 = 128;
+    const PAIR: usize = 4;
+    type PairWords = [u64; 4];
+    type Pair = [Cell64; 4];
+
+    #[inline(always)]
+    fn pair(src: Self, dst: Self) -> [u64; 4] {
+        let (Ip6([a, b, c, d]), Ip6([e, f, g, h])) = (src, dst);
+        let word = |low: u32, high: u32| low as u64 | (high as u64) << 32;
+        [word(a, b), word(c, d), word(e, f), word(g, h)]
+    }
+
+    #[inline(always)]
+    fn unpair(words: [u64; 4]) -> (Self, Self) {
+        let [a, b, c, d] = words.map(|word| [word as u32, (word >> 32) as u32]);
+        (Ip6([a[0], a[1], b[0], b[1]]), Ip6([c[0], c[1], d[0], d[1]]))
+    }
 
     #[inline(always)]
     fn fold(self) -> u64 {

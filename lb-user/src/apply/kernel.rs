@@ -11,7 +11,7 @@ use std::slice;
 use anyhow::{Context, Error, Result};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
-use lb_common::table::{Backend, Counters, Flow, FlowKey, NextHop, Plain, Settings};
+use lb_common::table::{Backend, Counters, NextHop, Plain, Settings};
 use lb_common::wire::Addr;
 
 use super::clock;
@@ -212,8 +212,7 @@ fn end_flows(maps: &Maps, backends: &BTreeSet<u32>) -> Result<()> {
 }
 
 fn end_family<A: Addr>(tables: &FamilyMaps<A>, backends: &BTreeSet<u32>) -> Result<()> {
-    remove_where(&tables.flows, |_: &FlowKey<A>, flow: &Flow<A>| backends.contains(&flow.backend))?;
-    remove_where(&tables.half, |_, flow| backends.contains(&flow.backend))?;
+    tables.flows.remove_where(|hit| backends.contains(&hit.flow.backend));
     remove_where(&tables.affinity, |_, affinity| backends.contains(&affinity.backend))?;
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! the new programs run on filled tables.
 
 use std::borrow::Cow;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 use std::{env, fs, io};
@@ -13,9 +14,11 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::maps::MapInfo;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use lb_common::flow_table::{MULTIPLIERS, WAYS};
 
 use super::clock;
-use super::maps::{Maps, Paths, SPECS, layout};
+use super::flows;
+use super::maps::{Maps, Paths, SPECS, flow_hash, layout};
 use super::state::{State, namespace};
 use super::sys;
 use crate::intent::Capacity;
@@ -71,6 +74,9 @@ pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity, traced: bool) -
     // A constant to the verifier, which leaves out what only tracing needs.
     let traced = u32::from(traced);
     loader.override_global("TRACING", &traced, false);
+    let multipliers = multipliers(&dir)?;
+    let mask = flows::slots(&capacity) / WAYS - 1;
+    loader.override_global("FLOW_MULTIPLIERS", &multipliers, true).override_global("FLOW_MASK", &mask, true);
     for spec in SPECS {
         loader.map_pin_path(spec.name, dir.join(spec.name));
         if let Some(entries) = spec.capacity {
@@ -86,7 +92,30 @@ pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity, traced: bool) -
         verified(name, program.load())?;
     }
     repin_clock(&mut ebpf, paths)?;
-    Ok(Loaded { ebpf, maps: Maps::open(&dir)?, capacity })
+    flow_hash(&dir)?.set(&0, &multipliers)?;
+    let maps = Maps::open(&dir)?;
+    match maps.v4.flows.recover() + maps.v6.flows.recover() {
+        0 => {}
+        slots => tracing::warn!("freed {slots} slots of the flow tables that a killed agent had owned"),
+    }
+    Ok(Loaded { ebpf, maps, capacity })
+}
+
+/// The random numbers of the flow tables that are there, or new ones.
+fn multipliers(dir: &Path) -> Result<[u64; MULTIPLIERS]> {
+    if dir.join("FLOW_HASH").exists()
+        && let Some(known) = flow_hash(dir)?.get(&0)?
+        && known != [0; MULTIPLIERS]
+    {
+        return Ok(known);
+    }
+    let mut random = [[0u8; 8]; MULTIPLIERS];
+    let source = "/dev/urandom";
+    fs::File::open(source).and_then(|mut file| file.read_exact(random.as_flattened_mut())).context(source)?;
+    let mut multipliers = random.map(u64::from_ne_bytes);
+    // Odd: it then carries every bit of what it multiplies.
+    multipliers[MULTIPLIERS - 1] |= 1;
+    Ok(multipliers)
 }
 
 /// A verifier's log is long; its end says what it didn't like.
@@ -142,8 +171,7 @@ fn adopt(capacity: &mut Capacity, name: &str, entries: u32) {
         "COUNTERS" | "BACKENDS" => capacity.backends = entries,
         "NAMES" | "RETIRED" | "SERVICES" => capacity.services = entries,
         "ROUTES" => capacity.routes = entries,
-        "FLOWS" => capacity.connections = entries / 2,
-        "HALF" => capacity.half_open = entries / 2,
+        "FLOWS" => capacity.connections = flows::connections(entries),
         "AFFINITY" => capacity.affinity = entries,
         "FRAGMENTS" => capacity.fragments = entries,
         _ => {}

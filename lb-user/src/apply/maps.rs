@@ -5,23 +5,25 @@
 //! reinterpreted. What an entry means, and in which order entries change, is [`crate::plan`]'s.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
 use lb_common::drop::{Drop as Reason, Note};
+use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix,
-    Service, ServiceKey, Settings, filter,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix, Service,
+    ServiceKey, Settings, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
-use super::sys::{Words, bytes};
+use super::flows::{self, Flows};
+use super::sys::{Mapping, bytes};
 use super::table::{PerCpu, Table, set_many};
 use crate::intent::Capacity;
 
 /// Rises when a layout changes that sizes and names don't show.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 /// A map as it is expected: its name, sizes, and what the configuration says of its capacity.
 pub struct Spec {
     pub name: &'static str,
@@ -60,10 +62,9 @@ pub const SPECS: &[Spec] = &[
     spec::<Prefix<Ip6>, u32>("ROUTES6", Some(|c| c.routes)),
     spec::<Prefix<Ip4>, Owned>("OWNED4", Some(owned)),
     spec::<Prefix<Ip6>, Owned>("OWNED6", Some(owned)),
-    spec::<FlowKey<Ip4>, Flow<Ip4>>("FLOWS4", Some(|c| c.connections.saturating_mul(2))),
-    spec::<FlowKey<Ip6>, Flow<Ip6>>("FLOWS6", Some(|c| c.connections.saturating_mul(2))),
-    spec::<FlowKey<Ip4>, Flow<Ip4>>("HALF4", Some(|c| c.half_open.saturating_mul(2))),
-    spec::<FlowKey<Ip6>, Flow<Ip6>>("HALF6", Some(|c| c.half_open.saturating_mul(2))),
+    spec::<u32, Entry<Ip4>>("FLOWS4", Some(flows::slots)),
+    spec::<u32, Entry<Ip6>>("FLOWS6", Some(flows::slots)),
+    spec::<u32, [u64; MULTIPLIERS]>("FLOW_HASH", None),
     spec::<AffinityKey<Ip4>, Affinity>("AFFINITY4", Some(|c| c.affinity)),
     spec::<AffinityKey<Ip6>, Affinity>("AFFINITY6", Some(|c| c.affinity)),
     spec::<FragmentKey<Ip4>, FragmentPorts>("FRAGMENTS4", Some(|c| c.fragments)),
@@ -134,13 +135,13 @@ impl Paths {
 #[derive(Debug)]
 pub struct Slots {
     table: Table<u32, SlotPair>,
-    words: Option<Words>,
+    words: Option<Mapping<AtomicU32>>,
 }
 
 impl Slots {
     fn open(dir: &Path) -> Result<Self> {
         let table = Table::<u32, SlotPair>::open(dir, "SLOTS")?;
-        let words = table.raw().words()?;
+        let words = table.raw().mapping()?;
         Ok(Slots { table, words })
     }
 
@@ -188,6 +189,11 @@ impl Slots {
     }
 }
 
+/// The random numbers of the flow tables' hash.
+pub fn flow_hash(dir: &Path) -> Result<Table<u32, [u64; MULTIPLIERS]>> {
+    Table::open(dir, "FLOW_HASH")
+}
+
 /// The tables of one address family.
 #[derive(Debug)]
 pub struct FamilyMaps<A: Addr> {
@@ -195,22 +201,20 @@ pub struct FamilyMaps<A: Addr> {
     pub backends: Table<u32, Backend<A>>,
     pub routes: Table<Prefix<A>, u32>,
     pub owned: Table<Prefix<A>, Owned>,
-    pub flows: Table<FlowKey<A>, Flow<A>>,
-    pub half: Table<FlowKey<A>, Flow<A>>,
+    pub flows: Flows<A>,
     pub affinity: Table<AffinityKey<A>, Affinity>,
     pub fragments: Table<FragmentKey<A>, FragmentPorts>,
 }
 
 impl<A: Addr> FamilyMaps<A> {
-    fn open(dir: &Path) -> Result<Self> {
+    fn open(dir: &Path, multipliers: [u64; MULTIPLIERS]) -> Result<Self> {
         let name = |v4, v6| if A::IS_V6 { v6 } else { v4 };
         Ok(FamilyMaps {
             services: Table::open(dir, name("SERVICES4", "SERVICES6"))?,
             backends: Table::open(dir, name("BACKENDS4", "BACKENDS6"))?,
             routes: Table::open(dir, name("ROUTES4", "ROUTES6"))?,
             owned: Table::open(dir, name("OWNED4", "OWNED6"))?,
-            flows: Table::open(dir, name("FLOWS4", "FLOWS6"))?,
-            half: Table::open(dir, name("HALF4", "HALF6"))?,
+            flows: Flows::open(dir, multipliers)?,
             affinity: Table::open(dir, name("AFFINITY4", "AFFINITY6"))?,
             fragments: Table::open(dir, name("FRAGMENTS4", "FRAGMENTS6"))?,
         })
@@ -237,6 +241,7 @@ pub struct Maps {
 impl Maps {
     /// Opens what is pinned.
     pub fn open(dir: &Path) -> Result<Self> {
+        let multipliers = flow_hash(dir)?.get(&0)?.unwrap_or_default();
         Ok(Maps {
             settings: Table::open(dir, "SETTINGS")?,
             filter: Table::open(dir, "FILTER")?,
@@ -248,8 +253,8 @@ impl Maps {
             counters: PerCpu::open(dir, "COUNTERS")?,
             drops: PerCpu::open(dir, "DROPS")?,
             notes: PerCpu::open(dir, "NOTES")?,
-            v4: FamilyMaps::open(dir)?,
-            v6: FamilyMaps::open(dir)?,
+            v4: FamilyMaps::open(dir, multipliers)?,
+            v6: FamilyMaps::open(dir, multipliers)?,
         })
     }
 }

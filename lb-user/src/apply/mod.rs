@@ -5,6 +5,7 @@
 //! Deliberately not here: what the tables shall hold ([`crate::plan`]).
 
 pub mod clock;
+pub mod flows;
 mod hooks;
 pub mod kernel;
 pub mod load;

@@ -1,7 +1,7 @@
 //! Removes what has expired: connections, affinities, fragments.
 //!
-//! Invariant: a connection goes only when both its directions have been silent for longer than its
-//! state allows, judged by the engine's own rule. The data plane never uses an expired entry, so
+//! Invariant: a connection goes only when it has been silent for longer than its state allows, judged
+//! by the engine's own rule. The data plane never uses an expired entry, so
 //! that a stopped agent costs room, never correctness. A step looks at a part of the tables; the
 //! whole takes some seconds.
 
@@ -9,10 +9,11 @@ use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use anyhow::Result;
-use lb_common::path::flow::{age, idle_limit};
-use lb_common::table::{Flow, FlowKey, Plain, Settings};
+use lb_common::flow_table::{self, WAYS};
+use lb_common::table::{FlowKey, Plain, Settings, age};
 use lb_common::wire::Addr;
 
+use super::flows::Flows;
 use super::maps::{FamilyMaps, Maps};
 use super::sys::{Cursor, bytes};
 use super::table::{Table, remove_many};
@@ -39,8 +40,8 @@ impl Swept {
 
 #[derive(Default)]
 struct Cursors {
-    flows: Cursor,
-    half: Cursor,
+    /// The flow table's next bucket.
+    flows: u32,
     affinity: Cursor,
     fragments: Cursor,
 }
@@ -96,8 +97,7 @@ fn family<A: Addr>(
 ) -> Result<Swept> {
     let stale = |service: u32, last: u32| age(now, last) > limits.of(service);
     Ok(Swept {
-        connections: connections(&tables.flows, &mut cursors.flows, settings, now)?
-            + connections(&tables.half, &mut cursors.half, settings, now)?,
+        connections: connections(&tables.flows, &mut cursors.flows, settings, now),
         affinities: part(&tables.affinity, &mut cursors.affinity, |key, bound| stale(key.service, bound.last))?,
         fragments: part(&tables.fragments, &mut cursors.fragments, |_, f| age(now, f.last) > settings.fragment)?,
     })
@@ -109,24 +109,14 @@ fn part<K: Plain, V: Plain>(
     cursor: &mut Cursor,
     mut over: impl FnMut(&K, &V) -> bool,
 ) -> Result<usize> {
-    let keys = next_part(table, cursor, |key, value| over(key, value))?;
-    let keys: Vec<K> = keys.into_iter().map(|(key, _)| key).collect();
-    remove_many(table.name, table.raw(), bytes(&keys))
-}
-
-fn next_part<K: Plain, V: Plain>(
-    table: &Table<K, V>,
-    cursor: &mut Cursor,
-    mut over: impl FnMut(&K, &V) -> bool,
-) -> Result<Vec<(K, V)>> {
     let mut seen = 0;
-    let mut found = Vec::new();
+    let mut gone = Vec::new();
     let enough = (table.capacity() as usize / STEPS).max(STEP);
     while seen < enough {
         let end = table.walk(cursor, |key, value| {
             seen += 1;
             if over(&key, &value) {
-                found.push((key, value));
+                gone.push(key);
             }
         })?;
         if end {
@@ -134,32 +124,17 @@ fn next_part<K: Plain, V: Plain>(
             break;
         }
     }
-    Ok(found)
+    remove_many(table.name, table.raw(), bytes(&gone))
 }
 
-fn connections<A: Addr>(
-    table: &Table<FlowKey<A>, Flow<A>>,
-    cursor: &mut Cursor,
-    settings: &Settings,
-    now: u32,
-) -> Result<usize> {
-    let over =
-        |key: &FlowKey<A>, flow: &Flow<A>| age(now, flow.last) > idle_limit(settings, key.proto as u8, flow.state);
-    let mut gone = Vec::new();
-    for (key, flow) in next_part(table, cursor, over)? {
-        // Read again: a packet may have come since.
-        if !table.get(&key)?.is_some_and(|flow| over(&key, &flow)) {
-            continue;
-        }
-        let reverse = flow.reverse_key(key.proto);
-        match table.get(&reverse)? {
-            Some(other) if !over(&reverse, &other) => {}
-            Some(_) => gone.extend([key, reverse]),
-            None => gone.push(key),
-        }
-    }
-    // Both directions may have been met: each once.
-    gone.sort_unstable();
-    gone.dedup();
-    remove_many(table.name, table.raw(), bytes(&gone))
+/// Removes the entries of ended connections from the next part of a flow table.
+fn connections<A: Addr>(table: &Flows<A>, next: &mut u32, settings: &Settings, now: u32) -> usize {
+    let end = (*next + table.buckets().div_ceil(STEPS as u32).max(STEP as u32 / WAYS)).min(table.buckets());
+    let mut removed = 0;
+    flow_table::walk(table, *next..end, |key: FlowKey<A>, hit| {
+        let over = settings.is_long_over(key.proto as u8, hit.flow.state, hit.flow.last, now);
+        removed += usize::from(over && flow_table::remove(table, &hit));
+    });
+    *next = if end == table.buckets() { 0 } else { end };
+    removed
 }

@@ -5,6 +5,7 @@
 //! one. What the bytes mean is [`super::maps`]'s.
 
 use std::ffi::CString;
+use std::fmt;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -230,13 +231,15 @@ impl RawMap {
         Ok(Batched { count, end })
     }
 
-    /// The map's memory as words, shared with the kernel. None: it wasn't made for it.
-    pub fn words(&self) -> Result<Option<Words>> {
+    /// The map's memory, shared with the kernel, as values of `T`. None: it wasn't made for it.
+    pub fn mapping<T: Shared>(&self) -> Result<Option<Mapping<T>>> {
         if self.flags & MMAPABLE == 0 {
             return Ok(None);
         }
-        ensure!(self.kind == MapType::Array && self.stride.is_multiple_of(8), "only whole arrays can be mapped");
-        Words::map(&self.fd, self.max_entries as usize * self.stride).map(Some)
+        // An array's elements are rounded up to 8 bytes.
+        let fits = self.stride.is_multiple_of(8) && self.stride.is_multiple_of(size_of::<T>());
+        ensure!(self.kind == MapType::Array && fits, "only whole arrays can be mapped");
+        Mapping::map(&self.fd, self.max_entries as usize * self.stride).map(Some)
     }
 }
 
@@ -262,21 +265,39 @@ pub fn possible_cpus() -> Result<usize> {
     aya::util::nr_cpus().map_err(|(path, error)| anyhow::anyhow!("{path}: {error}"))
 }
 
+/// What the memory of a map may be taken for.
+///
+/// # Safety
+/// Any bits are a value, and all access through a reference is by atomics, so that the kernel's
+/// programs may read and write the same memory at the same time.
+#[expect(unsafe_code, reason = "the mapping rests on this proof")]
+pub unsafe trait Shared: Sync {}
+
+#[expect(unsafe_code, reason = "structs of atomics alone")]
+mod shared {
+    use lb_common::flow_table::Entry;
+    use lb_common::wire::Addr;
+
+    // SAFETY: an atomic.
+    unsafe impl super::Shared for super::AtomicU32 {}
+    // SAFETY: cells of `lb_common::flow_table`, which are atomics.
+    unsafe impl<A: Addr> super::Shared for Entry<A> {}
+}
+
 /// The memory of an array map.
-#[derive(Debug)]
-pub struct Words {
-    start: ptr::NonNull<AtomicU32>,
+pub struct Mapping<T> {
+    start: ptr::NonNull<T>,
     bytes: usize,
 }
 
 #[expect(unsafe_code, reason = "a mapping belongs to no thread")]
 // SAFETY: the memory is reached through atomics alone, and unmapping works from any thread.
-unsafe impl Send for Words {}
+unsafe impl<T: Shared> Send for Mapping<T> {}
 #[expect(unsafe_code, reason = "a mapping belongs to no thread")]
 // SAFETY: as above.
-unsafe impl Sync for Words {}
+unsafe impl<T: Shared> Sync for Mapping<T> {}
 
-impl Words {
+impl<T: Shared> Mapping<T> {
     #[expect(unsafe_code, reason = "aya has no mmap")]
     fn map(fd: &OwnedFd, bytes: usize) -> Result<Self> {
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours.
@@ -284,21 +305,27 @@ impl Words {
             libc::mmap(ptr::null_mut(), bytes, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd.as_raw_fd(), 0)
         };
         if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error()).context("mapping the slots");
+            return Err(io::Error::last_os_error()).context("mapping an array");
         }
         let start = ptr::NonNull::new(start.cast()).context("the kernel mapped address 0")?;
-        Ok(Words { start, bytes })
+        Ok(Mapping { start, bytes })
     }
 
     #[expect(unsafe_code, reason = "aya has no mmap")]
-    pub fn get(&self) -> &[AtomicU32] {
+    pub fn get(&self) -> &[T] {
         // SAFETY: `map` mapped `bytes` bytes, page-aligned and zeroed or written before, for as long as
-        // self lives; the kernel's programs read them as words, too, and atomics allow both at once.
-        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes / 4) }
+        // self lives; any bits are a `T`, whose atomics allow that the kernel writes at the same time.
+        unsafe { slice::from_raw_parts(self.start.as_ptr(), self.bytes / size_of::<T>()) }
     }
 }
 
-impl Drop for Words {
+impl<T> fmt::Debug for Mapping<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes at {:p}", self.bytes, self.start)
+    }
+}
+
+impl<T> Drop for Mapping<T> {
     #[expect(unsafe_code, reason = "aya has no mmap")]
     fn drop(&mut self) {
         // SAFETY: `map` made this mapping, and no slice of it outlives self.

@@ -44,7 +44,7 @@ const TIMEOUT_KEYS: &[&str] = &[
     "fragment",
 ];
 const CAPACITY_KEYS: &[&str] =
-    &["connections", "halfOpen", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments"];
+    &["connections", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments"];
 
 /// As the kernel's `dev_valid_name` wants it.
 const INTERFACE: &str = "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
@@ -279,7 +279,6 @@ fn capacity(capacity: &mut Capacity, at: &At<'_>, log: &mut Log) {
     let right = "a number of entries from 16 to 16777216";
     let fields = [
         &mut capacity.connections,
-        &mut capacity.half_open,
         &mut capacity.services,
         &mut capacity.backends,
         &mut capacity.slots,

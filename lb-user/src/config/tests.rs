@@ -22,7 +22,7 @@ cluster:
 timeouts: { tcpEstablished: 2h4m, tcpTransitory: 240, tcpClosed: 5s, udpUnanswered: 30, udpAnswered: 3m, sctpEstablished: 1d2h, sctpTransitory: 1m30s, fragment: 60 }
 snatPorts: 2000-3000
 icmpRate: 0
-capacity: { connections: 1000, halfOpen: 16, nextHops: 20 }
+capacity: { connections: 1000, nextHops: 20 }
 log: { tracePort: 8080 }
 draining: 45s
 ";
@@ -47,10 +47,7 @@ fn whole_file() {
     assert_eq!([tuning.sctp_established, tuning.sctp_transitory, tuning.fragment], [93_600, 90, 60]);
     assert_eq!((tuning.snat_first, tuning.snat_last, tuning.icmp_rate, tuning.trace_port), (2_000, 3_000, 0, 8_080));
     let capacity = tuning.capacity;
-    assert_eq!(
-        (capacity.connections, capacity.half_open, capacity.next_hops, capacity.services),
-        (1_000, 16, 20, 16_384)
-    );
+    assert_eq!((capacity.connections, capacity.next_hops, capacity.services), (1_000, 20, 16_384));
     assert_eq!(config.draining, Duration::from_secs(45));
     assert_eq!(config.manifests, Some("./cluster".into()));
     let notices: Vec<_> = config.notices.iter().map(ToString::to_string).collect();

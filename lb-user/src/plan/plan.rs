@@ -103,6 +103,7 @@ fn settings(tuning: &Tuning, clock: &Clock) -> Settings {
         trace_port: u32::from(tuning.trace_port),
         ..Settings::with_clock(clock.ticks_per_second)
     }
+    .calmed()
 }
 
 /// Every table has room, or nothing is planned.

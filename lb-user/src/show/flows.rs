@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
-use lb_common::path::flow::age;
-use lb_common::table::{Flow, FlowKey};
+use lb_common::table::{Flow, FlowKey, age};
 use lb_common::tcp;
 use lb_common::wire::Addr;
 
 use super::{Cell, Table as Listing, endpoint, names, open, protocol};
 use crate::apply::Paths;
 use crate::apply::clock;
-use crate::apply::table::Table;
+use crate::apply::flows::Flows;
 
 struct Context {
     names: BTreeMap<u32, String>,
@@ -29,20 +28,13 @@ pub fn flows(paths: &Paths) -> Result<Listing> {
     };
     let mut listing =
         Listing::new(&["protocol", "client", "vip", "backend", "snat", "service", "state", "set", "idle_s"]);
-    list(&mut listing, &maps.v4.flows, "established", &context)?;
-    list(&mut listing, &maps.v4.half, "half-open", &context)?;
-    list(&mut listing, &maps.v6.flows, "established", &context)?;
-    list(&mut listing, &maps.v6.half, "half-open", &context)?;
+    list(&mut listing, &maps.v4.flows, &context);
+    list(&mut listing, &maps.v6.flows, &context);
     Ok(listing)
 }
 
-fn list<A: Addr>(
-    listing: &mut Listing,
-    table: &Table<FlowKey<A>, Flow<A>>,
-    set: &str,
-    context: &Context,
-) -> Result<()> {
-    let all: HashMap<FlowKey<A>, Flow<A>> = table.entries()?.into_iter().collect();
+fn list<A: Addr>(listing: &mut Listing, table: &Flows<A>, context: &Context) {
+    let all: HashMap<FlowKey<A>, Flow<A>> = table.entries().into_iter().map(|(key, hit)| (key, hit.flow)).collect();
     let mut forward: Vec<_> = all.iter().filter(|(_, flow)| flow.flags & Flow::<A>::REPLY == 0).collect();
     forward.sort();
     for (key, flow) in forward {
@@ -57,9 +49,8 @@ fn list<A: Addr>(
             snat.then(|| endpoint(flow.src.to_ip(), flow.sport.get())).into(),
             context.names.get(&flow.service).cloned().into(),
             tcp::label(flow.state).into(),
-            set.into(),
+            (if tcp::answered(flow.state) { "established" } else { "half-open" }).into(),
             Cell::Seconds(f64::from(idle) / f64::from(context.ticks)),
         ]);
     }
-    Ok(())
 }

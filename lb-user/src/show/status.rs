@@ -74,8 +74,7 @@ fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) ->
         count(&tables.backends)?,
         count(&tables.routes)?,
         count(&tables.owned)?,
-        count(&tables.flows)?,
-        count(&tables.half)?,
+        (if A::IS_V6 { "FLOWS6" } else { "FLOWS4" }.into(), tables.flows.entries().len() as u64, tables.flows.slots()),
         count(&tables.affinity)?,
         count(&tables.fragments)?,
     ]);

@@ -8,7 +8,9 @@ use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::table::{Counters, Flow, FlowKey};
+use lb_common::tcp;
 use lb_common::wire::{Addr, Ip4, Ip6};
+use lb_user::apply::flows::Flows;
 use lb_user::apply::table::Table;
 use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, unload};
 use lb_user::intent::Capacity;
@@ -94,7 +96,7 @@ impl Machine {
             loader.map_max_entries(name, capacity.connections * 2);
         }
         for name in ["FRESH4", "FRESH6"] {
-            loader.map_max_entries(name, capacity.half_open * 2);
+            loader.map_max_entries(name, capacity.connections * 2);
         }
         let mut bench = loader.load(&bytes).context("loading bench.o")?;
         for name in ["wrap4", "wrap6", "stub", "parse", "limit", "fresh"] {
@@ -165,16 +167,16 @@ impl Machine {
         fill(&self.kernel.maps.v6, &self.limit6)
     }
 
-    /// Established and half-open entries of a version.
-    pub fn entries(&self, v6: bool) -> Result<(usize, usize)> {
+    /// Answered and unanswered entries of a version.
+    pub fn entries(&self, v6: bool) -> (usize, usize) {
         let maps = &self.kernel.maps;
-        if v6 { count(&maps.v6) } else { count(&maps.v4) }
+        if v6 { count(&maps.v6.flows) } else { count(&maps.v4.flows) }
     }
 
-    /// Empties the half-open tables.
-    pub fn clear_half(&self) -> Result<()> {
-        clear(&self.kernel.maps.v4.half)?;
-        clear(&self.kernel.maps.v6.half)
+    /// Removes unanswered connections.
+    pub fn clear_half(&self) {
+        self.kernel.maps.v4.flows.remove_where(|hit| !tcp::answered(hit.flow.state));
+        self.kernel.maps.v6.flows.remove_where(|hit| !tcp::answered(hit.flow.state));
     }
 
     /// Removes all pins.
@@ -188,13 +190,11 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 }
 
 fn fill<A: Addr>(from: &FamilyMaps<A>, to: &Table<FlowKey<A>, Flow<A>>) -> Result<()> {
-    from.flows.entries()?.iter().try_for_each(|(key, flow)| to.set(key, flow))
+    from.flows.entries().iter().try_for_each(|(key, hit)| to.set(key, &hit.flow))
 }
 
-fn count<A: Addr>(maps: &FamilyMaps<A>) -> Result<(usize, usize)> {
-    Ok((maps.flows.entries()?.len(), maps.half.entries()?.len()))
-}
-
-fn clear<A: Addr>(table: &Table<FlowKey<A>, Flow<A>>) -> Result<()> {
-    table.entries()?.iter().try_for_each(|(key, _)| table.remove(key).map(drop))
+fn count<A: Addr>(flows: &Flows<A>) -> (usize, usize) {
+    let all = flows.entries();
+    let answered = all.iter().filter(|(_, hit)| tcp::answered(hit.flow.state)).count();
+    (answered, all.len() - answered)
 }

@@ -63,13 +63,13 @@ struct Measured {
 
 pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
     let effort = if quick { &QUICK } else { &FULL };
-    let capacity = Capacity { connections: 600_000, half_open: 170_000, ..Capacity::default() };
+    let capacity = Capacity { connections: 600_000, ..Capacity::default() };
     let mut machine = Machine::new(&capacity)?;
     scene::fill(&mut machine.kernel, capacity)?;
     let mut bench = Bench { machine, effort, only, rows: Vec::new(), net: Vec::new() };
     bench.floor()?;
     bench.new_flows()?;
-    bench.machine.clear_half()?;
+    bench.machine.clear_half();
     let mut filled = 0;
     for (flows, what, reach) in FLOWS {
         bench.open(filled, flows)?;
@@ -134,7 +134,9 @@ impl Bench<'_> {
             .verdict("reply_packets", measured.counted.reply_packets)
             .verdict("dropped", measured.dropped);
         let product = case.lanes[0] == Lane::Stellwerk;
-        row = row.prove(!product || (measured.code == case.code && measured.dropped == 0));
+        // A flood may find both its buckets full of answered connections.
+        let dropped = reach.is_some() && measured.dropped != 0;
+        row = row.prove(!product || (measured.code == case.code && !dropped));
         Ok((self.beside_v4(row), measured))
     }
 
@@ -206,7 +208,7 @@ impl Bench<'_> {
             let lanes = [Lane::Stellwerk, Lane::Fresh];
             let case = Case { name: &name, v6, script, lanes: &lanes, packets: self.effort.new, code: REDIRECT };
             let (row, measured) = self.row(&case, Some(Reach::AtMost(1.3)))?;
-            let (_, half) = self.machine.entries(v6)?;
+            let (_, half) = self.machine.entries(v6);
             let row = row
                 .verdict("half_open_entries", half as u64)
                 .prove(measured.counted.connections == measured.packets && half as u64 == 2 * measured.packets);
@@ -218,7 +220,7 @@ impl Bench<'_> {
     /// Opens the connections `from..to` of the single backend by their three packets.
     fn open(&mut self, from: u32, to: u32) -> Result<()> {
         for v6 in [false, true] {
-            let before = self.machine.entries(v6)?.0;
+            let before = self.machine.entries(v6).0;
             let mut first = from;
             while first < to {
                 let count = if first == 0 && to < CHUNK { to } else { CHUNK.min(to - first).next_power_of_two() };
@@ -232,9 +234,14 @@ impl Bench<'_> {
                 }
                 first = base + count;
             }
-            let now = self.machine.entries(v6)?.0;
+            let now = self.machine.entries(v6).0;
             let grown = (to - from) as usize * 2;
-            ensure!(now - before == grown, "{} entries came instead of {grown}", now - before);
+            let (half, drops) = (self.machine.entries(v6).1, self.machine.drops()?);
+            ensure!(
+                now - before == grown,
+                "{} entries came instead of {grown}; {half} are not answered, {drops} packets were dropped",
+                now - before
+            );
         }
         Ok(())
     }
@@ -285,8 +292,9 @@ impl Bench<'_> {
             let script = tcp(v6, scene::SPREAD, SYN, false, Order::endless());
             let lanes = [Lane::Stellwerk, Lane::Fresh];
             self.machine.script(&script)?;
+            // Until no slot is free any more.
             for lane in lanes {
-                self.machine.run(lane, v6, 600_000)?;
+                self.machine.run(lane, v6, 1 << 20)?;
             }
             let case = Case { name: &name, v6, script, lanes: &lanes, packets: 65_536, code: REDIRECT };
             let (mut row, measured) = self.row(&case, None)?;
@@ -300,7 +308,11 @@ impl Bench<'_> {
                 row.verdict("established_flows", flows)
                     .verdict("established_whole", whole)
                     .verdict("limit_evicting_ns", (median(&measured.net[1]) * 10.0).round() / 10.0)
-                    .prove(measured.counted.connections == measured.packets && whole == u64::from(flows)),
+                    .prove(
+                        measured.counted.connections + measured.dropped == measured.packets
+                            && measured.dropped * 1_000 <= measured.packets
+                            && whole == u64::from(flows),
+                    ),
             );
         }
         Ok(())

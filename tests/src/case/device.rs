@@ -38,7 +38,6 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
             let capacity = &mut world.capacity;
             match key {
                 "connections" => capacity.connections = value,
-                "half_open" => capacity.half_open = value,
                 "affinity" => capacity.affinity = value,
                 "fragments" => capacity.fragments = value,
                 _ => return Err(format!("{key}: no such capacity")),

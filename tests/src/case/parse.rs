@@ -5,6 +5,7 @@ use lb_user::plan::Op;
 
 use super::device::{self, seconds};
 use super::{Arriving, Case, Expected, Lines, Step, What, World};
+use crate::fake::SMALL;
 use crate::packet::{End, Spec};
 use crate::runner::host::Refuses;
 
@@ -19,8 +20,12 @@ pub fn case(name: &str, text: &str, v6: bool) -> Built<Option<Case>> {
     if text.lines().any(|line| line.trim() == other) {
         return Ok(None);
     }
-    let mut reader =
-        Reader { world: World { v6, ..World::default() }, steps: Vec::new(), dirty: None, host_only: None };
+    let mut reader = Reader {
+        world: World { v6, capacity: SMALL, ..World::default() },
+        steps: Vec::new(),
+        dirty: None,
+        host_only: None,
+    };
     if !text.lines().any(|line| line.trim() == "world none") {
         for line in WORLD.lines() {
             reader.line(line, 0..0)?;

@@ -139,10 +139,10 @@ impl Fake {
 
     fn end_flows(&mut self, backends: &BTreeSet<u32>) {
         fn end<A: Addr>(state: &mut super::State<A>, backends: &BTreeSet<u32>) {
-            state.established.retain(|_, flow| !backends.contains(&flow.backend));
-            state.half_open.retain(|_, flow| !backends.contains(&flow.backend));
             state.affinity.retain(|_, affinity| !backends.contains(&affinity.backend));
         }
+        self.flows4.remove_where(|flow| backends.contains(&flow.backend));
+        self.flows6.remove_where(|flow| backends.contains(&flow.backend));
         end(&mut self.state4.borrow_mut(), backends);
         end(&mut self.state6.borrow_mut(), backends);
         self.tally.borrow_mut().backends.retain(|id, _| !backends.contains(id));

@@ -27,11 +27,6 @@ impl<K: Ord + Copy, V: Copy> Lru<K, V> {
         self.entries.len() >= self.capacity
     }
 
-    /// Whether a new entry is refused: the table is full, and may not let another go or has none.
-    pub fn refuses(&self, evicts: bool) -> bool {
-        self.is_full() && (!evicts || self.capacity == 0)
-    }
-
     pub fn len(&self) -> usize {
         self.entries.len()
     }

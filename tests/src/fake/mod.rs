@@ -6,6 +6,7 @@
 //! code that runs on it is the real one. What is not here: decisions.
 
 mod apply;
+pub mod flows;
 pub mod lru;
 pub mod show;
 
@@ -13,55 +14,35 @@ use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use lb_common::drop::{Drop, Note};
+use lb_common::flow_table::{Entry, FlowTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, Flow, FlowKey, FlowSet, FragmentKey, FragmentPorts, Name, NextHop, Owned,
-    Prefix, Put, Service, ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix, Service,
+    ServiceKey, Settings,
 };
-use lb_common::tables::{Common, PutError, Tables};
+use lb_common::tables::{Common, Tables};
 use lb_common::wire::{Addr, Ip4, Ip6};
+use lb_user::apply::flows::slots;
 use lb_user::intent::Capacity;
 use lb_user::plan::{Family, Hooks};
 
 pub use apply::Refused;
+use flows::Memory;
 use lru::Lru;
 
 /// What packets leave behind in one address family.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct State<A: Addr> {
-    pub established: Lru<FlowKey<A>, Flow<A>>,
-    pub half_open: Lru<FlowKey<A>, Flow<A>>,
     pub affinity: Lru<AffinityKey<A>, Affinity>,
     pub fragments: Lru<FragmentKey<A>, FragmentPorts>,
 }
 
 impl<A: Addr> State<A> {
     fn new(capacity: &Capacity) -> Self {
-        State {
-            established: Lru::new(2 * capacity.connections),
-            half_open: Lru::new(2 * capacity.half_open),
-            affinity: Lru::new(capacity.affinity),
-            fragments: Lru::new(capacity.fragments),
-        }
-    }
-
-    pub fn set(&self, set: FlowSet) -> &Lru<FlowKey<A>, Flow<A>> {
-        match set {
-            FlowSet::Established => &self.established,
-            FlowSet::HalfOpen => &self.half_open,
-        }
-    }
-
-    fn set_mut(&mut self, set: FlowSet) -> &mut Lru<FlowKey<A>, Flow<A>> {
-        match set {
-            FlowSet::Established => &mut self.established,
-            FlowSet::HalfOpen => &mut self.half_open,
-        }
+        State { affinity: Lru::new(capacity.affinity), fragments: Lru::new(capacity.fragments) }
     }
 
     /// Makes everything older by `ticks`, as a clock that moved on would.
     fn age(&mut self, ticks: u32) {
-        let flows = self.established.values_mut().chain(self.half_open.values_mut());
-        flows.for_each(|flow| flow.last = flow.last.wrapping_sub(ticks));
         self.affinity.values_mut().for_each(|a| a.last = a.last.wrapping_sub(ticks));
         self.fragments.values_mut().for_each(|f| f.last = f.last.wrapping_sub(ticks));
     }
@@ -76,7 +57,7 @@ pub struct Tally {
 }
 
 /// All tables. Packets come in by shared reference, as in the kernel.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Fake {
     pub settings: Settings,
     pub filter: BTreeMap<u32, u64>,
@@ -91,6 +72,8 @@ pub struct Fake {
     pub hooks: BTreeMap<u32, Hooks>,
     pub capacity: Capacity,
     pub tally: RefCell<Tally>,
+    pub flows4: Memory<Ip4>,
+    pub flows6: Memory<Ip6>,
     pub state4: RefCell<State<Ip4>>,
     pub state6: RefCell<State<Ip6>>,
     /// The tick since which ICMP errors are counted, and how many there were.
@@ -109,14 +92,19 @@ impl PartialEq for Fake {
             && self.v6 == other.v6
             && self.hooks == other.hooks
             && self.tally == other.tally
+            && self.flows4 == other.flows4
+            && self.flows6 == other.flows6
             && self.state4 == other.state4
             && self.state6 == other.state6
     }
 }
 
+/// Room for what a test opens, so that copies of all tables are cheap.
+pub const SMALL: Capacity = Capacity { connections: 256, ..Capacity::DEFAULT };
+
 impl Default for Fake {
     fn default() -> Self {
-        Fake::new(Capacity::default(), 100)
+        Fake::new(SMALL, 100)
     }
 }
 
@@ -124,6 +112,7 @@ impl Default for Fake {
 pub trait InFake: Addr {
     fn family(fake: &Fake) -> &Family<Self>;
     fn family_mut(fake: &mut Fake) -> &mut Family<Self>;
+    fn flows(fake: &Fake) -> &Memory<Self>;
     fn state(fake: &Fake) -> &RefCell<State<Self>>;
 }
 
@@ -133,6 +122,9 @@ impl InFake for Ip4 {
     }
     fn family_mut(fake: &mut Fake) -> &mut Family<Ip4> {
         &mut fake.v4
+    }
+    fn flows(fake: &Fake) -> &Memory<Ip4> {
+        &fake.flows4
     }
     fn state(fake: &Fake) -> &RefCell<State<Ip4>> {
         &fake.state4
@@ -145,6 +137,9 @@ impl InFake for Ip6 {
     }
     fn family_mut(fake: &mut Fake) -> &mut Family<Ip6> {
         &mut fake.v6
+    }
+    fn flows(fake: &Fake) -> &Memory<Ip6> {
+        &fake.flows6
     }
     fn state(fake: &Fake) -> &RefCell<State<Ip6>> {
         &fake.state6
@@ -166,6 +161,8 @@ impl Fake {
             hooks: BTreeMap::new(),
             capacity,
             tally: RefCell::default(),
+            flows4: Memory::new(slots(&capacity)),
+            flows6: Memory::new(slots(&capacity)),
             state4: RefCell::new(State::new(&capacity)),
             state6: RefCell::new(State::new(&capacity)),
             permits: Cell::default(),
@@ -179,22 +176,12 @@ impl Fake {
 
     /// Makes all flows, affinities and fragments older by `ticks`.
     pub fn age(&self, ticks: u32) {
+        self.flows4.age(ticks);
+        self.flows6.age(ticks);
         self.state4.borrow_mut().age(ticks);
         self.state6.borrow_mut().age(ticks);
         let (since, used) = self.permits.get();
         self.permits.set((since.wrapping_sub(ticks), used));
-    }
-
-    /// A flow, without marking it as used.
-    pub fn peek<A: InFake>(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>> {
-        A::state(self).borrow().set(set).peek(key).copied()
-    }
-
-    /// All flows of a family.
-    pub fn flows<A: InFake>(&self) -> Vec<(FlowSet, FlowKey<A>, Flow<A>)> {
-        let state = A::state(self).borrow();
-        let of = |set| state.set(set).iter().map(move |(key, flow)| (set, *key, *flow)).collect::<Vec<_>>();
-        [of(FlowSet::Established), of(FlowSet::HalfOpen)].concat()
     }
 
     fn counters(&self, backend: u32, change: impl FnOnce(&mut Counters)) {
@@ -258,6 +245,20 @@ fn covers<A: Addr>(prefix: &Prefix<A>, addr: A) -> bool {
     prefix.len <= A::BITS && a[..whole] == b[..whole] && (rest == 0 || (a[whole] ^ b[whole]) >> (8 - rest) == 0)
 }
 
+impl<A: InFake> FlowTable<A> for Fake {
+    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
+        A::flows(self).entry(slot)
+    }
+
+    fn mask(&self) -> u32 {
+        A::flows(self).mask()
+    }
+
+    fn multiplier(&self, index: usize) -> u64 {
+        A::flows(self).multiplier(index)
+    }
+}
+
 impl<A: InFake> Tables<A> for Fake {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
         A::family(self).services.get(key).copied()
@@ -273,42 +274,6 @@ impl<A: InFake> Tables<A> for Fake {
 
     fn owned(&self, addr: A) -> Option<Owned> {
         longest(&A::family(self).owned, addr)
-    }
-
-    fn flow(&self, set: FlowSet, key: &FlowKey<A>) -> Option<Flow<A>> {
-        A::state(self).borrow_mut().set_mut(set).get(key)
-    }
-
-    fn flow_put(&self, set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>, put: Put) -> Result<(), PutError> {
-        let mut state = A::state(self).borrow_mut();
-        let table = state.set_mut(set);
-        match (table.contains(key), put) {
-            (true, Put::New) => return Err(PutError::Exists),
-            (false, _) if table.refuses(set == FlowSet::HalfOpen) => {
-                return Err(PutError::Full);
-            }
-            _ => table.put(*key, *flow),
-        }
-        Ok(())
-    }
-
-    fn flow_touch(&self, set: FlowSet, key: &FlowKey<A>, last: u32) {
-        A::state(self).borrow_mut().set_mut(set).change(key, |flow| flow.last = last);
-    }
-
-    fn flow_state(&self, set: FlowSet, key: &FlowKey<A>, state: u8) {
-        A::state(self).borrow_mut().set_mut(set).change(key, |flow| flow.state = state);
-    }
-
-    fn flow_next_hop(&self, set: FlowSet, key: &FlowKey<A>, next_hop: u32, epoch: u16) {
-        A::state(self).borrow_mut().set_mut(set).change(key, |flow| {
-            flow.next_hop = next_hop;
-            flow.epoch = epoch;
-        });
-    }
-
-    fn flow_delete(&self, set: FlowSet, key: &FlowKey<A>) {
-        A::state(self).borrow_mut().set_mut(set).remove(key);
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity> {

@@ -3,7 +3,7 @@
 use std::fmt::{self, Display, Formatter};
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::table::{Flow, FlowKey, FlowSet, NextHop, Owned};
+use lb_common::table::{Flow, FlowKey, NextHop, Owned};
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 
@@ -29,17 +29,12 @@ fn mac(Mac(m): Mac) -> String {
 }
 
 /// One flow as a line: what arrives, what it becomes, and in which state it is.
-pub fn flow_line<A: Addr>(set: FlowSet, key: &FlowKey<A>, flow: &Flow<A>) -> String {
-    named_flow(set, key, flow, &|addr, port| SocketAddr::new(addr, port).to_string())
+pub fn flow_line<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>) -> String {
+    named_flow(key, flow, &|addr, port| SocketAddr::new(addr, port).to_string())
 }
 
 /// The same, with names for addresses.
-pub fn named_flow<A: Addr>(
-    set: FlowSet,
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-    name: &dyn Fn(IpAddr, u16) -> String,
-) -> String {
+pub fn named_flow<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>, name: &dyn Fn(IpAddr, u16) -> String) -> String {
     let mut flags = String::new();
     for (bit, name) in [(Flow::<A>::REPLY, " reply"), (Flow::<A>::SNAT, " snat")] {
         if flow.flags & bit != 0 {
@@ -49,10 +44,7 @@ pub fn named_flow<A: Addr>(
     let end = |addr: A, port: Be16| name(addr.to_ip(), port.get());
     let (from, to) = (end(key.src, key.sport), end(key.dst, key.dport));
     let (becomes_from, becomes_to) = (end(flow.src, flow.sport), end(flow.dst, flow.dport));
-    let set = match set {
-        FlowSet::Established => "established",
-        FlowSet::HalfOpen => "half-open",
-    };
+    let set = if tcp::answered(flow.state) { "established" } else { "half-open" };
     let (proto, state) = (proto(key.proto), tcp::label(flow.state));
     format!("{set} {proto} {from} > {to} becomes {becomes_from} > {becomes_to} {state}{flags}")
 }
@@ -61,7 +53,7 @@ impl Fake {
     /// All flows, a line each, in a stable order.
     pub fn flow_lines(&self) -> Vec<String> {
         fn of<A: InFake>(fake: &Fake) -> Vec<String> {
-            fake.flows::<A>().iter().map(|(set, key, flow)| flow_line(*set, key, flow)).collect()
+            A::flows(fake).all().iter().map(|(key, flow)| flow_line(key, flow)).collect()
         }
         [of::<Ip4>(self), of::<Ip6>(self)].concat()
     }
@@ -97,11 +89,11 @@ impl Fake {
         for (prefix, via) in &family.routes {
             writeln!(f, "route {}/{} via {via}", prefix.addr.to_ip(), prefix.len)?;
         }
-        for (set, key, flow) in self.flows::<A>() {
+        for (key, flow) in A::flows(self).all() {
             writeln!(
                 f,
                 "{} service={} backend={} via={} last={} epoch={}",
-                flow_line(set, &key, &flow),
+                flow_line(&key, &flow),
                 flow.service,
                 flow.backend,
                 flow.next_hop,

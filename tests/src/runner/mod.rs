@@ -222,7 +222,7 @@ pub fn gained(before: &BTreeMap<&'static str, u64>, after: &BTreeMap<&'static st
 pub fn flow_lines(fake: &Fake, names: &Names) -> Vec<String> {
     let end = |addr: IpAddr, port: u16| packet::End { host: names.name(addr), port: Some(port) }.text();
     fn of<A: InFake>(fake: &Fake, end: &dyn Fn(IpAddr, u16) -> String) -> Vec<String> {
-        fake.flows::<A>().iter().map(|(set, key, flow)| named_flow(*set, key, flow, end)).collect()
+        A::flows(fake).all().iter().map(|(key, flow)| named_flow(key, flow, end)).collect()
     }
     let mut lines = [of::<Ip4>(fake, &end), of::<Ip6>(fake, &end)].concat();
     lines.sort();

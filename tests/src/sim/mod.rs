@@ -12,15 +12,16 @@ pub mod world;
 use std::net::IpAddr;
 
 use lb_common::drop::Drop;
-use lb_common::table::{Backend, FlowSet};
+use lb_common::table::Backend;
 use lb_common::tables::Tables;
+use lb_common::tcp;
 use lb_common::verdict::{Arrival, Hook, Verdict};
 use lb_common::wire::header::{TCP_ACK, TCP_SYN};
 use lb_common::wire::{Addr, Ip4, Ip6};
-use lb_user::intent::{Endpoint, EndpointState, ServicePort};
+use lb_user::intent::{Capacity, Endpoint, EndpointState, ServicePort};
 use lb_user::plan::{Apply, Contents, Ids, Op, diff, plan};
 
-use crate::fake::{Fake, InFake};
+use crate::fake::{Fake, InFake, SMALL};
 use crate::runner::host::{self, Refuses};
 use packet::Tuple;
 use world::{TICKS, World};
@@ -59,7 +60,8 @@ pub struct Figures {
 /// Runs a seed; panics where something doesn't hold.
 pub fn run(seed: u64) -> Figures {
     let world = World::new(seed);
-    let fake = Fake::new(world.intent.tuning.capacity, TICKS);
+    let capacity = Capacity { connections: SMALL.connections, ..world.intent.tuning.capacity };
+    let fake = Fake::new(capacity, TICKS);
     let (ids, connections, figures) = (Ids::default(), Vec::new(), Figures::default());
     let mut run = Run { world, fake, ids, connections, next_port: 1_024, figures, at_rest: false };
     for _ in 0..8 {
@@ -151,11 +153,11 @@ impl Run {
     /// No entry of the flow tables names a backend that is no more, or another one.
     fn entries_are_true<A: InFake>(&self) {
         let backends = &A::family(&self.fake).backends;
-        for (set, key, flow) in self.fake.flows::<A>() {
-            let backend = backends.get(&flow.backend).unwrap_or_else(|| panic!("{set:?} {key:?} {flow:?}: no backend"));
+        for (key, flow) in A::flows(&self.fake).all() {
+            let backend = backends.get(&flow.backend).unwrap_or_else(|| panic!("{key:?} {flow:?}: no backend"));
             let is_reply = flow.flags & lb_common::table::Flow::<A>::REPLY != 0;
             let at = if is_reply { (key.src, key.sport) } else { (flow.dst, flow.dport) };
-            assert_eq!(at, (backend.addr, backend.port), "{set:?} {key:?} {flow:?} is of another backend");
+            assert_eq!(at, (backend.addr, backend.port), "{key:?} {flow:?} is of another backend");
         }
     }
 
@@ -269,8 +271,8 @@ impl Run {
     }
 
     fn flows(&self) -> String {
-        let (v4, v6) = (self.fake.flows::<Ip4>(), self.fake.flows::<Ip6>());
-        let established = v4.iter().filter(|f| f.0 == FlowSet::Established).count();
+        let (v4, v6) = (self.fake.flows4.all(), self.fake.flows6.all());
+        let established = v4.iter().filter(|(_, flow)| tcp::answered(flow.state)).count();
         format!("{} IPv4 entries, {established} of them established; {} IPv6 entries", v4.len(), v6.len())
     }
 }

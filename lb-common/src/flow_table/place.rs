@@ -1,0 +1,86 @@
+//! Where a key may lie: its bucket, a home slot in it, the tag that marks it there, and a second bucket.
+//!
+//! The hash is pair-multiply-shift (Thorup, "High Speed Hashing for Integers and Strings", §3.5):
+//! strongly universal over 32 bits, as long as nobody knows the multipliers. They are random, from
+//! the kernel's generator, and live as long as the table: who knows this code still can't choose keys
+//! that fall into one bucket.
+
+use super::{FlowTable, SLOTS, WAYS};
+use crate::table::FlowKey;
+use crate::wire::Addr;
+
+/// Random numbers that a hash needs: two for each 64 bits of the longest key, and one more.
+pub const MULTIPLIERS: usize = 11;
+
+/// A key as whole words.
+#[derive(Clone, Copy)]
+pub struct Words<A: Addr> {
+    pub addrs: A::PairWords,
+    /// Ports, and the protocol.
+    pub rest: u64,
+}
+
+impl<A: Addr> Words<A> {
+    #[inline(always)]
+    pub fn of(key: &FlowKey<A>) -> Self {
+        let ports = key.sport.raw() as u64 | (key.dport.raw() as u64) << 16;
+        Words { addrs: A::pair(key.src, key.dst), rest: ports | (key.proto as u64) << 32 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, zerocopy::FromZeros)]
+#[repr(C)]
+pub struct Place {
+    pub first: u32,
+    pub second: u32,
+    /// The lane of the first bucket that is tried before any other.
+    pub lane: u32,
+    /// Never 0, which marks a free lane, nor 1, which would seem free above a free lane.
+    pub tag: u8,
+    pad: [u8; 3],
+}
+
+impl Place {
+    #[inline(always)]
+    pub fn of<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> Self {
+        let addrs = words.addrs.as_ref();
+        let mut sum = 0u64;
+        for i in 0..A::PAIR {
+            sum = sum.wrapping_add(product(table, i * 2, addrs[i]));
+        }
+        sum = sum.wrapping_add(product(table, A::PAIR * 2, words.rest));
+        // The sum is linear in each word, and so keys that count up may fall in heaps: mixed by a
+        // bijection (a shift, an odd factor, a shift), they fall like any others.
+        let mixed = (sum ^ sum >> 32).wrapping_mul(table.multiplier(MULTIPLIERS - 1));
+        let hash = mixed ^ mixed >> 32;
+        let mask = table.mask();
+        Place {
+            first: hash as u32 & mask,
+            second: (hash >> 32) as u32 & mask,
+            // Five bits, spread over the slots.
+            lane: (hash >> 59) as u32 * SLOTS >> 5,
+            tag: ((hash >> 51) as u8).max(2),
+            pad: [0; 3],
+        }
+    }
+
+    /// Home lane and tag in one number.
+    #[inline(always)]
+    pub(super) fn hints(&self) -> u32 {
+        self.lane << 8 | self.tag as u32
+    }
+
+    /// The slot that is tried before any other.
+    #[inline(always)]
+    pub fn home(&self) -> u32 {
+        self.first * WAYS + self.lane
+    }
+}
+
+/// One pair's part of the sum.
+#[inline(always)]
+fn product<A: Addr, T: FlowTable<A>>(table: &T, at: usize, word: u64) -> u64 {
+    let low = (word & 0xffff_ffff).wrapping_add(table.multiplier(at));
+    let high = (word >> 32).wrapping_add(table.multiplier(at + 1));
+    low.wrapping_mul(high)
+}

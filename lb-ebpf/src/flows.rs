@@ -1,0 +1,178 @@
+//! The flow table over the kernel's arrays.
+//!
+//! Finding and inserting are global functions (1: done): the verifier walks each once, by itself,
+//! instead of once for every way that leads there (docs/decisions/0005-flow-table.md).
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::maps::Array;
+use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS};
+use lb_common::table::FlowKey;
+use lb_common::path::parse::Ip;
+use lb_common::path::{Context, Work, service};
+use lb_common::verdict::{Arrival, Outcome};
+use lb_common::wire::{Ip4, Ip6};
+
+use crate::maps;
+use crate::tables::Kernel;
+
+/// Buckets less one. Like the multipliers a constant once the program is loaded; the agent gives both
+/// their values.
+#[unsafe(no_mangle)]
+static FLOW_MASK: u32 = 0;
+#[unsafe(no_mangle)]
+static FLOW_MULTIPLIERS: [u64; MULTIPLIERS] = [0; MULTIPLIERS];
+
+/// A family's arrays, and the functions over them.
+pub trait InArrays: Ip {
+    const FLOWS: &'static Array<Entry<Self>>;
+
+    fn slot(key: &FlowKey<Self>) -> u32;
+    fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
+    fn take(key: &FlowKey<Self>, hit: &mut Hit<Self>, keep: u32) -> u32;
+    fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32;
+    fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
+    fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+}
+
+impl<A: InArrays> FlowTable<A> for Kernel {
+    #[inline(always)]
+    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
+        A::FLOWS.get(slot)
+    }
+
+    #[inline(always)]
+    fn mask(&self) -> u32 {
+        // SAFETY: a static of our own; the agent, not this program, gives it its value.
+        unsafe { read_volatile(&raw const FLOW_MASK) }
+    }
+
+    #[inline(always)]
+    fn multiplier(&self, index: usize) -> u64 {
+        // SAFETY: as in `mask`; the index is one of the array's, by the caller's constants.
+        unsafe { read_volatile((&raw const FLOW_MULTIPLIERS).cast::<u64>().add(index)) }
+    }
+
+    #[inline(always)]
+    fn slot_of(&self, key: &FlowKey<A>) -> u32 {
+        A::slot(key)
+    }
+
+    #[inline(always)]
+    fn look_up(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
+        A::find(key, hit) != 0
+    }
+
+    #[inline(always)]
+    fn take(&self, key: &FlowKey<A>, hit: &mut Hit<A>, keep: u32) -> bool {
+        A::take(key, hit, keep) != 0
+    }
+
+    #[inline(always)]
+    fn choose(&self, bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
+        A::choose(bucket, hints, now, barred)
+    }
+
+    #[inline(always)]
+    fn settle(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
+        A::settle(key, hit) != 0
+    }
+}
+
+macro_rules! family {
+    ($addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident, $open:ident) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $slot(key: *const FlowKey<$addr>) -> u32 {
+            // SAFETY: it comes from a reference (below), or is null to the verifier alone.
+            match unsafe { key.as_ref() } {
+                Some(key) => flow_table::seek(&Kernel, key),
+                None => flow_table::NONE,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $find(key: *const FlowKey<$addr>, hit: *mut Hit<$addr>) -> u32 {
+            // SAFETY: as above.
+            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
+                return 0;
+            };
+            flow_table::find_into(&Kernel, key, hit) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $take(key: *const FlowKey<$addr>, hit: *mut Hit<$addr>, keep: u32) -> u32 {
+            // SAFETY: as above.
+            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
+                return 0;
+            };
+            flow_table::insert::take(&Kernel, key, hit, keep) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
+            flow_table::insert::choose::<$addr, Kernel>(&Kernel, bucket, hints, now, barred)
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $settle(key: *const FlowKey<$addr>, hit: *mut Hit<$addr>) -> u32 {
+            // SAFETY: as above.
+            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
+                return 0;
+            };
+            flow_table::insert::settle(&Kernel, key, hit) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $open(work: *mut Work<$addr>, at: *const Arrival, outcome: *mut Outcome) -> u32 {
+            // SAFETY: as above.
+            let (work, at, outcome) = unsafe { (work.as_mut(), at.as_ref(), outcome.as_mut()) };
+            let (Some(work), Some(at), Some(outcome)) = (work, at, outcome) else {
+                return 0;
+            };
+            service::open(work, &Context { tables: &Kernel, at }, outcome) as u32
+        }
+
+        impl InArrays for $addr {
+            const FLOWS: &'static Array<Entry<Self>> = &$flows;
+
+            #[inline(always)]
+            fn slot(key: &FlowKey<Self>) -> u32 {
+                $slot(key)
+            }
+
+            #[inline(always)]
+            fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32 {
+                $find(key, hit)
+            }
+
+            #[inline(always)]
+            fn take(key: &FlowKey<Self>, hit: &mut Hit<Self>, keep: u32) -> u32 {
+                $take(key, hit, keep)
+            }
+
+            #[inline(always)]
+            fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
+                $choose(bucket, hints, now, barred)
+            }
+
+            #[inline(always)]
+            fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32 {
+                $settle(key, hit)
+            }
+
+            #[inline(always)]
+            fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
+                $open(work, at, outcome)
+            }
+        }
+    };
+}
+
+family!(Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4);
+family!(Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6);
