@@ -1,8 +1,11 @@
 //! The single changes from one contents to another, in an order in which every prefix is safe.
 //!
 //! Things come before what points to them and go after it: filter bits, next hops, routes,
-//! backends, rows, services, owned addresses, settings, hooks on the way in; services, owned
-//! addresses, backends, next hops, filter bits, hooks on the way out.
+//! backends, rows, settings, hooks of links without any, services, owned addresses, hooks that
+//! change on the way in; services, owned addresses, backends, next hops, filter bits, hooks on the
+//! way out. A link gets its first programs before there are services: else one link would translate
+//! what goes to a service, while the answer passes another as it came. A link that carries an older
+//! agent's programs keeps them until the tables are full.
 //! Invariants, behind every operation: a service's row lies wholly on active backends; the filter
 //! has the bits of all that is in the tables; no index leads to nothing; once a backend's state
 //! says that it leaves, no row holds it; a backend's connections are ended before its entry goes,
@@ -29,13 +32,18 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     arrive(&from.v6, &to.v6, &mut ops, Op::V6);
     set(&from.names, &to.names, &mut ops, Op::Name);
     ops.extend(changed(&from.rows, &to.rows).map(|(&first, _, row)| Op::Row { first, backends: row.clone() }));
-    switch(&from.v4, &to.v4, &mut ops, Op::V4);
-    switch(&from.v6, &to.v6, &mut ops, Op::V6);
     // Behind the routes: a flow that sees the new epoch also sees the new routes.
     if from.settings != to.settings {
         ops.push(Op::Settings(to.settings));
     }
-    set(&from.hooks, &to.hooks, &mut ops, Op::Hooks);
+    let hooks = |first| {
+        let set = changed(&from.hooks, &to.hooks).filter(move |(_, old, _)| old.is_none() == first);
+        set.map(|(&link, _, hooks)| Op::Hooks(Change::Set(link, hooks.clone())))
+    };
+    ops.extend(hooks(true));
+    switch(&from.v4, &to.v4, &mut ops, Op::V4);
+    switch(&from.v6, &to.v6, &mut ops, Op::V6);
+    ops.extend(hooks(false));
 
     leave(&from.v4, &to.v4, &mut ops, Op::V4);
     leave(&from.v6, &to.v6, &mut ops, Op::V6);

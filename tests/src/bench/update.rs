@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use lb_common::table::{Service, ServiceKey};
+use lb_common::table::{Owned, Prefix, Service, ServiceKey};
 use lb_common::wire::header::TCP;
 use lb_common::wire::{Be16, Ip4};
 use lb_user::apply::table::Table;
@@ -117,8 +117,9 @@ impl World {
         Ok((world, begin.elapsed()))
     }
 
-    /// The settings are written behind the services.
+    /// What the last service owns is written behind all services.
     fn wait_for_all(&mut self, begin: Instant) -> Result<()> {
+        let last = Prefix { len: 32, addr: Ip4::from(address(SERVICES - 1)) };
         loop {
             clean::check()?;
             if !self.agent.alive() || begin.elapsed() > PATIENCE {
@@ -126,7 +127,7 @@ impl World {
                 bail!("the agent did not fill the tables:\n{log}");
             }
             if let Ok(maps) = Maps::open(&self.paths.maps())
-                && maps.settings.get(&0)?.is_some_and(|s| s.ticks_per_second > 0)
+                && maps.v4.owned.get(&last)?.is_some_and(|owned| owned.kind == Owned::VIP)
             {
                 let services = maps.v4.services.entries()?.len();
                 ensure!(services == SERVICES as usize, "{services} services are in the kernel");

@@ -170,24 +170,11 @@ pub fn udp(from: &From, target: SocketAddr, how: Datagram) -> Result<Greeting> {
     let socket = udp_socket(from, target, how)?;
     let sent = Pattern(how.length as u32).take(how.length);
     let mut buffer = vec![0; 64 << 10];
-    let n = exchange(&socket, &sent, &mut buffer)?;
+    socket.send(&sent).context("sending")?;
+    let n = socket.recv(&mut buffer).context("receiving")?;
     let space = buffer[..n].iter().position(|&b| b == b' ').context("an answer without a name")?;
     ensure!(buffer[space + 1..n] == sent, "other bytes came back");
     Ok(Greeting { name: String::from_utf8_lossy(&buffer[..space]).into_owned(), client: None })
-}
-
-/// Sends until an answer comes, three times at the most, as UDP's clients do: the kernel may drop a
-/// datagram that waits for a neighbour. Each time more is said on standard error.
-fn exchange(socket: &UdpSocket, sent: &[u8], buffer: &mut [u8]) -> Result<usize> {
-    for attempt in 1..3 {
-        socket.send(sent).context("sending")?;
-        match socket.recv(buffer) {
-            Err(e) if e.kind() == ErrorKind::WouldBlock => eprintln!("no answer to datagram {attempt}, sent again"),
-            other => return other.context("receiving"),
-        }
-    }
-    socket.send(sent).context("sending")?;
-    socket.recv(buffer).context("receiving")
 }
 
 fn unsummed(socket: &UdpSocket) -> Result<()> {

@@ -6,7 +6,7 @@ use lb_common::table::filter::{addr_bit, grain_bit};
 use lb_common::table::{Backend, NextHop, Owned, Prefix, Service, ServiceKey};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 
-use super::super::{Contents, Ids, PlanError, diff};
+use super::super::{Contents, FamilyOp, Hooks, Ids, Op, PlanError, diff};
 use super::world::*;
 use super::{clock, nothing};
 use crate::intent::{HookChoice, Intent, Network, Protocol, ServiceRange};
@@ -276,4 +276,24 @@ fn nothing_to_do_is_an_empty_list() {
     let c = plan(&wish, &network());
     assert_eq!(diff(&c, &c), []);
     assert!(!diff(&nothing(), &c).is_empty());
+}
+
+#[test]
+fn links_have_programs_before_there_are_services() {
+    let to = plan(&intent(vec![service("web", &["172.28.0.1", "fd28::1"], vec![ready("10.20.0.5")])]), &network());
+    let ops = diff(&nothing(), &to);
+    let hooks = ops.iter().rposition(|op| matches!(op, Op::Hooks(_))).expect("hooks");
+    let claims = |op: &Op| {
+        matches!(
+            op,
+            Op::V4(FamilyOp::Service(_) | FamilyOp::Owned(_)) | Op::V6(FamilyOp::Service(_) | FamilyOp::Owned(_))
+        )
+    };
+    assert!(hooks < ops.iter().position(claims).expect("services"));
+
+    // Those of an agent with tables of another layout serve until ours are full.
+    let before = to.hooks.iter().map(|(&link, h)| (link, Hooks { interface: h.interface.clone(), ..Hooks::default() }));
+    let ops = diff(&Contents { hooks: before.collect(), ..nothing() }, &to);
+    let hooks = ops.iter().position(|op| matches!(op, Op::Hooks(_))).expect("hooks");
+    assert!(hooks > ops.iter().rposition(claims).expect("services"));
 }

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use lb_user::apply::{Maps, Paths};
 use stellwerk_tests::netns::clean::Proc;
 use stellwerk_tests::netns::{Lab, Ns};
 
@@ -113,14 +112,8 @@ pub fn stellwerk(ns: &Ns, lab: &Lab, services: u32, hook: &str) -> Result<Proc> 
     command.arg("run").arg("--config").arg(&config).arg("--pin-path").arg(&pins);
     command.stdout(log.try_clone()?).stderr(log);
     let agent = Proc::start(&mut command)?;
-    let paths = Paths::new(pins);
-    // Settings come behind services, hooks behind settings.
-    let filled = || {
-        Maps::open(&paths.maps())
-            .is_ok_and(|m| m.settings.get(&0).is_ok_and(|s| s.is_some_and(|s| s.ticks_per_second > 0)))
-    };
-    until("stellwerk's tables", filled)
-        .with_context(|| std::fs::read_to_string(config.with_file_name("agent.log")).unwrap_or_default())?;
+    let log = || std::fs::read_to_string(config.with_file_name("agent.log")).unwrap_or_default();
+    until("the agent", || log().lines().any(|line| line.starts_with("ready:"))).with_context(log)?;
     std::thread::sleep(std::time::Duration::from_millis(300));
     Ok(agent)
 }
