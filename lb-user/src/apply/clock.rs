@@ -1,12 +1,10 @@
-//! The kernel's ticks, asked of the kernel: no user-space clock says which jiffy it is.
+//! The kernel's ticks, asked of the kernel: no user-space clock says which jiffy it is, only how
+//! long one lasts.
 //!
 //! Invariant: the rate is one that kernels are built with. `show` runs the pinned program, too, so
 //! that ages are right while no agent runs.
 
-use std::thread::sleep;
-use std::time::Duration;
-
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 
 use super::maps::{Maps, Paths};
@@ -14,19 +12,15 @@ use super::maps::{Maps, Paths};
 /// The name of the program that writes the clock.
 pub const PROGRAM: &str = "stellwerk_clock";
 const RATES: [u32; 4] = [100, 250, 300, 1000];
-const APART: Duration = Duration::from_millis(60);
 
-/// Jiffies and nanoseconds since boot, at one moment.
+/// The kernel's jiffies.
 #[derive(Clone, Copy, Debug)]
-pub struct Reading {
-    pub jiffies: u64,
-    pub nanoseconds: u64,
-}
+pub struct Reading(u64);
 
 impl Reading {
     /// The tick as tables hold it.
     pub fn tick(self) -> u32 {
-        self.jiffies as u32
+        self.0 as u32
     }
 }
 
@@ -34,8 +28,8 @@ pub fn read(program: &SchedClassifier, maps: &Maps) -> Result<Reading> {
     let packet = [0; 64];
     let options = TestRunOptions { data_in: Some(&packet), ..TestRunOptions::default() };
     program.test_run(options).context("running the clock program")?;
-    let [jiffies, nanoseconds] = maps.clock.get(&0)?.context("the clock has no entry")?;
-    Ok(Reading { jiffies, nanoseconds })
+    let [jiffies, _] = maps.clock.get(&0)?.context("the clock has no entry")?;
+    Ok(Reading(jiffies))
 }
 
 /// For when no agent runs.
@@ -44,21 +38,13 @@ pub fn read_pinned(paths: &Paths, maps: &Maps) -> Result<Reading> {
     read(&program, maps)
 }
 
-/// Ticks a second.
-pub fn rate(program: &SchedClassifier, maps: &Maps) -> Result<u32> {
-    let first = read(program, maps)?;
-    sleep(APART);
-    let second = read(program, maps)?;
-    let elapsed = second.nanoseconds.wrapping_sub(first.nanoseconds).max(1);
-    let measured = second.jiffies.wrapping_sub(first.jiffies).saturating_mul(1_000_000_000) / elapsed;
-    // 250 and 300 lie close together for 60 ms: measure those for longer.
-    let nearest = |measured: u64| RATES.into_iter().min_by_key(|&rate| measured.abs_diff(rate as u64));
-    if !(200..=400).contains(&measured) {
-        return nearest(measured).context("no rate");
-    }
-    sleep(APART * 5);
-    let third = read(program, maps)?;
-    let elapsed = third.nanoseconds.wrapping_sub(first.nanoseconds).max(1);
-    let ticks = third.jiffies.wrapping_sub(first.jiffies);
-    nearest(ticks.saturating_mul(1_000_000_000) / elapsed).context("no rate")
+/// Ticks a second: the kernel's coarse clocks move once a tick, and it says how far.
+pub fn rate() -> Result<u32> {
+    let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    #[expect(unsafe_code, reason = "std has no clock_getres")]
+    // SAFETY: the struct lives across the call, which writes nothing else.
+    let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &raw mut tick) };
+    ensure!(result == 0, "the length of a tick: {}", std::io::Error::last_os_error());
+    let rate = RATES.into_iter().find(|&rate| 1_000_000_000 / i64::from(rate) == tick.tv_nsec);
+    rate.with_context(|| format!("a tick of {} ns is of no rate that kernels are built with", tick.tv_nsec))
 }

@@ -102,7 +102,7 @@ impl Kernel {
         hooks::prune(paths)?;
         let attacher = Attacher::new(&ebpf)?;
         let mut kernel = Kernel { maps, paths: paths.clone(), state, capacity, ticks_per_second: 0, ebpf, attacher };
-        kernel.ticks_per_second = clock::rate(kernel.clock()?, &kernel.maps)?;
+        kernel.ticks_per_second = clock::rate()?;
         Ok(kernel)
     }
 
