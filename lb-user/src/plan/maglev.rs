@@ -55,19 +55,14 @@ pub fn row(members: &[Member]) -> Vec<u32> {
         return Vec::new();
     }
     let base = LADDER.iter().find(|(most, _)| members.len() <= *most).map_or(LONGEST, |(_, len)| *len);
-    let lengths: Vec<u32> = (0..=DOUBLINGS).map(|d| base << d).take_while(|&len| len <= LONGEST).collect();
-    let mut quotas: Vec<Vec<u32>> = Vec::new();
-    for &len in &lengths {
-        let quota = webster(members, len);
-        let good = is_accurate(members, &quota, len);
-        quotas.push(quota);
-        if good {
+    let (mut row, mut quota) = fill(members, base);
+    for _ in 0..DOUBLINGS {
+        let len = row.len() as u32;
+        if len * 2 > LONGEST || is_accurate(members, &quota, len) {
             break;
         }
-    }
-    let mut row = fill(members, base);
-    for quota in &quotas[1..] {
-        row = double(members, &row, quota);
+        quota = webster(members, len * 2);
+        row = double(members, &row, &quota);
     }
     row
 }
@@ -113,8 +108,8 @@ fn is_accurate(members: &[Member], quota: &[u32], len: u32) -> bool {
     })
 }
 
-/// A new row: each backend in its turn takes the next free slot of its walk.
-fn fill(members: &[Member], len: u32) -> Vec<u32> {
+/// A new row: each backend in its turn takes the next free slot of its walk. And how many each got.
+fn fill(members: &[Member], len: u32) -> (Vec<u32>, Vec<u32>) {
     let mut slots = vec![u32::MAX; len as usize];
     let mut steps = vec![0u64; members.len()];
     let mut turns = Turns::new(members);
@@ -131,7 +126,7 @@ fn fill(members: &[Member], len: u32) -> Vec<u32> {
             }
         }
     }
-    slots
+    (slots, had)
 }
 
 /// How much a backend wants a slot.
