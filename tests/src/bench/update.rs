@@ -3,6 +3,7 @@
 //! Invariant: what is waited for is the kernel's own table, read by its pin: nothing that the agent says.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -104,7 +105,7 @@ impl World {
         std::fs::create_dir(dir.join("cluster"))?;
         std::fs::write(dir.join("stellwerk.yaml"), config())?;
         for service in 0..SERVICES {
-            replace(&dir, service, false)?;
+            replace(&dir, service)?;
         }
         let log = std::fs::File::create(dir.join("agent.log"))?;
         let mut command = dev.command(binary()?);
@@ -149,8 +150,11 @@ impl World {
             let service = i * 7_919 % SERVICES;
             let key = key(service);
             let before = table.get(&key)?.context("the service is there")?.first;
+            let new = write(&self.dir, service, true)?;
+            // Else a disk's file system writes it out within rename(2), before it tells of it.
+            File::open(&new)?.sync_all()?;
             let begin = Instant::now();
-            replace(&self.dir, service, true)?;
+            rename(&self.dir, service, &new)?;
             while table.get(&key)?.is_none_or(|s| s.first == before) {
                 ensure!(begin.elapsed() < PATIENCE, "a change of s{service} never came");
                 std::thread::sleep(Duration::from_micros(50));
@@ -189,10 +193,18 @@ impl World {
 }
 
 /// Written beside and renamed, as tools that keep such folders do.
-fn replace(dir: &Path, service: u32, moved: bool) -> Result<()> {
+fn replace(dir: &Path, service: u32) -> Result<()> {
+    rename(dir, service, &write(dir, service, false)?)
+}
+
+fn write(dir: &Path, service: u32, moved: bool) -> Result<PathBuf> {
     let new = dir.join("next");
     std::fs::write(&new, manifest(service, moved))?;
-    std::fs::rename(&new, dir.join(format!("cluster/s{service}.yaml"))).context("replacing a manifest")
+    Ok(new)
+}
+
+fn rename(dir: &Path, service: u32, new: &Path) -> Result<()> {
+    std::fs::rename(new, dir.join(format!("cluster/s{service}.yaml"))).context("replacing a manifest")
 }
 
 /// The agent's program.
