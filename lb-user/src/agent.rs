@@ -6,6 +6,7 @@
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
 mod lock;
+mod sweeping;
 mod switch;
 mod wanted;
 mod wish;
@@ -13,7 +14,9 @@ mod wish;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io::Write;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -26,8 +29,9 @@ use tracing::{debug, error, info, warn};
 
 use self::wanted::Neighbours;
 use self::wish::{Undo, Wish};
-use crate::apply::sweep::{Sweeper, Swept};
+use crate::apply::load::{self, Loaded};
 use crate::apply::{Kernel, Paths};
+use crate::config::Config;
 use crate::intent::{Capacity, Network, ServicePort};
 use crate::plan::{Apply, Clock, Contents, Ids, Op, Planned, diff};
 use crate::source::manifests::ServiceName;
@@ -38,7 +42,6 @@ use crate::source::watch::{Changed, Watch};
 /// How long neighbours may be asked for later than a change that needs them: the kernel resolves
 /// them on the first packet anyway.
 const ASK_LATER: Duration = Duration::from_millis(20);
-const SWEEP: Duration = Duration::from_secs(1);
 const PRUNE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -59,19 +62,15 @@ pub fn run(options: &Options) -> Result<()> {
 
 async fn start(options: &Options) -> Result<()> {
     let lock = lock::take(&options.paths)?;
-    // Before anything is read: no change falls between.
-    let mut watch = None;
-    let wish = Wish::read(&options.config, &options.paths, |manifests| {
-        watch = Some(Watch::new(&options.config, manifests)?);
-        Ok(())
-    })?;
-    let watch = watch.context("the configuration was not watched")?;
+    let config = Config::load(&options.config)?;
+    // Before anything that it names is read: no change falls between.
+    let watch = Watch::new(&options.config, config.manifests.as_deref())?;
+    wish::check(&config, &options.paths)?;
+    let (wish, loaded) = block_in_place(|| read_and_load(config, &options.paths))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let network_by = block_in_place(|| netlink::spawn(wanted_by))?;
     let network = network_by.borrow().clone();
-    let mut kernel = block_in_place(|| {
-        Kernel::load(&options.paths, &wish.intent.tuning.capacity, wish.intent.tuning.trace_port != 0)
-    })?;
+    let mut kernel = Kernel::new(&options.paths, loaded)?;
     log_lines(&mut kernel);
     let current = block_in_place(|| kernel.read())?;
     let mut agent = Agent {
@@ -90,13 +89,31 @@ async fn start(options: &Options) -> Result<()> {
         retry: None,
         deadline: None,
         ask: None,
-        sweeper: Sweeper::default(),
         repaired: 0,
     };
     // Before it says that it is ready: whoever waits for that may end it at once.
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     block_in_place(|| agent.first())?;
+    sweeping::start(&options.paths)?;
     agent.serve(watch, network_by, stop).await
+}
+
+/// The verifier takes as long as the files do: both at once.
+fn read_and_load(config: Config, paths: &Paths) -> Result<(Wish, Loaded)> {
+    let tuning = config.tuning.clone();
+    thread::scope(|scope| {
+        let loading = scope.spawn(|| load::load(paths, &tuning.capacity, tuning.trace_port != 0));
+        let wish = Wish::read(config, paths);
+        let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
+        match (wish, loaded) {
+            (Ok(wish), Ok(loaded)) => Ok((wish, loaded)),
+            (Ok(_), Err(error)) => Err(error),
+            (Err(error), loaded) => {
+                loaded.and_then(|loaded| loaded.take_back(paths)).unwrap_or_else(|error| warn!("{error:#}"));
+                Err(error)
+            }
+        }
+    })
 }
 
 /// The data plane's own lines, where the object has any.
@@ -149,7 +166,6 @@ struct Agent {
     deadline: Option<Instant>,
     /// When to look which neighbours are wanted.
     ask: Option<Instant>,
-    sweeper: Sweeper,
     /// Entries that others broke and we set right.
     repaired: u64,
 }
@@ -181,8 +197,7 @@ impl Agent {
         mut network: watch::Receiver<Network>,
         [mut terminate, mut interrupt]: [Signal; 2],
     ) -> Result<()> {
-        let (mut sweep, mut prune) = (interval(SWEEP), interval(PRUNE));
-        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut prune = interval(PRUNE);
         prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
         prune.reset();
         loop {
@@ -202,7 +217,6 @@ impl Agent {
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
                 () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
-                _ = sweep.tick() => block_in_place(|| self.sweep()),
                 _ = prune.tick() => block_in_place(|| self.prune()),
             }
         }
@@ -360,15 +374,6 @@ impl Agent {
             error!("{error:#}");
         }
         self.wanted.send_replace(wanted);
-    }
-
-    fn sweep(&mut self) {
-        let swept = self.kernel.now().and_then(|now| self.sweeper.step(&self.kernel.maps, now));
-        match swept {
-            Ok(swept) if swept == Swept::default() => {}
-            Ok(swept) => debug!(?swept, total = ?self.sweeper.total, "expired"),
-            Err(error) => warn!("sweeping: {error:#}"),
-        }
     }
 
     /// Compares what is really there with what shall be, and repairs.

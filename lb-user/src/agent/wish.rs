@@ -54,7 +54,7 @@ fn remember(manifests: &mut Manifests, config: &Config, paths: &Paths) {
 }
 
 /// Refuses what the kernel's facts speak against, and only then makes what the configuration needs.
-fn check(config: &Config, paths: &Paths) -> Result<()> {
+pub fn check(config: &Config, paths: &Paths) -> Result<()> {
     let mut network = Mirror::open()?.network().clone();
     if let Some(switch) = &config.internal_switch {
         switch::pretend(switch, &mut network);
@@ -67,11 +67,8 @@ fn check(config: &Config, paths: &Paths) -> Result<()> {
 }
 
 impl Wish {
-    /// Reads everything, for a start. `watch` is told which manifests there are before they are read.
-    pub fn read(file: &Path, paths: &Paths, watch: impl FnOnce(Option<&Path>) -> Result<()>) -> Result<Self> {
-        let config = Config::load(file)?;
-        watch(config.manifests.as_deref())?;
-        check(&config, paths)?;
+    /// Reads what a configuration names, for a start.
+    pub fn read(config: Config, paths: &Paths) -> Result<Self> {
         notices(&config.notices);
         let mut manifests = config.manifests.clone().map(|path| Manifests::new(path, config.rules()));
         let mut services = Vec::new();

@@ -93,17 +93,19 @@ impl<'a> Pending<'a> {
 }
 
 impl Kernel {
-    /// Loads the programs on the maps that are there, or on new ones. Nothing is attached yet.
-    /// `traced`: with the data plane's messages about [`lb_common::table::Settings::trace_port`].
+    /// See [`load::load`].
     pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Self> {
-        let mut state = State::read(paths)?;
-        let Loaded { ebpf, maps, capacity } = load::load(paths, &mut state, wanted, traced)?;
+        Kernel::new(paths, load::load(paths, wanted, traced)?)
+    }
+
+    /// Takes over what was loaded. Nothing is attached yet.
+    pub fn new(paths: &Paths, loaded: Loaded) -> Result<Self> {
+        let Loaded { ebpf, maps, capacity, mut state, .. } = loaded;
         sysctl::forwarding(paths, &mut state)?;
         hooks::prune(paths)?;
         let attacher = Attacher::new(&ebpf)?;
-        let mut kernel = Kernel { maps, paths: paths.clone(), state, capacity, ticks_per_second: 0, ebpf, attacher };
-        kernel.ticks_per_second = clock::rate()?;
-        Ok(kernel)
+        let ticks_per_second = clock::rate()?;
+        Ok(Kernel { maps, paths: paths.clone(), state, capacity, ticks_per_second, ebpf, attacher })
     }
 
     fn clock(&self) -> Result<&SchedClassifier> {

@@ -51,15 +51,32 @@ pub struct Loaded {
     pub maps: Maps,
     /// The capacities in force.
     pub capacity: Capacity,
+    pub state: State,
+    /// No map was there.
+    fresh: bool,
 }
 
-/// Loads all programs. Nothing is attached yet.
-pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity, traced: bool) -> Result<Loaded> {
+impl Loaded {
+    /// Leaves no maps behind that hold nothing.
+    pub fn take_back(self, paths: &Paths) -> Result<()> {
+        if self.fresh {
+            fs::remove_dir_all(paths.maps())?;
+            fs::remove_file(paths.programs().join(clock::PROGRAM))?;
+        }
+        Ok(())
+    }
+}
+
+/// Loads all programs on the maps that are there, or on new ones. Nothing is attached yet.
+/// `traced`: with the data plane's messages about [`lb_common::table::Settings::trace_port`].
+pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
     let object = object()?;
+    let mut state = State::read(paths)?;
     sys::raise_memlock();
-    mount(paths, state)?;
-    same_namespace(paths, state)?;
+    mount(paths, &mut state)?;
+    same_namespace(paths, &mut state)?;
     let dir = paths.maps();
+    let fresh = !dir.exists();
     for dir in [&dir, &paths.links(), &paths.programs()] {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
@@ -98,7 +115,7 @@ pub fn load(paths: &Paths, state: &mut State, wanted: &Capacity, traced: bool) -
         0 => {}
         slots => tracing::warn!("freed {slots} slots of the flow tables that a killed agent had owned"),
     }
-    Ok(Loaded { ebpf, maps, capacity })
+    Ok(Loaded { ebpf, maps, capacity, state, fresh })
 }
 
 /// The random numbers of the flow tables that are there, or new ones.
