@@ -7,7 +7,6 @@
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
-use std::process::Command;
 use std::{env, fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -19,6 +18,7 @@ use lb_common::flow_table::{MULTIPLIERS, WAYS};
 use super::clock;
 use super::flows;
 use super::maps::{Maps, Paths, SPECS, flow_hash, layout};
+use super::pin;
 use super::state::{State, namespace};
 use super::sys;
 use crate::intent::Capacity;
@@ -73,7 +73,7 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
     let object = object()?;
     let mut state = State::read(paths)?;
     sys::raise_memlock();
-    mount(paths, &mut state)?;
+    pin::prepare(paths, &mut state)?;
     same_namespace(paths, &mut state)?;
     let dir = paths.maps();
     let fresh = !dir.exists();
@@ -227,33 +227,4 @@ fn same_namespace(paths: &Paths, state: &mut State) -> Result<()> {
         );
     }
     state.change(paths, |state| state.namespace = here)
-}
-
-/// Mounts a BPF file system where there is none.
-fn mount(paths: &Paths, state: &mut State) -> Result<()> {
-    let parent = paths.pin.parent().context("the pin path is no folder of a BPF file system")?;
-    if mounted(parent)? {
-        return Ok(());
-    }
-    let at = parent.display().to_string();
-    let done = Command::new("mount").args(["-t", "bpf", "bpf", &at]).output().context("running mount")?;
-    ensure!(
-        done.status.success(),
-        "mounting a BPF file system at {at}: {}",
-        String::from_utf8_lossy(&done.stderr).trim()
-    );
-    tracing::info!("mounted a BPF file system at {at}");
-    state.change(paths, |state| state.mounted = Some(at))
-}
-
-/// Whether a folder lies on a BPF file system: the deepest mount above it decides.
-pub fn mounted(dir: &Path) -> Result<bool> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-    let kinds = mounts.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let point = Path::new(left.split(' ').nth(4)?);
-        dir.starts_with(point).then(|| (point.as_os_str().len(), right.split(' ').next() == Some("bpf")))
-    });
-    // Of several mounts at one point the last is on top.
-    Ok(kinds.max_by_key(|&(len, _)| len).is_some_and(|(_, bpf)| bpf))
 }

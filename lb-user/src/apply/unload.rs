@@ -7,13 +7,12 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use super::hooks;
-use super::load::mounted;
 use super::maps::Paths;
+use super::pin;
 use super::state::{State, namespace};
 use super::sys;
 use super::sysctl;
@@ -25,8 +24,9 @@ pub fn unload(paths: &Paths) -> Result<Vec<String>> {
     let state = State::read(paths)?;
     let mut done = Vec::new();
     let mut failed = Vec::new();
-    if !paths.pin.exists() && state == State::default() {
-        return Ok(vec!["nothing is loaded".into()]);
+    if state == State::default() && pin::folders(paths)?.is_empty() {
+        remove_run(paths)?;
+        return Ok(vec![format!("nothing is loaded at {}", paths.pin.display())]);
     }
     if state.namespace != 0 && state.namespace != namespace()? {
         bail!("what {} holds was loaded in another network namespace: unload it there", paths.pin.display());
@@ -38,11 +38,11 @@ pub fn unload(paths: &Paths) -> Result<Vec<String>> {
     };
     step("programs detached", detach(paths, &state));
     step("qdiscs removed", remove_qdiscs(&state));
-    step("pins removed", remove_pins(paths));
+    step("pins removed", pin::remove(paths));
     step("kernel settings restored", restore(&state));
     step("neighbours left to the kernel", neighbours(&state));
     step("switch and addresses removed", remove_switch(&state));
-    step("file systems unmounted", unmount(paths, &state));
+    step("file systems unmounted", pin::unmount(&state));
     if failed.is_empty() {
         remove_run(paths)?;
         return Ok(done);
@@ -73,17 +73,6 @@ fn remove_qdiscs(state: &State) -> Result<usize> {
         }
     }
     Ok(count)
-}
-
-fn remove_pins(paths: &Paths) -> Result<usize> {
-    let count = |dir: &Path| fs::read_dir(dir).map_or(0, Iterator::count);
-    if !paths.pin.exists() {
-        return Ok(0);
-    }
-    let folders = fs::read_dir(&paths.pin)?.collect::<Result<Vec<_>, _>>()?;
-    let all = folders.iter().map(|folder| count(&folder.path())).sum();
-    fs::remove_dir_all(&paths.pin).with_context(|| paths.pin.display().to_string())?;
-    Ok(all)
 }
 
 fn restore(state: &State) -> Result<usize> {
@@ -134,20 +123,18 @@ fn remove_switch(state: &State) -> Result<usize> {
     Ok(count)
 }
 
-/// Unmounts what was mounted, unless somebody else keeps pins there.
-fn unmount(paths: &Paths, state: &State) -> Result<usize> {
-    let Some(at) = &state.mounted else { return Ok(0) };
-    let parent = paths.pin.parent().unwrap_or(&paths.pin);
-    if !mounted(parent)? || fs::read_dir(at).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Ok(0);
-    }
-    let status = Command::new("umount").arg(at).status().context("running umount")?;
-    Ok(status.success() as usize)
-}
-
+/// What is written down there. The folder's name is the pin folder's, and others may have one of that name.
 fn remove_run(paths: &Paths) -> Result<()> {
-    match fs::remove_dir_all(&paths.run) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error).context(paths.run.display().to_string()),
+    for file in [paths.state(), paths.state().with_extension("new"), paths.lock()] {
+        match fs::remove_file(&file) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(file.display().to_string()),
+            _ => {}
+        }
+    }
+    match fs::remove_dir(&paths.run) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+            Err(error).context(paths.run.display().to_string())
+        }
         _ => Ok(()),
     }
 }
