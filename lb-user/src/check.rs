@@ -51,7 +51,8 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         }
     }
     if let (Some(services), Some(path)) = (services, &config.manifests) {
-        line("services", format!("{} ports in {}", services.len(), path.display()));
+        let ports = if services.len() == 1 { "port" } else { "ports" };
+        line("services", format!("{} {ports} in {}", services.len(), path.display()));
         for service in services {
             line("", self::service(service));
         }

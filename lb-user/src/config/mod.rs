@@ -121,6 +121,7 @@ pub(crate) fn cannot_read(error: &std::io::Error) -> String {
     match error.kind() {
         std::io::ErrorKind::NotFound => "there is no such file".into(),
         std::io::ErrorKind::PermissionDenied => "cannot be read: permission denied".into(),
+        std::io::ErrorKind::IsADirectory => "is a folder; expected a file".into(),
         std::io::ErrorKind::InvalidData => "is not text in UTF-8".into(),
         _ => format!("cannot be read: {error}"),
     }

@@ -121,7 +121,11 @@ fn interface_name(text: &str) -> Result<String, String> {
 fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
     let at = at.require(log, "interface", INTERFACE)?;
     places.by_path.insert(at.to_string(), at.place());
-    at.value(log, INTERFACE, |text| if text.contains('*') { Err(String::new()) } else { interface_name(text) })
+    at.value(log, INTERFACE, |text| match text {
+        "lo" => Err("is the loopback".into()),
+        text if text.contains('*') => Err(String::new()),
+        text => interface_name(text),
+    })
 }
 
 fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {

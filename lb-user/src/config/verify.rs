@@ -5,7 +5,7 @@
 //! address for good: one from DHCP is refused, and so are slaves of a bond or team, whose packets
 //! are their master's.
 
-use crate::intent::{Address, Link, Network, Port};
+use crate::intent::{Address, Link, Network, Port, Route};
 
 use super::{Config, Error};
 
@@ -42,22 +42,31 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
     errors
 }
 
-/// A gateway that the port can't reach, since it has no address of its family.
+/// A gateway that the port can't reach: of another family than its addresses, in none of its
+/// networks, or this node itself.
 fn gateway(config: &Config, network: &Network, port: &Port, link: &Link) -> Option<Error> {
     let gateway = port.gateway?;
-    let mine = || network.addresses.iter().filter(|a| a.link == link.index);
-    if mine().any(|a| a.net.addr().is_ipv4() == gateway.is_ipv4()) {
+    let error = |message: String| Some(config.error_at(&format!("ports.{}.gateway", port.name), message));
+    if let Some(own) = network.addresses.iter().find(|a| a.net.addr() == gateway) {
+        let on = network.links.iter().find(|l| l.index == own.link).map_or("?", |l| l.name.as_str());
+        return error(format!("`{gateway}` is this node's own address on `{on}`; expected its router's"));
+    }
+    let mine: Vec<_> = network.addresses.iter().filter(|a| a.link == link.index).map(|a| a.net).collect();
+    let have: Vec<_> = mine.iter().map(ToString::to_string).collect();
+    let (interface, have) = (&port.interface, have.join(", "));
+    if !mine.iter().any(|net| net.addr().is_ipv4() == gateway.is_ipv4()) {
+        let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
+        let have = if have.is_empty() { "no address".to_owned() } else { format!("only {have}") };
+        return error(format!(
+            "`{gateway}` is {family}, but `{interface}` has {have}; expected a gateway of its family"
+        ));
+    }
+    // An operator may have said to the kernel that it is on the link, without an address beside it.
+    let on_link = |r: &Route| r.link == link.index && r.gateway.is_none() && r.prefix.contains(&gateway);
+    if mine.iter().any(|net| net.contains(&gateway)) || network.routes.iter().any(on_link) {
         return None;
     }
-    let have: Vec<_> = mine().map(|a| a.net.to_string()).collect();
-    let have = match &have[..] {
-        [] => "no address".to_owned(),
-        have => format!("only {}", have.join(", ")),
-    };
-    let family = if gateway.is_ipv4() { "IPv4" } else { "IPv6" };
-    let message =
-        format!("`{gateway}` is {family}, but `{}` has {have}; expected a gateway of its family", port.interface);
-    Some(config.error_at(&format!("ports.{}.gateway", port.name), message))
+    error(format!("`{gateway}` is in none of the networks of `{interface}` ({have}); expected a router in one of them"))
 }
 
 fn is_link_local(address: &Address) -> bool {
@@ -73,7 +82,10 @@ fn find<'n>(
 ) -> Option<&'n Link> {
     let link = network.links.iter().find(|link| link.name == name);
     if link.is_none() {
-        let mut names: Vec<_> = network.links.iter().map(|l| l.name.as_str()).filter(|n| *n != "lo").collect();
+        // What this configuration has for itself already is no choice.
+        let switch = config.internal_switch.as_ref().map(|switch| switch.interface.as_str());
+        let free = |name: &&str| *name != "lo" && Some(*name) != switch;
+        let mut names: Vec<_> = network.links.iter().map(|l| l.name.as_str()).filter(free).collect();
         names.sort_unstable();
         names.truncate(12);
         let message = format!("`{name}` is not an interface of this node; expected one of {}", names.join(", "));

@@ -1,7 +1,7 @@
 //! Configurations against what the kernel says.
 
 use super::*;
-use crate::intent::{Address, Link, Network};
+use crate::intent::{Address, Link, Network, Route};
 
 fn link(index: u32, name: &str, master: Option<u32>, master_kind: Option<&str>) -> Link {
     Link {
@@ -51,4 +51,42 @@ fn against_the_kernel() {
         "c.yaml:8:30: internalSwitch.interface: `br9` is not an interface of this node; expected one of bond0, eth0, eth1, eth2, eth4",
     ];
     assert_eq!(got, want);
+}
+
+/// One port with this gateway, on a link with an address and an on-link route of each family.
+fn gateway(gateway: &str) -> String {
+    let config = parse(&format!("node: n\nports: {{ A: {{ interface: eth0, gateway: '{gateway}' }} }}\n")).unwrap();
+    let route = |prefix: &str, gateway: Option<&str>| Route {
+        prefix: prefix.parse().unwrap(),
+        gateway: gateway.map(|g| g.parse().unwrap()),
+        link: 2,
+        metric: 0,
+        source: None,
+    };
+    let network = Network {
+        links: vec![link(2, "eth0", None, None), link(3, "eth1", None, None)],
+        addresses: vec![
+            address(2, "10.0.0.2/24", false),
+            address(2, "fe80::2/64", false),
+            address(3, "10.1.0.2/24", false),
+        ],
+        routes: vec![route("10.9.0.1/32", None), route("0.0.0.0/0", Some("10.0.0.1"))],
+        ..Network::default()
+    };
+    verify(&config, &network).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn gateways() {
+    for good in ["10.0.0.1", "10.9.0.1", "fe80::1"] {
+        assert_eq!(gateway(good), "");
+    }
+    for (bad, why) in [
+        ("10.0.0.2", "this node's own address on `eth0`; expected its router's"),
+        ("10.1.0.2", "this node's own address on `eth1`; expected its router's"),
+        ("10.1.0.1", "in none of the networks of `eth0` (10.0.0.2/24, fe80::2/64); expected a router in one of them"),
+        ("fd00::1", "in none of the networks of `eth0` (10.0.0.2/24, fe80::2/64); expected a router in one of them"),
+    ] {
+        assert_eq!(gateway(bad), format!("c.yaml:2:41: ports.A.gateway: `{bad}` is {why}"));
+    }
 }

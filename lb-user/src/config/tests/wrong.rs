@@ -44,6 +44,8 @@ fn wrong_files() {
     }
     let missing = Config::load(Path::new("/nowhere/c.yaml")).unwrap_err();
     assert_eq!(missing.to_string(), "/nowhere/c.yaml: there is no such file");
+    let folder = Config::load(Path::new("/")).unwrap_err();
+    assert_eq!(folder.to_string(), "/: is a folder; expected a file");
 }
 
 const CASES: &[(&str, &[&str])] = &[
@@ -92,6 +94,18 @@ const CASES: &[(&str, &[&str])] = &[
         "ports: { A: { interface: 'eth*' } }",
         &[
             "c.yaml:3:26: ports.A.interface: `eth*` is not an interface's name, such as eth0 (at most 15 characters, no `/` or space)",
+        ],
+    ),
+    (
+        "ports: { A: { interface: lo } }",
+        &[
+            "c.yaml:3:26: ports.A.interface: `lo` is the loopback; expected an interface's name, such as eth0 (at most 15 characters, no `/` or space)",
+        ],
+    ),
+    (
+        "internalSwitch: { interface: lo }",
+        &[
+            "c.yaml:3:30: internalSwitch.interface: `lo` is the loopback; expected an interface's name, such as eth0 (at most 15 characters, no `/` or space)",
         ],
     ),
     (
