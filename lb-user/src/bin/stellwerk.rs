@@ -1,6 +1,7 @@
 //! The binary: parses the command line and hands over. Nothing else is here.
 
 use std::io::{IsTerminal, Write};
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -14,24 +15,43 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     match dispatch(&cli) {
         Ok(code) => code,
-        Err(e) => {
-            eprintln!("stellwerk: {e:#}");
+        Err(error) => {
+            let hint = if is_refused(&error) && !is_root() { "; this needs root: try again by sudo" } else { "" };
+            eprintln!("stellwerk: {error:#}{hint}");
             ExitCode::FAILURE
         }
     }
 }
 
+fn is_root() -> bool {
+    std::fs::metadata("/proc/self").is_ok_and(|me| me.uid() == 0)
+}
+
+/// Whether the kernel said that we may not. Some libraries keep no more of that than its text.
+fn is_refused(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    ["Permission denied", "Operation not permitted"].iter().any(|words| text.contains(words))
+}
+
 fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
-    let paths = Paths::new(&cli.pin_path);
+    let paths = Paths::new(std::path::absolute(&cli.pin_path)?);
     match &cli.command {
         Command::Check { file } => Ok(check(file)),
         Command::Run(run) => {
             log();
+            apply::pin::check(&paths)?;
             agent::run(&agent::Options { config: run.config.clone(), paths })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Unload => {
             log();
+            if let (about, true) = agent::running(&paths) {
+                // It would go on by itself, with nothing to write to.
+                anyhow::bail!(
+                    "the agent runs (process {}): stop it first, traffic goes on until it is unloaded",
+                    about.pid
+                );
+            }
             apply::unload(&paths)?.iter().for_each(|line| println!("{line}"));
             Ok(ExitCode::SUCCESS)
         }

@@ -21,23 +21,18 @@ pub use services::{backends, services};
 pub use status::status;
 pub use table::{Cell, Table};
 
-use crate::apply::{Maps, Paths, load};
+use crate::apply::{Maps, Paths, State, load, namespace};
+use crate::source::netlink::Mirror;
 
 /// Opens what is pinned, or says why it can't.
 fn open(paths: &Paths) -> Result<Maps> {
     let dir = paths.maps();
     match dir.metadata() {
-        Ok(_) => Maps::open(&dir).map_err(|error| {
-            let denied = error.chain().any(|e| e.to_string().contains("Operation not permitted"));
-            if denied { error.context("reading the kernel's tables needs root (CAP_BPF)") } else { error }
-        }),
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            bail!("reading {} needs root: try again by sudo", paths.pin.display())
-        }
+        Ok(_) => Maps::open(&dir),
         Err(_) if load::other_layouts(paths).is_ok_and(|others| !others.is_empty()) => {
             bail!("what is loaded at {} is of another version of stellwerk", paths.pin.display())
         }
-        Err(error) if error.kind() == ErrorKind::NotFound => {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             bail!("nothing is loaded at {}: `stellwerk run --config FILE` loads it", paths.pin.display())
         }
         Err(error) => Err(error).with_context(|| dir.display().to_string()),
@@ -50,13 +45,18 @@ pub fn drops(paths: &Paths) -> Result<Table> {
     let mut table = Table::new(&["kind", "reason", "count", "text"]);
     for (index, reason) in Reason::ALL.iter().enumerate() {
         let count = maps.drops.sum(index as u32)?;
-        table.push(["drop".into(), reason.label().into(), count.into(), reason.text().into()]);
+        table.push(["drop".into(), reason.label().into(), count.into(), text(reason.text())]);
     }
     for (index, note) in Note::ALL.iter().enumerate() {
         let count = maps.notes.sum(index as u32)?;
-        table.push(["note".into(), note.label().into(), count.into(), note.text().into()]);
+        table.push(["note".into(), note.label().into(), count.into(), text(note.text())]);
     }
     Ok(table)
+}
+
+/// A variant's comment: the space behind its slashes is part of it.
+fn text(comment: &str) -> Cell {
+    comment.trim_start().into()
 }
 
 fn protocol(number: u8) -> String {
@@ -71,6 +71,19 @@ fn protocol(number: u8) -> String {
 
 fn endpoint(addr: IpAddr, port: u16) -> String {
     SocketAddr::new(addr, port).to_string()
+}
+
+/// The links that the pinned state is about; None in another network namespace, whose links have
+/// the same numbers.
+fn mirror(state: &State) -> Result<Option<Mirror>> {
+    let here = state.namespace == 0 || state.namespace == namespace()?;
+    here.then(Mirror::open).transpose()
+}
+
+/// Names of links by index.
+fn interfaces(mirror: Option<&Mirror>) -> BTreeMap<u32, String> {
+    let links = mirror.into_iter().flat_map(|mirror| &mirror.network().links);
+    links.map(|link| (link.index, link.name.clone())).collect()
 }
 
 /// Names of services by id.

@@ -6,12 +6,11 @@ use anyhow::Result;
 use lb_common::table::{Backend, Counters, NextHop};
 use lb_common::wire::Addr;
 
-use super::{Cell, Table, endpoint, names, next_hop, open, protocol};
+use super::{Cell, Table, endpoint, interfaces, mirror, names, next_hop, open, protocol};
 use crate::apply::clock;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::add;
-use crate::apply::{Maps, Paths};
-use crate::source::netlink::Mirror;
+use crate::apply::{Maps, Paths, State};
 
 /// A backend of either family.
 struct Entry {
@@ -146,9 +145,7 @@ pub fn backends(paths: &Paths) -> Result<Table> {
     shares(&maps, &maps.v6, &mut share)?;
     let now = clock::read_pinned(paths, &maps).map(|reading| reading.tick());
     let ticks = maps.settings.get(&0)?.unwrap_or_default().ticks_per_second.max(1);
-    let interfaces: BTreeMap<u32, String> = Mirror::open()
-        .map(|m| m.network().links.iter().map(|l| (l.index, l.name.clone())).collect())
-        .unwrap_or_default();
+    let interfaces = interfaces(mirror(&State::read(paths)?)?.as_ref());
     let mut table = Table::new(&[
         "service",
         "id",

@@ -6,12 +6,11 @@ use anyhow::Result;
 use lb_common::table::Plain;
 use lb_common::wire::Addr;
 
-use super::{Cell, Table as Listing, open};
+use super::{Cell, Table as Listing, interfaces, mirror, open};
 use crate::agent::running;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
 use crate::apply::{Maps, Paths, Point, State, attached};
-use crate::source::netlink::Mirror;
 
 /// The whole.
 pub fn status(paths: &Paths) -> Result<Listing> {
@@ -38,11 +37,11 @@ pub fn status(paths: &Paths) -> Result<Listing> {
 /// Interface, mode and point of each program that hangs on a link.
 fn hooks(paths: &Paths) -> Result<Vec<(String, &'static str, String)>> {
     let state = State::read(paths)?;
-    let mirror = Mirror::open()?;
-    let names: BTreeMap<u32, &str> = mirror.network().links.iter().map(|l| (l.index, l.name.as_str())).collect();
+    let mirror = mirror(&state)?;
+    let names = interfaces(mirror.as_ref());
     let all = attached(paths, &state)?.into_iter().map(|((link, point), program)| {
-        let name = names.get(&link).map_or_else(|| format!("link {link}"), ToString::to_string);
-        let mode = match (point, mirror.xdp_modes().get(&link)) {
+        let name = names.get(&link).cloned().unwrap_or_else(|| format!("link {link}"));
+        let mode = match (point, mirror.as_ref().and_then(|mirror| mirror.xdp_modes().get(&link))) {
             (Point::Xdp, Some(1)) => "native",
             (Point::Xdp, Some(2)) => "generic",
             (Point::Xdp, _) => "attached",
