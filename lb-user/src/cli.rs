@@ -57,10 +57,44 @@ pub struct Listing {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, Parser};
 
     #[test]
     fn command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    /// What is refused, and in which words; a usage line and the way to the help follow each.
+    #[test]
+    fn wrong_words() {
+        for (line, want) in [
+            ("--pin-path x", "'stellwerk' requires a subcommand but one was not provided"),
+            ("stats", "unrecognized subcommand 'stats'"),
+            ("run", "the following required arguments were not provided: --config <FILE>"),
+            ("run stellwerk.yaml", "unexpected argument 'stellwerk.yaml' found"),
+            ("run --config", "a value is required for '--config <FILE>' but none was supplied"),
+            ("run --config a --config b", "the argument '--config <FILE>' cannot be used multiple times"),
+            ("run --config a --json", "unexpected argument '--json' found"),
+            ("check", "the following required arguments were not provided: <FILE>"),
+            ("check a b", "unexpected argument 'b' found"),
+            ("unload --json", "unexpected argument '--json' found"),
+            ("status --jsn", "unexpected argument '--jsn' found"),
+            ("status all", "unexpected argument 'all' found"),
+            ("services web", "unexpected argument 'web' found"),
+            ("backends --json=yes", "unexpected value 'yes' for '--json' found; no more were expected"),
+            ("flows --json --json", "the argument '--json' cannot be used multiple times"),
+            ("drops -j", "unexpected argument '-j' found"),
+            ("status --pin-path", "a value is required for '--pin-path <DIR>' but none was supplied"),
+            ("status --pin-path=", "a value is required for '--pin-path <DIR>' but none was supplied"),
+        ] {
+            let words = std::iter::once("stellwerk").chain(line.split_whitespace());
+            let error = super::Cli::try_parse_from(words).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+            let text = error.to_string();
+            let said = text.split("\n\n").next().unwrap_or_default();
+            let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
+            let said = said.split(" [subcommands:").next().unwrap_or_default();
+            assert_eq!(said.strip_prefix("error: "), Some(want), "{line}");
+        }
     }
 }
