@@ -44,6 +44,7 @@ enum Sub {
     Test(test::Args),
     /// Build and run a benchmark as root: `bench packet`, `bench wire`, `bench update`.
     Bench {
+        #[arg(value_parser = bench::NAMES)]
         name: String,
         /// Handed to the benchmark, such as `--quick` or `--json FILE`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

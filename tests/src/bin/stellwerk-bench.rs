@@ -8,6 +8,7 @@ mod bench;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 
 #[derive(Parser)]
@@ -46,8 +47,25 @@ pub struct Output {
     quick: bool,
 }
 
+/// Makes the files for the figures empty: what can't be written is told before anything is measured,
+/// and no earlier run's figures are taken for this one's.
+fn empty(files: &[Option<&PathBuf>]) -> Result<()> {
+    files.iter().flatten().try_for_each(|file| {
+        std::fs::File::create(file).map(drop).with_context(|| format!("writing {}", file.display()))
+    })
+}
+
 fn main() -> ExitCode {
-    let (output, done) = match Arguments::parse().what {
+    let what = Arguments::parse().what;
+    let made = match &what {
+        What::Packet { output, svg, .. } => empty(&[output.json.as_ref(), svg.as_ref()]),
+        What::Wire(output) | What::Update(output) => empty(&[output.json.as_ref()]),
+    };
+    if let Err(error) = made {
+        eprintln!("stellwerk-bench: {error:#}");
+        return ExitCode::from(2);
+    }
+    let (output, done) = match what {
         What::Packet { output, svg, only } => {
             let done = bench::packet::run(output.quick, only.as_deref());
             let drawn = done.and_then(|report| {

@@ -25,6 +25,10 @@ pub struct Options {
 
 /// Runs all of it; true if every expectation was met.
 pub fn run(options: &Options) -> Result<bool> {
+    if let Some(path) = &options.json {
+        // What can't be written is told now, and no earlier run's verdict is taken for this one's.
+        report::Report::default().write(path)?;
+    }
     let live = !options.once && std::io::IsTerminal::is_terminal(&std::io::stdout());
     let mut stage = stage::Stage::open(live, options.once)?;
     let report = steps::all(&mut stage);
