@@ -14,6 +14,9 @@ mount -t tmpfs run /run
 while read -r module; do
     insmod "/modules/$module" || echo "cannot load $module"
 done < /modules/order
+# A test of what a module brings must not leave itself out where the module is there.
+STELLWERK_MODULES=$(cat /modules/order)
+export STELLWERK_MODULES
 ip link set lo up
 ulimit -l unlimited
 
