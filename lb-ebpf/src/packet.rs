@@ -110,8 +110,15 @@ impl Skb {
     pub fn linearize(&mut self) {
         // Ethernet, IPv6 with some extension headers, TCP; ICMP errors quote as much.
         const HEADERS: u32 = 192;
+        // The `gso_size` of SCTP's lists of packets (GSO_BY_FRAGS).
+        const LIST: u32 = 0xffff;
         // SAFETY: the program's own context.
         unsafe {
+            // Its headers are in the linear part. Pulling would tear the list, and the kernel panics when it
+            // cuts the packet up (`BUG_ON` in `skb_segment`, 6.1).
+            if (*self.0).gso_size == LIST {
+                return;
+            }
             let len = (*self.0).len;
             let wanted = if len < HEADERS { len } else { HEADERS };
             if self.frame().len() < wanted {

@@ -164,7 +164,6 @@ fn associations_through_the_programs() {
 
 /// Messages that leave their sender's stack as a list of packets, to be cut into them by the last link.
 #[test]
-#[ignore = "lacks in the engine: a list of packets must not be pulled apart"]
 fn associations_with_segmentation_offload() {
     associations(true);
 }
