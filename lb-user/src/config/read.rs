@@ -221,7 +221,7 @@ fn subnets(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &m
     };
     let mut all = Vec::new();
     for at in at.list_or_one() {
-        if let Some((net, cleared)) = at.value(log, PREFIX, value::prefix) {
+        if let Some((net, cleared)) = at.value(log, PREFIX, value::subnet) {
             if cleared {
                 log.notice(&at, format!("{} has bits behind its prefix; taken as {net}", at.node.describe()));
             }

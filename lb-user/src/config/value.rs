@@ -87,6 +87,15 @@ pub fn prefix(text: &str) -> Result<(IpNet, bool), String> {
     Ok((net.trunc(), net.trunc() != net))
 }
 
+/// A subnet that hosts can have addresses in, and whether bits behind its prefix had to be cleared.
+pub fn subnet(text: &str) -> Result<(IpNet, bool), String> {
+    let (net, cleared) = prefix(text)?;
+    match unusable(net.network()) {
+        Some(_) => Err("is of addresses that no host has".into()),
+        None => Ok((net, cleared)),
+    }
+}
+
 fn length_out_of_range(text: &str, len: &str) -> String {
     let addr = text.split('/').next().and_then(|a| a.parse::<IpAddr>().ok());
     match (addr, len.parse::<u32>()) {
@@ -114,7 +123,7 @@ pub fn range(text: &str) -> Result<(ServiceRange, bool), String> {
     let (range, cleared) = if let Some((first, last)) = text.split_once('-') {
         (ServiceRange { first: address(first.trim())?, last: address(last.trim())? }, false)
     } else if text.contains('/') {
-        let (net, cleared) = prefix(text)?;
+        let (net, cleared) = subnet(text)?;
         (of_net(net), cleared)
     } else {
         let addr = address(text)?;

@@ -188,6 +188,14 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cluster: { podSubnet: [0.0.0.0/0, 'ff00::/8'], serviceIPs: 127.0.0.0/30 }",
+        &[
+            "c.yaml:3:24: cluster.podSubnet[0]: `0.0.0.0/0` is of addresses that no host has; expected a subnet such as 172.27.0.0/16 or fd00::/64",
+            "c.yaml:3:35: cluster.podSubnet[1]: `ff00::/8` is of addresses that no host has; expected a subnet such as 172.27.0.0/16 or fd00::/64",
+            "c.yaml:3:60: cluster.serviceIPs: `127.0.0.0/30` is of addresses that no host has; expected a range such as 192.168.20.10-192.168.20.20, a subnet or an address",
+        ],
+    ),
+    (
         "cluster: { podSubnet: 10.0.0.0 }",
         &[
             "c.yaml:3:23: cluster.podSubnet: `10.0.0.0` has no prefix length; expected a subnet such as 172.27.0.0/16 or fd00::/64",
