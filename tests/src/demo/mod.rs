@@ -4,6 +4,14 @@
 //! Cut: [`app`] is what runs, [`stage`] drives load and steps, [`steps`] say what is done and what is
 //! expected, [`view`] shows it live, [`report`] is the outcome.
 
+/// `println!`, but a reader that went away (`cargo xtask demo | head`) ends no story.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($text)*);
+    }};
+}
+
 pub mod app;
 pub mod report;
 pub mod stage;

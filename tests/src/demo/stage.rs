@@ -43,7 +43,7 @@ pub struct Stage {
 impl Stage {
     /// Builds everything and starts the load.
     pub fn open(live: bool, once: bool) -> Result<Stage> {
-        println!(
+        say!(
             "stellwerk demo: an edge device in network namespaces, with its real agent and real HTTP.\n\
              Building it: Port2 to an Internet (TC), Port3 to a private network (XDP), two nodes,\n\
              three web replicas that ask a database by its cluster IP for each request …"
@@ -86,7 +86,7 @@ impl Stage {
         board.now = now.to_owned();
         board.explained = explained.to_owned();
         if self.view.is_none() {
-            println!("\n── {now}: {explained}");
+            say!("\n── {now}: {explained}");
         }
     }
 
@@ -94,7 +94,7 @@ impl Stage {
     pub fn note(&self, step: &Step) {
         self.board().done.push(step.line());
         if self.view.is_none() {
-            println!("   {}", step.line());
+            say!("   {}", step.line());
         }
     }
 
@@ -135,12 +135,12 @@ impl Stage {
         }
         drop(self.view.take());
         if live {
-            report.steps.iter().for_each(|step| println!("{}", step.line()));
+            report.steps.iter().for_each(|step| say!("{}", step.line()));
         }
         if !report.ok() {
-            println!("\nthe agent's last words:\n{}", self.app.agent.log_tail());
+            say!("\nthe agent's last words:\n{}", self.app.agent.log_tail());
         }
         drop(self);
-        println!("\n{}; everything was removed.", if report.ok() { "All as expected" } else { "NOT as expected" });
+        say!("\n{}; everything was removed.", if report.ok() { "All as expected" } else { "NOT as expected" });
     }
 }

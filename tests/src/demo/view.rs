@@ -51,7 +51,7 @@ impl Drop for View {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
-        println!();
+        say!();
     }
 }
 
