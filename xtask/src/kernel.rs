@@ -20,7 +20,7 @@ use crate::{
     test::{Outcome, Tally},
 };
 
-pub const VERSIONS: [&str; 3] = ["5.10", "6.1", "6.12"];
+pub const VERSIONS: [&str; 2] = ["6.1", "6.12"];
 
 pub fn run(version: &str, tests: &[(String, PathBuf)], tally: &mut Tally) -> Result<Outcome> {
     let kernel = kernel(version)?;
@@ -74,7 +74,7 @@ fn kernel(version: &str) -> Result<Kernel> {
 fn download(version: &str, home: &Path, unpacked: &Path) -> Result<()> {
     say!("Getting Debian's kernel {version} (once, kept in {})", home.display());
     let apt = PrivateApt::new(home)?;
-    apt.write_sources(version)?;
+    apt.write_sources()?;
     cmd::run(apt.command("apt-get", &["update", "-q"]))?;
     let pattern = format!("^linux-image-{}\\.[0-9.]+.*-cloud-amd64$", version.replace('.', "\\."));
     let found = cmd::output(apt.command("apt-cache", &["search", "--names-only", &pattern]))?;
@@ -116,9 +116,8 @@ impl PrivateApt {
         Ok(PrivateApt { root })
     }
 
-    /// The Debian release that has this kernel, from the mirror that this machine's apt uses already.
-    fn write_sources(&self, version: &str) -> Result<()> {
-        let release = if version == "5.10" { "bullseye" } else { "bookworm" };
+    /// Debian's release that has these kernels, from the mirror that this machine's apt uses already.
+    fn write_sources(&self) -> Result<()> {
         let mut ask = Command::new("apt-get");
         ask.args(["indextargets", "--format", "$(ORIGIN) $(SUITE) $(REPO_URI) $(CODENAME)", "Created-By: Packages"]);
         let targets = cmd::output(ask).context("kernels come by apt")?;
@@ -127,7 +126,7 @@ impl PrivateApt {
         let mirror =
             mirror.context("kernels come from Debian's security archive, which this machine's apt doesn't have")?;
         let keys = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        let line = format!("deb [arch=amd64 signed-by={keys}] {mirror} {release}-security main\n");
+        let line = format!("deb [arch=amd64 signed-by={keys}] {mirror} bookworm-security main\n");
         fs::write(self.root.join("sources.list"), line).context("cannot write apt's sources")
     }
 

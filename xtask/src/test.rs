@@ -15,7 +15,7 @@ pub struct Args {
     /// Run only what needs no root, and name what that leaves out.
     #[arg(long)]
     no_root: bool,
-    /// Boot this Debian kernel (5.10, 6.1, 6.12) in QEMU and run the kernel rung there, instead of the ladder here.
+    /// Boot this Debian kernel (6.1, 6.12) in QEMU and run the kernel rung there, instead of the ladder here.
     #[arg(long, value_name = "VERSION", value_parser = kernel::VERSIONS)]
     kernel: Vec<String>,
     /// Run only this rung (may be given several times).
