@@ -135,7 +135,6 @@ fn keys_chosen_for_one_table_spread_in_another() {
 #[derive(Clone, Debug)]
 enum Op {
     Put { key: u32, protected: bool },
-    Find { key: u32 },
     State { key: u32, protected: bool },
     Remove { key: u32 },
 }
@@ -144,7 +143,6 @@ fn op(keys: u32) -> impl Strategy<Value = Op> {
     let key = 0..keys;
     prop_oneof![
         4 => (key.clone(), any::<bool>()).prop_map(|(key, protected)| Op::Put { key, protected }),
-        2 => key.clone().prop_map(|key| Op::Find { key }),
         2 => (key.clone(), any::<bool>()).prop_map(|(key, protected)| Op::State { key, protected }),
         1 => key.prop_map(|key| Op::Remove { key }),
     ]
@@ -182,7 +180,6 @@ fn agrees<A: Addr>(ops: &[Op], addr: impl Fn(u32) -> A + Copy) {
                     model.remove(&k);
                 }
             }
-            Op::Find { .. } => {}
             Op::State { key: k, protected } => {
                 if let Some(mut hit) = look(k) {
                     assert!(flow_table::set_state(&table, &mut hit, state(protected), 1000));

@@ -137,7 +137,8 @@ proptest! {
         let sent = bytes(&spec, &names);
         let chaos::Fate { verdict, bytes: out } = chaos::run(&fake, &chaos::arrival(place), &sent);
         let Some((src, dst)) = tuple(&out, &names).filter(|_| out != sent) else { return Ok(()) };
-        if matches!(verdict, Verdict::Transmit { .. } | Verdict::Continue) {
+        // A RST is not answered (RFC 9293 §3.5.2), and leaves no entry.
+        if matches!(verdict, Verdict::Transmit { .. } | Verdict::Continue) && !spec.attrs.contains_key("RST") {
             let mut answer = Spec { kind: spec.kind.clone(), src: Some(dst), dst: Some(src), ..Spec::default() };
             if spec.kind == "tcp" {
                 answer.set("ACK", "");

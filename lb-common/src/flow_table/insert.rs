@@ -106,7 +106,7 @@ pub fn choose<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, hints: u
     let set = if old == 0 { open } else { old };
     // From a lane on that changes with the time.
     let rest = set & u64::MAX << (now.wrapping_add(tag) & 63);
-    index * WAYS + lanes::first(if rest == 0 { set } else { rest }) | OCCUPIED
+    (index * WAYS + lanes::first(if rest == 0 { set } else { rest })) | OCCUPIED
 }
 
 /// A slot of an entry that is past its timeout, of so many looked at, from one on that changes with

@@ -336,3 +336,6 @@ pub fn recover<A: Addr, T: FlowTable<A>>(table: &T, slot: u32, meta: Meta) -> bo
     free(table, slot, entry, taken);
     true
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,8 +45,8 @@ impl Place {
     pub fn of<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> Self {
         let addrs = words.addrs.as_ref();
         let mut sum = 0u64;
-        for i in 0..A::PAIR {
-            sum = sum.wrapping_add(product(table, i * 2, addrs[i]));
+        for (i, &word) in addrs.iter().enumerate() {
+            sum = sum.wrapping_add(product(table, i * 2, word));
         }
         sum = sum.wrapping_add(product(table, A::PAIR * 2, words.rest));
         // The sum is linear in each word, and so keys that count up may fall in heaps: mixed by a
@@ -58,7 +58,7 @@ impl Place {
             first: hash as u32 & mask,
             second: (hash >> 32) as u32 & mask,
             // Five bits, spread over the slots.
-            lane: (hash >> 59) as u32 * SLOTS >> 5,
+            lane: ((hash >> 59) as u32 * SLOTS) >> 5,
             tag: ((hash >> 51) as u8).max(2),
             pad: [0; 3],
         }

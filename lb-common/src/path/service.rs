@@ -62,7 +62,7 @@ fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Re
     let same_link = backend.link == context.at.ifindex;
     let itself = parsed.key.src == backend.addr;
     let snat = if own { remote && parsed.key.src != backend.snat } else { remote || same_link || itself };
-    if mid_stream && parsed.flags & TCP_RST != 0 {
+    if parsed.proto == TCP && parsed.flags & TCP_RST != 0 {
         // It ends what we don't know: it needs no entry to reach the backend.
         return if snat { Err(Drop::StrayReset) } else { Ok(true) };
     }

@@ -34,7 +34,7 @@ pub fn ensure(paths: &Paths, switch: &InternalSwitch) -> Result<()> {
     let there = |mirror: &Mirror| mirror.network().links.iter().any(|l| l.name == *name);
     let mut mirror = Mirror::open()?;
     if !there(&mirror) {
-        state.change(paths, |state| state.bridge = Some(name.clone()))?;
+        state.change(paths, |state| state.bridges.extend([name.clone()]))?;
         write::create_bridge(&mut connection, name)?;
         tracing::info!("created the internal switch {name}");
         mirror = Mirror::open()?;
@@ -45,7 +45,7 @@ pub fn ensure(paths: &Paths, switch: &InternalSwitch) -> Result<()> {
     if network.addresses.iter().any(|a| a.link == link && a.net == net) {
         return Ok(());
     }
-    state.change(paths, |state| state.address = Some((name.clone(), net)))?;
+    state.change(paths, |state| state.addresses.extend([(name.clone(), net)]))?;
     write::add_address(&mut connection, link, net).with_context(|| format!("adding {net} to {name}"))?;
     tracing::info!("added {net} to {name}");
     Ok(())

@@ -27,10 +27,10 @@ pub struct State {
     pub clsact: BTreeMap<u32, String>,
     /// Interfaces that got our filters (kernels before 6.6), by index.
     pub filters: BTreeMap<u32, String>,
-    /// A bridge that we created.
-    pub bridge: Option<String>,
-    /// An address that we added, and its interface.
-    pub address: Option<(String, IpNet)>,
+    /// Bridges that we created.
+    pub bridges: BTreeSet<String>,
+    /// Addresses that we added, by interface.
+    pub addresses: BTreeSet<(String, IpNet)>,
     /// Neighbours that the kernel keeps fresh for us.
     pub neighbours: BTreeSet<(u32, IpAddr)>,
 }

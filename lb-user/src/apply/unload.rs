@@ -107,18 +107,19 @@ fn remove_switch(state: &State) -> Result<usize> {
     let index = |name: &str| mirror.network().links.iter().find(|l| l.name == name).map(|l| l.index);
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
     let mut count = 0;
-    if let Some((name, net)) = &state.address
-        && let Some(link) = index(name)
-        && mirror.network().addresses.iter().any(|a| a.link == link && a.net == *net)
-    {
-        write::delete_address(&mut connection, link, *net).with_context(|| format!("{net} on {name}"))?;
-        count += 1;
+    for (name, net) in &state.addresses {
+        if let Some(link) = index(name)
+            && mirror.network().addresses.iter().any(|a| a.link == link && a.net == *net)
+        {
+            write::delete_address(&mut connection, link, *net).with_context(|| format!("{net} on {name}"))?;
+            count += 1;
+        }
     }
-    if let Some(name) = &state.bridge
-        && let Some(link) = index(name)
-    {
-        write::delete_link(&mut connection, link).context(name.clone())?;
-        count += 1;
+    for name in &state.bridges {
+        if let Some(link) = index(name) {
+            write::delete_link(&mut connection, link).context(name.clone())?;
+            count += 1;
+        }
     }
     Ok(count)
 }

@@ -1,0 +1,83 @@
+//! Two threads on one table, few steps, for miri: no step reads or writes memory that it may not.
+//! What the table promises is tested in `tests/tests/flow_table.rs`.
+
+use std::thread;
+use std::vec::Vec;
+
+use super::*;
+use crate::drop::Note;
+use crate::table::{NextHop, Settings};
+use crate::wire::{Be16, Ip6};
+
+struct Table(Vec<Entry<Ip6>>);
+
+impl FlowTable<Ip6> for Table {
+    fn entry(&self, slot: u32) -> Option<&Entry<Ip6>> {
+        self.0.get(slot as usize)
+    }
+    fn mask(&self) -> u32 {
+        self.0.len() as u32 / WAYS - 1
+    }
+    fn multiplier(&self, index: usize) -> u64 {
+        0x9e37_79b9_7f4a_7c15u64.rotate_left(index as u32 * 5) | 1
+    }
+}
+
+impl Common for Table {
+    fn settings(&self) -> Settings {
+        Settings::with_clock(100)
+    }
+    fn filter(&self, _: u32) -> u64 {
+        0
+    }
+    fn slot(&self, _: u32) -> Option<u32> {
+        None
+    }
+    fn next_hop(&self, _: u32) -> Option<NextHop> {
+        None
+    }
+    fn icmp_permit(&self, _: u32) -> bool {
+        false
+    }
+    fn count(&self, _: u32, _: bool, _: u32) {}
+    fn count_connection(&self, _: u32) {}
+    fn note(&self, _: Note) {}
+}
+
+fn key(number: u32) -> FlowKey<Ip6> {
+    let addr = |last| Ip6::from_raw([1, 2, 3, last]);
+    FlowKey { src: addr(number), dst: addr(0), sport: Be16::new(7), dport: Be16::new(80), proto: 6 }
+}
+
+#[test]
+fn two_threads_find_insert_change_and_remove() {
+    // One bucket twice: all keys meet.
+    let table = Table((0..WAYS).map(|_| Entry::default()).collect());
+    let work = |first: u32| {
+        for number in (first..first + 40).map(|n| n % 36) {
+            let mut hit = Hit::new_zeroed();
+            if find_into(&table, &key(number), &mut hit) {
+                assert_eq!(hit.flow.service, number);
+                touch(&table, &hit, 1001);
+                set_state(&table, &mut hit, tcp::ESTABLISHED, 1001);
+                set_next_hop(&table, &mut hit, 9, 1);
+                if number % 3 == 0 {
+                    remove(&table, &hit);
+                }
+            } else {
+                hit.flow = Flow { service: number, last: 1000, ..Flow::default() };
+                let _ = insert(&table, &key(number), &mut hit, NONE);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(|| work(0));
+        scope.spawn(|| work(5));
+    });
+    let mut keys = Vec::new();
+    walk(&table, 0..1, |key, hit| keys.push((key.src, hit.flow.service)));
+    keys.sort_unstable();
+    let all = keys.len();
+    keys.dedup();
+    assert!(all > 0 && keys.len() == all, "a key is there twice: {keys:?}");
+}
