@@ -7,9 +7,9 @@ use core::ptr::read_volatile;
 
 use aya_ebpf::maps::Array;
 use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS};
-use lb_common::table::FlowKey;
 use lb_common::path::parse::Ip;
 use lb_common::path::{Context, Work, service};
+use lb_common::table::FlowKey;
 use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
 

@@ -9,10 +9,10 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::drop::Note;
+use lb_common::path::Work;
 use lb_common::table::{
     Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, NextHop, Owned, Service, ServiceKey, Settings,
 };
-use lb_common::path::Work;
 use lb_common::tables::{Common, Tables};
 use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
