@@ -92,13 +92,18 @@ pub fn choose<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, hints: u
         let lane = if free & lanes::bit(home) != 0 { home } else { lanes::first(free) };
         return index * WAYS + lane;
     }
-    // What is past its timeout goes before what is young, but to look for it takes a cache line a
-    // slot: one while there is a choice, all when there is none.
     let mut open = hints_of.open() & !barred;
     if hints & PICKY != 0 && open.count_ones() < MANY {
         open = 0;
     }
-    let over = expired(table, index, tag, now, if open == 0 && hints & PICKY == 0 { SLOTS } else { 1 });
+    // What is past its timeout goes before what is young, but to look for it takes a cache line a
+    // slot: all when there is no other choice, else one for every eighth key.
+    let looks = match (open, hints & PICKY) {
+        (0, 0) => SLOTS,
+        _ if tag & 7 == 0 => 1,
+        _ => 0,
+    };
+    let over = expired(table, index, tag, now, looks);
     if over != NONE || open == 0 {
         return over | OCCUPIED;
     }
