@@ -92,17 +92,13 @@ pub fn choose<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, hints: u
         let lane = if free & lanes::bit(home) != 0 { home } else { lanes::first(free) };
         return index * WAYS + lane;
     }
-    let mut open = hints_of.open() & !barred;
+    let open = hints_of.open() & !barred;
     if hints & PICKY != 0 && open.count_ones() < MANY {
-        open = 0;
+        return NONE;
     }
     // What is past its timeout goes before what is young, but to look for it takes a cache line a
     // slot: all when there is no other choice, else one for every eighth key.
-    let looks = match (open, hints & PICKY) {
-        (0, 0) => SLOTS,
-        _ if tag & 7 == 0 => 1,
-        _ => 0,
-    };
+    let looks = if open == 0 { SLOTS } else { (tag & 7 == 0) as u32 };
     let over = expired(table, index, tag, now, looks);
     if over != NONE || open == 0 {
         return over | OCCUPIED;

@@ -1,9 +1,10 @@
 //! The table of connections: one cache line an IPv4 entry, two an IPv6 entry, in a plain array.
 //!
 //! Every key has a bucket of 31 slots, behind which lies a cache line of hints about them, and a home
-//! among them, where it mostly is. A second bucket serves when the first is full of answered connections. All of the table's
-//! operations are here, over one accessor ([`FlowTable::entry`]): the very same code runs in the kernel
-//! over a mapped array, in the agent over the same memory, and in tests. Promises:
+//! among them, where it mostly is. A second bucket serves when the first is full of answered
+//! connections. All of the table's operations are here, over one accessor ([`FlowTable::entry`]): the
+//! very same code runs in the kernel over a mapped array, in the agent over the same memory, and in
+//! tests. Promises:
 //!
 //! 1. A lookup returns a whole value of its own key, or nothing: an entry is read under its [`Meta`],
 //!    which changes before anything else of it does.
