@@ -98,9 +98,9 @@ pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// Whether the packet at hand is traced: 0 while nothing is.
 #[map]
 pub static TRACED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
-/// The tick and the time in ns: `stellwerk_clock` writes, the agent and the command line read.
+/// The tick: `stellwerk_clock` writes, the agent and the command line read.
 #[map]
-pub static CLOCK: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+pub static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
 
 /// By service id: user space alone writes and reads.
 #[map]

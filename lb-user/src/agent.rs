@@ -32,7 +32,7 @@ use self::wish::{Undo, Wish};
 use crate::apply::load::{self, Loaded};
 use crate::apply::{Kernel, Paths};
 use crate::config::Config;
-use crate::intent::{Capacity, Network, ServicePort};
+use crate::intent::{Network, ServicePort};
 use crate::plan::{Apply, Clock, Contents, Ids, Op, Planned, diff};
 use crate::source::manifests::ServiceName;
 use crate::source::netlink::{self, Wanted};
@@ -66,17 +66,18 @@ async fn start(options: &Options) -> Result<()> {
     // Before anything that it names is read: no change falls between.
     let watch = Watch::new(&options.config, config.manifests.as_deref())?;
     wish::check(&config, &options.paths)?;
-    let (wish, loaded) = block_in_place(|| read_and_load(config, &options.paths))?;
+    let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let network_by = block_in_place(|| netlink::spawn(wanted_by))?;
     let network = network_by.borrow().clone();
     let mut kernel = Kernel::new(&options.paths, loaded)?;
     log_lines(&mut kernel);
+    // What the tables have room for was settled when they were made.
+    wish.intent.tuning.capacity = kernel.capacity;
     let current = block_in_place(|| kernel.read())?;
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
-        capacity: kernel.capacity,
         planned: None,
         held: Held::Other(Box::new(current)),
         behind: true,
@@ -155,8 +156,6 @@ struct Agent {
     /// The wish or the network may be ahead of the plan: the next one is of everything.
     behind: bool,
     ids: Ids,
-    /// The capacities in force.
-    capacity: Capacity,
     wanted: watch::Sender<Wanted>,
     neighbours: Neighbours,
     lock: lock::Lock,
@@ -320,8 +319,6 @@ impl Agent {
         if matches!(self.held, Held::Unknown) {
             self.read_back()?;
         }
-        // What the tables have room for was settled when they were made.
-        self.wish.intent.tuning.capacity = self.capacity;
         let planned = Planned::new(&self.wish.intent, &self.network, &mut self.ids, clock)
             .context("refused, and what runs stays")?;
         let ops = match (&self.held, &self.planned) {

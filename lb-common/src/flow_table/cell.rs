@@ -3,12 +3,10 @@
 //! Invariant: every access is one whole word (or one byte of [`Lanes`]), so that nothing is ever read
 //! half. What order is promised beyond that: a [`Cell32::swap_if`] is a full barrier, as the kernel's
 //! own compare-and-exchange is, and [`acquire`] keeps the loads before it before those behind it. On
-//! the host these are the atomics of `core`; under loom those of its checker.
+//! the host these are the atomics of `core`.
 
-#[cfg(not(any(loom, target_arch = "bpf")))]
+#[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 pub use imp::{Cell32, Cell64, Lanes, acquire, pick};
 

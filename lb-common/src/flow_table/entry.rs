@@ -158,7 +158,6 @@ impl<A: Addr> Entry<A> {
     }
 }
 
-#[cfg(not(loom))]
 const _: () = {
     use crate::wire::{Ip4, Ip6};
     assert!(size_of::<Bucket>() == 64);

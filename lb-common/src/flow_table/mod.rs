@@ -29,8 +29,8 @@ use core::ops::Range;
 use zerocopy::FromZeros;
 
 pub use self::insert::insert;
-use entry::lanes;
-pub use entry::{Bucket, Entry, Meta};
+use entry::{Bucket, lanes};
+pub use entry::{Entry, Meta};
 pub use place::{MULTIPLIERS, Place, Words};
 
 use crate::table::{Flow, FlowKey};
@@ -115,7 +115,7 @@ pub struct Hit<A: Addr> {
     pub slot: u32,
     pub meta: Meta,
     pub flow: Flow<A>,
-    /// Where it might have been put, when it was put.
+    /// Where it may be put: from [`insert::take`] to [`insert::settle`].
     place: Place,
 }
 
@@ -163,9 +163,9 @@ fn seek_at<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, place: &Place)
 #[inline(always)]
 pub fn find_into<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
     let words = Words::of(key);
-    hit.place = Place::of(table, &words);
-    let home = probe(table, hit.place.home(), &words);
-    match home.or_else(|| probe(table, seek_at(table, key, &hit.place), &words)) {
+    let place = Place::of(table, &words);
+    let home = probe(table, place.home(), &words);
+    match home.or_else(|| probe(table, seek_at(table, key, &place), &words)) {
         Some(Hit { slot, meta, flow, .. }) => {
             (hit.slot, hit.meta, hit.flow) = (slot, meta, flow);
             true

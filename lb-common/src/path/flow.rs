@@ -1,9 +1,10 @@
 //! Connections that exist: found, kept alive, moved through their states, ended.
 //!
 //! Invariant: both entries of a connection carry the same state; each keeps the time of its own
-//! direction, and every [`BOTH`] ticks both have that of either. A connection is answered, and can't be pushed out any more, when both sides have proven
-//! that they are there and both entries are. Two CPUs may step the same connection at once: a change
-//! names the state it changes, and the later packet's step repairs a lost one.
+//! direction, and every [`BOTH`] ticks both have that of either. A connection is answered, and can't be
+//! pushed out any more, when both sides have proven that they are there and both entries are. Two CPUs
+//! may step the same connection at once: a change names the state it changes, and the later packet's
+//! step repairs a lost one.
 
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};

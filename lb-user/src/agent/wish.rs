@@ -120,14 +120,13 @@ impl Wish {
             services = manifests.services();
         }
         let mut intent = config.intent(self.intent.revision, services);
-        let before = self.config.intent(0, Vec::new()).tuning;
-        if intent.tuning.capacity != before.capacity {
+        if config.tuning.capacity != self.config.tuning.capacity {
             warn!("capacity: tables that are there keep theirs; it holds for tables made after `stellwerk unload`");
         }
-        if before.trace_port == 0 && intent.tuning.trace_port != 0 {
+        if self.config.tuning.trace_port == 0 && config.tuning.trace_port != 0 {
             warn!("log.tracePort: holds once the agent is started again");
         }
-        // As the tables have it (`Agent::new`), not as the file asks for new ones.
+        // As the tables have it, not as the file asks for new ones.
         intent.tuning.capacity = self.intent.tuning.capacity;
         if intent == self.intent && !self.refused {
             (self.config, self.manifests) = (config, manifests);

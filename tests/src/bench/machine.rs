@@ -92,10 +92,7 @@ impl Machine {
         let kernel = Kernel::load(&Paths::new(lab.pins()), capacity, false)?;
         let bytes = object("bench")?;
         let mut loader = EbpfLoader::new();
-        for name in ["LIMIT4", "LIMIT6"] {
-            loader.map_max_entries(name, capacity.connections * 2);
-        }
-        for name in ["FRESH4", "FRESH6"] {
+        for name in ["LIMIT4", "LIMIT6", "FRESH4", "FRESH6"] {
             loader.map_max_entries(name, capacity.connections * 2);
         }
         let mut bench = loader.load(&bytes).context("loading bench.o")?;
