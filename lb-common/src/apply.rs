@@ -9,8 +9,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::drop::Drop;
 use crate::frame::Frame;
-use crate::path::parse::{Ip, Parsed};
-use crate::wire::header::{ICMP, SCTP, TCP, UDP};
+use crate::path::parse::{Ip, Parsed, Query};
+use crate::wire::header::{DCCP, SCTP, TCP, UDP, UDP_LITE};
 use crate::wire::{Be16, Mac};
 
 /// A packet that can be read and changed.
@@ -120,7 +120,21 @@ fn transport<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewrite
         // SCTP's checksum covers its ports but no addresses (RFC 9260 §6.8): its ports stay.
         SCTP => Ok(()),
         // An ICMPv6 checksum covers the addresses, an ICMP checksum doesn't.
-        proto if A::IS_V6 && proto != ICMP => packet.checksum4(parsed.l4 + 2, addrs, Diff::default(), false),
+        proto if proto == A::ICMP => {
+            let (old, id) = match A::query(parsed.icmp_type) {
+                Query::Request => (key.sport, new.sport),
+                Query::Reply => (key.dport, new.dport),
+                Query::None => Default::default(),
+            };
+            let pseudo = if A::IS_V6 { addrs } else { Diff::default() };
+            if id == old {
+                return packet.checksum4(parsed.l4 + 2, pseudo, Diff::default(), false);
+            }
+            packet.checksum4(parsed.l4 + 2, pseudo, Diff::of16(old.raw(), id.raw()), false)?;
+            packet.store(parsed.l4 + 4, id)
+        }
+        // RFC 3828, RFC 4340: both have their checksum where UDP has it.
+        UDP_LITE | DCCP => packet.checksum4(parsed.l4 + 6, addrs, Diff::default(), false),
         _ => Ok(()),
     }
 }

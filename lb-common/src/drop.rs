@@ -43,6 +43,20 @@ reasons! {
         FragmentOutOfOrder = "fragment_out_of_order",
         /// all source ports tried for a translated connection are in use
         SnatPortsExhausted = "snat_ports_exhausted",
+        /// no port is free for a host on the inside
+        NatPortsExhausted = "nat_ports_exhausted",
+        /// a host on the inside has all the ports that it may have
+        NatQuota = "nat_quota",
+        /// no room to count the ports of another host on the inside
+        NatHostsFull = "nat_hosts_full",
+        /// from the inside to the outside, but of a kind that can't be translated, such as a fragment without its first one
+        NatUntranslatable = "nat_untranslatable",
+        /// another host on the inside has just this connection, of a protocol whose ports can't change
+        NatTupleTaken = "nat_tuple_taken",
+        /// to a port that a host on the inside has, from somebody whom it has not sent to
+        NatFiltered = "nat_filtered",
+        /// of a translated connection whose uplink is not the way out any more; its next packet opens a new one
+        NatMoved = "nat_moved",
         /// the service's slot names a backend that is not there
         StaleSlot = "stale_slot",
         /// no room in the flow table for a new connection: both its places are full of answered ones
@@ -79,5 +93,13 @@ reasons! {
         FragmentFollowed = "fragment_followed",
         /// a connection ended by RST
         Reset = "reset",
+        /// a host on the inside got a port
+        NatMapped = "nat_mapped",
+        /// a port came back at the end of its connection
+        NatUnmapped = "nat_unmapped",
+        /// ports past their timeout were taken back for another host
+        NatReclaimed = "nat_reclaimed",
+        /// a mapping's beginning or end was not logged, since nobody read the log fast enough
+        NatLogLost = "nat_log_lost",
     }
 }

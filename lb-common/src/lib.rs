@@ -16,6 +16,7 @@ pub mod flow_table;
 pub mod frame;
 pub mod hash;
 pub mod path;
+pub mod port_table;
 pub mod table;
 pub mod tables;
 pub mod tcp;

@@ -7,9 +7,11 @@
 use crate::drop::Note;
 use crate::flow_table::FlowTable;
 use crate::path::parse::Ip;
-use crate::path::{Context, Work, service};
+use crate::path::{Context, Work, nat, service};
+use crate::port_table::PortTable;
 use crate::table::{
-    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, NextHop, Owned, Service, ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, MappingEvent, NextHop, Owned, PrefixPair, Service,
+    ServiceKey, Settings, Uplink,
 };
 use crate::verdict::{Arrival, Outcome};
 use crate::wire::Addr;
@@ -32,7 +34,7 @@ pub trait Common {
 }
 
 /// Tables of one address family.
-pub trait Tables<A: Addr>: Common + FlowTable<A> {
+pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
     fn backend(&self, id: u32) -> Option<Backend<A>>;
     /// The next hop on the longest matching route.
@@ -47,6 +49,50 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> {
         A: Ip,
     {
         service::open(work, &Context { tables: self, at }, outcome)
+    }
+
+    /// The link, if it leads out.
+    fn uplink(&self, ifindex: u32) -> Option<Uplink<A>>;
+    fn prefix_pair(&self, index: u32) -> Option<PrefixPair<A>>;
+    /// Tells whoever logs mappings.
+    fn nat_event(&self, event: &MappingEvent<A>);
+
+    // Steps of `nat`, each a function of its own in the kernel.
+
+    /// [`nat::way`].
+    fn nat_way(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::way(work, &Context { tables: self, at }, outcome)
+    }
+
+    /// [`nat::map`].
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::map(work, &Context { tables: self, at }, outcome)
+    }
+
+    /// [`nat::put`].
+    fn nat_put(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::put(work, &Context { tables: self, at }, outcome)
+    }
+
+    /// [`nat::follow`].
+    fn nat_follow(&self, work: &mut Work<A>, at: &Arrival, state: u8)
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::follow(work, &Context { tables: self, at }, state);
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity>;

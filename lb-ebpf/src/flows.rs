@@ -1,4 +1,4 @@
-//! The flow table over the kernel's arrays.
+//! The flow table over the kernel's arrays, and the steps that use it.
 //!
 //! Finding and inserting are global functions (1: done): the verifier walks each once, by itself,
 //! instead of once for every way that leads there (docs/decisions/0005-flow-table.md).
@@ -8,7 +8,7 @@ use core::ptr::read_volatile;
 use aya_ebpf::maps::Array;
 use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS};
 use lb_common::path::parse::Ip;
-use lb_common::path::{Context, Work, service};
+use lb_common::path::{Context, Work, nat, service};
 use lb_common::table::FlowKey;
 use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
@@ -33,6 +33,10 @@ pub trait InArrays: Ip {
     fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32;
     fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn follow(work: &mut Work<Self>, at: &Arrival, state: u32) -> u32;
 }
 
 impl<A: InArrays> FlowTable<A> for Kernel {
@@ -79,8 +83,27 @@ impl<A: InArrays> FlowTable<A> for Kernel {
     }
 }
 
+/// A step of the path as a function of its own: it changes a packet's work, and may say the outcome.
+macro_rules! step {
+    ($name:ident, $addr:ty, $step:path) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(work: *mut Work<$addr>, at: *const Arrival, outcome: *mut Outcome) -> u32 {
+            // SAFETY: they come from references (below), or are null to the verifier alone.
+            let (work, at, outcome) = unsafe { (work.as_mut(), at.as_ref(), outcome.as_mut()) };
+            let (Some(work), Some(at), Some(outcome)) = (work, at, outcome) else {
+                return 0;
+            };
+            $step(work, &Context { tables: &Kernel, at }, outcome) as u32
+        }
+    };
+}
+
 macro_rules! family {
-    ($addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident, $open:ident) => {
+    (
+        $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
+        $open:ident, $way:ident, $map:ident, $put:ident, $follow:ident
+    ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $slot(key: *const FlowKey<$addr>) -> u32 {
@@ -127,15 +150,20 @@ macro_rules! family {
             flow_table::insert::settle(&Kernel, key, hit) as u32
         }
 
+        step!($open, $addr, service::open);
+        step!($way, $addr, nat::way);
+        step!($map, $addr, nat::map);
+        step!($put, $addr, nat::put);
+
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $open(work: *mut Work<$addr>, at: *const Arrival, outcome: *mut Outcome) -> u32 {
+        extern "C" fn $follow(work: *mut Work<$addr>, at: *const Arrival, state: u32) -> u32 {
             // SAFETY: as above.
-            let (work, at, outcome) = unsafe { (work.as_mut(), at.as_ref(), outcome.as_mut()) };
-            let (Some(work), Some(at), Some(outcome)) = (work, at, outcome) else {
+            let (Some(work), Some(at)) = (unsafe { work.as_mut() }, unsafe { at.as_ref() }) else {
                 return 0;
             };
-            service::open(work, &Context { tables: &Kernel, at }, outcome) as u32
+            nat::follow(work, &Context { tables: &Kernel, at }, state as u8);
+            1
         }
 
         impl InArrays for $addr {
@@ -170,9 +198,35 @@ macro_rules! family {
             fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
                 $open(work, at, outcome)
             }
+
+            #[inline(always)]
+            fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
+                $way(work, at, outcome)
+            }
+
+            #[inline(always)]
+            fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
+                $map(work, at, outcome)
+            }
+
+            #[inline(always)]
+            fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
+                $put(work, at, outcome)
+            }
+
+            #[inline(always)]
+            fn follow(work: &mut Work<Self>, at: &Arrival, state: u32) -> u32 {
+                $follow(work, at, state)
+            }
         }
     };
 }
 
-family!(Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4);
-family!(Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6);
+family!(
+    Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_map4,
+    nat_put4, nat_follow4
+);
+family!(
+    Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_map6,
+    nat_put6, nat_follow6
+);

@@ -44,7 +44,7 @@ fn run<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) -> 
 #[xdp]
 pub fn stellwerk_xdp(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
-    let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0 };
+    let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0, own: 0 };
     let outcome = run(&context, &mut packet::Xdp(context.ctx), &at);
     match outcome.action {
         Action::Pass | Action::Continue => XDP_PASS,
@@ -74,8 +74,10 @@ pub fn stellwerk_egress(context: TcContext) -> i32 {
 fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: fields of the program's own context.
-    let (ifindex, gso_size, tagged) = unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present) };
-    let at = Arrival { hook, ifindex, now: now(), gso_size, tagged };
+    let (ifindex, gso_size, tagged, from) =
+        unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present, (*skb).ingress_ifindex) };
+    let own = (hook == Hook::Egress && from == 0) as u32;
+    let at = Arrival { hook, ifindex, now: now(), gso_size, tagged, own };
     let mut packet = packet::Skb(skb);
     packet.linearize();
     let back = if hook == Hook::Egress { BPF_F_INGRESS as u64 } else { 0 };

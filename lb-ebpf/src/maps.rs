@@ -4,14 +4,16 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lb_common::drop::{Drop, Note};
+use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::path::Scratch;
+use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Service, ServiceKey,
-    Settings, filter,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, PrefixPair, Service,
+    ServiceKey, Settings, Uplink, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -20,6 +22,7 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 const SERVICE_COUNT: u32 = 16_384;
 const BACKEND_COUNT: u32 = 65_536;
+const UPLINK_COUNT: u32 = 64;
 const FLOW_SLOTS: u32 = 524_288;
 const ROUTE_COUNT: u32 = 65_536;
 
@@ -78,6 +81,35 @@ pub static AFFINITY6: LruHashMap<AffinityKey<Ip6>, Affinity> = LruHashMap::with_
 pub static FRAGMENTS4: LruHashMap<FragmentKey<Ip4>, FragmentPorts> = LruHashMap::with_max_entries(8_192, 0);
 #[map]
 pub static FRAGMENTS6: LruHashMap<FragmentKey<Ip6>, FragmentPorts> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Links that lead out, by index: the agent writes, translated packets of no connection read; full: the
+/// plan is refused.
+#[map]
+pub static UPLINKS4: HashMap<u32, Uplink<Ip4>> = HashMap::with_max_entries(UPLINK_COUNT, 0);
+#[map]
+pub static UPLINKS6: HashMap<u32, Uplink<Ip6>> = HashMap::with_max_entries(UPLINK_COUNT, 0);
+/// Prefixes that have another one outside: as above.
+#[map]
+pub static PREFIXES6: Array<PrefixPair<Ip6>> = Array::with_max_entries(16, 0);
+/// Which ports outside are taken, a bit each, and who has each: packets and the agent write and read, by the
+/// operations of `lb_common::port_table`; full: what wants another port is dropped.
+#[map]
+pub static PORTS4: Array<Cell64> = Array::with_max_entries(PLANE / 64, BPF_F_MMAPABLE);
+#[map]
+pub static PORTS6: Array<Cell64> = Array::with_max_entries(PLANE / 64, BPF_F_MMAPABLE);
+#[map]
+pub static OWNERS4: Array<Owner<Ip4>> = Array::with_max_entries(PLANE, BPF_F_MMAPABLE);
+#[map]
+pub static OWNERS6: Array<Owner<Ip6>> = Array::with_max_entries(PLANE, BPF_F_MMAPABLE);
+/// How many ports each host inside has: as above; full: another host's packets are dropped.
+#[map]
+pub static HOLDERS4: Array<Holder<Ip4>> = Array::with_max_entries(HOLDERS, BPF_F_MMAPABLE);
+#[map]
+pub static HOLDERS6: Array<Holder<Ip6>> = Array::with_max_entries(HOLDERS, BPF_F_MMAPABLE);
+/// Mappings that begin and end, where they are logged, IPv4 ones as long as IPv6 ones: packets write, the
+/// agent reads; full: one is lost, and counted.
+#[map]
+pub static NAT_LOG: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 
 /// By backend: packets write, the agent and the command line read; as many as backends.
 #[map]

@@ -9,9 +9,12 @@ use aya_ebpf::helpers::bpf_jiffies64;
 use aya_ebpf::maps::lpm_trie::{Key, LpmTrie};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use lb_common::drop::Note;
+use lb_common::flow_table::cell::Cell64;
 use lb_common::path::Work;
+use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, NextHop, Owned, Service, ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, MappingEvent, NextHop, Owned, PrefixPair, Service,
+    ServiceKey, Settings, Uplink,
 };
 use lb_common::tables::{Common, Tables};
 use lb_common::verdict::{Arrival, Outcome};
@@ -40,6 +43,11 @@ pub trait Family: InArrays {
     const ROUTES: &'static LpmTrie<Self, u32>;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts>;
+    const UPLINKS: &'static HashMap<u32, Uplink<Self>>;
+    const PREFIXES: Option<&'static Array<PrefixPair<Self>>>;
+    const PORTS: &'static Array<Cell64>;
+    const OWNERS: &'static Array<Owner<Self>>;
+    const HOLDERS: &'static Array<Holder<Self>>;
 }
 
 impl Family for Ip4 {
@@ -49,6 +57,11 @@ impl Family for Ip4 {
     const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES4;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS4;
+    const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS4;
+    const PREFIXES: Option<&'static Array<PrefixPair<Self>>> = None;
+    const PORTS: &'static Array<Cell64> = &maps::PORTS4;
+    const OWNERS: &'static Array<Owner<Self>> = &maps::OWNERS4;
+    const HOLDERS: &'static Array<Holder<Self>> = &maps::HOLDERS4;
 }
 
 impl Family for Ip6 {
@@ -58,6 +71,11 @@ impl Family for Ip6 {
     const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES6;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS6;
+    const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS6;
+    const PREFIXES: Option<&'static Array<PrefixPair<Self>>> = Some(&maps::PREFIXES6);
+    const PORTS: &'static Array<Cell64> = &maps::PORTS6;
+    const OWNERS: &'static Array<Owner<Self>> = &maps::OWNERS6;
+    const HOLDERS: &'static Array<Holder<Self>> = &maps::HOLDERS6;
 }
 
 /// Adds one to a per-CPU counter.
@@ -138,6 +156,23 @@ impl Common for Kernel {
     }
 }
 
+impl<A: Family> PortTable<A> for Kernel {
+    #[inline(always)]
+    fn ports(&self, index: u32) -> Option<&Cell64> {
+        A::PORTS.get(index)
+    }
+
+    #[inline(always)]
+    fn owner(&self, index: u32) -> Option<&Owner<A>> {
+        A::OWNERS.get(index)
+    }
+
+    #[inline(always)]
+    fn holder(&self, index: u32) -> Option<&Holder<A>> {
+        A::HOLDERS.get(index)
+    }
+}
+
 impl<A: Family> Tables<A> for Kernel {
     #[inline(always)]
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
@@ -164,6 +199,44 @@ impl<A: Family> Tables<A> for Kernel {
     #[inline(always)]
     fn open(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool {
         A::open(work, at, outcome) != 0
+    }
+
+    #[inline(always)]
+    fn uplink(&self, ifindex: u32) -> Option<Uplink<A>> {
+        // SAFETY: as for services.
+        unsafe { A::UPLINKS.get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn prefix_pair(&self, index: u32) -> Option<PrefixPair<A>> {
+        A::PREFIXES?.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn nat_event(&self, event: &MappingEvent<A>) {
+        if maps::NAT_LOG.output::<MappingEvent<A>>(event, 0).is_err() {
+            self.note(Note::NatLogLost);
+        }
+    }
+
+    #[inline(always)]
+    fn nat_way(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32 {
+        A::way(work, at, outcome)
+    }
+
+    #[inline(always)]
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool {
+        A::map(work, at, outcome) != 0
+    }
+
+    #[inline(always)]
+    fn nat_put(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool {
+        A::put(work, at, outcome) != 0
+    }
+
+    #[inline(always)]
+    fn nat_follow(&self, work: &mut Work<A>, at: &Arrival, state: u8) {
+        A::follow(work, at, state as u32);
     }
 
     #[inline(always)]

@@ -157,6 +157,8 @@ pub struct Capacity {
     pub next_hops: u32,
     pub affinity: u32,
     pub fragments: u32,
+    /// Addresses outside that translated packets get, per address family.
+    pub nat_addresses: u32,
 }
 
 impl Default for Tuning {
@@ -189,6 +191,7 @@ impl Capacity {
         next_hops: 16_384,
         affinity: 65_536,
         fragments: 8_192,
+        nat_addresses: 2,
     };
 }
 

@@ -65,6 +65,7 @@ pub fn arrival(byte: u8) -> Arrival {
         now: START,
         gso_size: 0,
         tagged: u32::from(byte & 0x80 != 0),
+        own: u32::from(hook == Hook::Egress && byte & 0x40 != 0),
     }
 }
 

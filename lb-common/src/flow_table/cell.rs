@@ -50,6 +50,11 @@ mod imp {
             fence(Ordering::SeqCst);
             done
         }
+
+        /// Adds; wraps.
+        pub fn add(&self, value: u32) {
+            self.0.fetch_add(value, Ordering::Relaxed);
+        }
     }
 
     impl Cell64 {
@@ -153,6 +158,20 @@ mod imp {
                 );
             }
             seen as u32 == old
+        }
+
+        /// Adds; wraps.
+        #[inline(always)]
+        pub fn add(&self, value: u32) {
+            // SAFETY: BPF_ATOMIC|BPF_ADD on the cell's own memory.
+            unsafe {
+                asm!(
+                    "lock *(u32 *)(r1 + 0) += w2",
+                    in("r1") self.0.get(),
+                    in("r2") value as u64,
+                    options(nostack),
+                );
+            }
         }
     }
 

@@ -3,14 +3,15 @@
 //! Invariant: what we can't do ourselves the kernel does with the packet as it shall be; a packet
 //! whose TTL ends here goes to the kernel as it came, so that the sender's own packet is quoted.
 
-use super::flow::is_reply;
+use super::flow::{self, is_reply};
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::apply::{self, Packet, Rewrite};
 use crate::drop::{Drop, Note};
-use crate::flow_table::set_next_hop;
+use crate::flow_table::{Hit, set_next_hop};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
+use crate::tcp;
 use crate::verdict::{Hook, Outcome, Verdict};
 use crate::wire::header::TCP;
 use crate::wire::{Be16, Mac};
@@ -25,6 +26,10 @@ struct Way<A> {
     next_hop: u32,
     /// From a backend to a client.
     reply: bool,
+    /// Only its source is translated, as where it leaves: the kernel takes it as it came.
+    out: bool,
+    /// Translated between inside and outside.
+    nat: bool,
 }
 
 /// Sends a packet the way its entry says.
@@ -36,7 +41,8 @@ pub fn along<A: Ip, P: Packet, T: Tables<A>>(
     flow: &Flow<A>,
 ) -> Result<Verdict, Drop> {
     let Flow { src, dst, sport, dport, next_hop, .. } = *flow;
-    let way = Way { src, dst, sport, dport, next_hop, reply: is_reply(flow) };
+    let (nat, out) = (flow.is(Flow::<A>::NAT), flow.is(Flow::<A>::OUT) && dst == parsed.key.dst);
+    let way = Way { src, dst, sport, dport, next_hop, reply: is_reply(flow), out, nat };
     context.tables.count(flow.backend, way.reply, parsed.len);
     send(packet, parsed, context, &way)
 }
@@ -57,8 +63,32 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
             Some(next_hop) if next_hop != NextHop::UNRESOLVED => set_next_hop(tables, hit, next_hop, epoch),
             _ => hit.flow.next_hop = NextHop::UNRESOLVED,
         }
+        if moved(hit, context) {
+            tables.nat_follow(work, context.at, tcp::RESET);
+            flow::remove(work, context);
+            *outcome = Outcome::drop(Drop::NatMoved);
+            return;
+        }
     }
     *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
+}
+
+/// Whether a connection to the outside has another way out by now than the one that it has its address of.
+#[inline(always)]
+fn moved<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) -> bool {
+    if !hit.flow.is(Flow::<A>::OUT) || hit.flow.is(Flow::<A>::REPLY) {
+        return false;
+    }
+    let link = if context.at.hook == Hook::Egress {
+        context.at.ifindex
+    } else {
+        let hop = context.tables.next_hop(hit.flow.next_hop).unwrap_or_default();
+        if hop.kind != NextHop::LINK {
+            return false;
+        }
+        hop.ifindex
+    };
+    link != hit.flow.service && context.tables.uplink(link).is_some()
 }
 
 /// Rewrites a packet and sends it.
@@ -69,19 +99,24 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     way: &Way<A>,
 ) -> Result<Verdict, Drop> {
-    let Way { src, dst, sport, dport, next_hop, reply } = *way;
+    let Way { src, dst, sport, dport, next_hop, reply, out, nat } = *way;
     let mut new = Rewrite { src, dst, sport, dport, ttl: parsed.ttl, link: None };
     let own = context.at.hook == Hook::Egress;
-    if own && reply {
-        // The kernel has routed it to the client already.
+    if own && (reply || out) {
+        // The kernel has routed it already.
         apply::rewrite(packet, parsed, &new)?;
         return Ok(Verdict::Continue);
     }
     let hop = context.tables.next_hop(next_hop).unwrap_or_default();
-    if expires(parsed, context, &hop) {
+    let expires = expires(parsed, context, &hop);
+    if expires && !nat {
         return Ok(Verdict::Pass);
     }
-    let transmits = transmits(parsed, context, &hop);
+    let transmits = !expires && transmits(parsed, context, &hop);
+    if !transmits && out {
+        // To be translated where it leaves: so the kernel's own answers quote what the sender sent.
+        return Ok(Verdict::Pass);
+    }
     if transmits {
         new.link = Some(hop.link());
         new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
@@ -107,7 +142,7 @@ pub fn expires<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, ho
 
 /// Whether we transmit it ourselves.
 #[inline(always)]
-fn transmits<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
+pub fn transmits<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
     if hop.kind != NextHop::LINK {
         if hop.kind == NextHop::KERNEL {
             context.tables.note(Note::NextHopUnresolved);

@@ -6,10 +6,12 @@
 //! may step the same connection at once: a change names the state it changes, and the later packet's
 //! step repairs a lost one.
 
+use super::nat;
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
-use crate::drop::Note;
-use crate::flow_table::{self, Hit, PutError, insert, set_state, touch};
+use crate::drop::{Drop, Note};
+use crate::flow_table::{self, Hit, NONE, PutError, insert, set_state, touch};
+use crate::port_table::class;
 use crate::table::{BOTH, Flow, FlowKey, NextHop, age};
 use crate::tables::Tables;
 use crate::tcp;
@@ -71,6 +73,9 @@ fn refresh<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> boo
     if both {
         touch(tables, &work.other, now);
     }
+    if work.hit.flow.is(Flow::<A>::NAT) {
+        tables.nat_follow(work, context.at, state);
+    }
     true
 }
 
@@ -80,6 +85,7 @@ fn step<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     let old = work.hit.flow.state;
     let state = match (work.parsed.proto, is_reply(&work.hit.flow)) {
         (TCP, reply) => tcp::step(old, reply, work.parsed.flags),
+        (_, true) if nat::short(&work.parsed, &work.hit.flow) => old,
         (_, true) => tcp::ESTABLISHED,
         (_, false) => old,
     };
@@ -89,9 +95,12 @@ fn step<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     if state == tcp::RESET {
         context.tables.note(Note::Reset);
         remove(work, context);
-        return;
+    } else {
+        change(work, context, state);
     }
-    change(work, context, state);
+    if work.hit.flow.is(Flow::<A>::NAT) {
+        context.tables.nat_follow(work, context.at, state);
+    }
 }
 
 /// Gives both entries another state.
@@ -129,7 +138,7 @@ pub fn is_reply<A: Addr>(flow: &Flow<A>) -> bool {
 }
 
 #[inline(always)]
-fn remove<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
+pub fn remove<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     flow_table::remove(context.tables, &work.hit);
     if context.tables.look_up(&work.other_key, &mut work.other) {
         flow_table::remove(context.tables, &work.other);
@@ -139,13 +148,71 @@ fn remove<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
 /// The other direction's entry, made anew from this one's.
 #[inline(always)]
 pub fn reverse<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
+    let turned = if flow.is(Flow::<A>::NAT) { Flow::<A>::REPLY | Flow::<A>::OUT } else { Flow::<A>::REPLY };
     Flow {
         src: key.dst,
         dst: key.src,
         sport: key.dport,
         dport: key.sport,
-        flags: flow.flags ^ Flow::<A>::REPLY,
+        flags: flow.flags ^ turned,
         next_hop: NextHop::UNRESOLVED,
         ..*flow
     }
+}
+
+/// Takes the reply tuple of a connection; false when another has it.
+#[inline(always)]
+pub fn claim<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<bool, Drop> {
+    match holder(work, context) {
+        NOBODY => match insert(context.tables, &work.other_key, &mut work.other, NONE) {
+            Ok(()) => Ok(true),
+            Err(PutError::Exists) => Ok(false),
+            Err(PutError::Full) => Err(Drop::FlowTableFull),
+        },
+        held => Ok(held == OURSELVES),
+    }
+}
+
+/// Who has a reply tuple: a number, since a function of its own has one register to answer by.
+const NOBODY: u32 = 0;
+const OURSELVES: u32 = 1;
+const ANOTHER: u32 = 2;
+
+/// Looks for the entry of a connection's reply tuple, and makes one ready where there is none.
+#[inline(never)]
+fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
+    let Work { parsed, hit, other, other_key, .. } = work;
+    *other_key = hit.flow.reverse_key(parsed.key.proto);
+    if context.tables.look_up(other_key, other) {
+        if readopted(&parsed.key, hit, other, context) {
+            return OURSELVES;
+        }
+        if !left_over(parsed, hit, other) {
+            return ANOTHER;
+        }
+        flow_table::remove(context.tables, other);
+    }
+    other.flow = reverse(&parsed.key, &hit.flow);
+    NOBODY
+}
+
+/// Whether an entry was left by an earlier attempt at this very connection, whose own entry was pushed
+/// out; it then serves again.
+#[inline(always)]
+fn readopted<A: Ip, T: Tables<A>>(key: &FlowKey<A>, hit: &Hit<A>, other: &mut Hit<A>, context: &Context<T>) -> bool {
+    let Flow { src, dst, sport, dport, flags, state, .. } = other.flow;
+    let same = src == key.dst && dst == key.src && sport == key.dport && dport == key.sport;
+    if !same || flags != reverse(key, &hit.flow).flags || tcp::protected(state) {
+        return false;
+    }
+    touch(context.tables, other, context.at.now);
+    state == hit.flow.state || set_state(context.tables, other, hit.flow.state, context.at.now)
+}
+
+/// Whether another connection's entry is of one that has ended: closed, or of somebody inside whose port
+/// has another owner by now.
+#[inline(always)]
+fn left_over<A: Ip>(parsed: &Parsed<A>, hit: &Hit<A>, other: &Hit<A>) -> bool {
+    let both = hit.flow.flags & other.flow.flags & Flow::<A>::NAT != 0;
+    other.flow.state == tcp::CLOSED || (both && class(parsed.key.proto).is_some())
 }

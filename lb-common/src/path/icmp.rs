@@ -6,8 +6,8 @@
 
 use zerocopy::FromBytes;
 
-use super::parse::{Header, Ip, Parsed, Part};
-use super::{Context, Work, addressed, claimed, deliver};
+use super::parse::{Header, Ip, Parsed, Part, Query};
+use super::{Context, Work, addressed, crosses, deliver, flow, nat};
 use crate::apply::{Diff, Packet, Rewrite, fold, link, rewrite};
 use crate::drop::{Drop, Note};
 use crate::table::{Flow, FlowKey, NextHop, Owned};
@@ -42,7 +42,10 @@ pub fn message<A: Ip, P: Packet, T: Tables<A>>(
     match addressed(work, context) {
         Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
         Owned::VIP if whole_request => echo(packet, parsed, context, outcome),
-        _ => {}
+        Owned::VIP => {}
+        _ if !crosses(context.tables, parsed, context.at) => {}
+        _ if flow::find(work, context) => deliver::outlined(packet, work, context, outcome),
+        _ => nat::cross(packet, work, context, outcome),
     }
 }
 
@@ -74,8 +77,8 @@ fn answer<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>) -> Result<(), Dr
     let back = Rewrite {
         src: key.dst,
         dst: key.src,
-        sport: key.dport,
-        dport: key.sport,
+        sport: key.sport,
+        dport: key.dport,
         ttl: OWN_TTL,
         link: Some(link(to, from)),
     };
@@ -95,6 +98,8 @@ struct Quoted<A: Ip> {
     header: Header<A>,
     sport: Be16,
     dport: Be16,
+    /// Of an ICMP query.
+    query: Query,
 }
 
 /// Translates what an error quotes, if we have translated that packet, and says how to go on with
@@ -117,10 +122,13 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
         return false;
     }
     let Work { parsed, hit, .. } = work;
-    // Before the quote changes: an error whose own TTL ends here goes to the kernel as it came.
-    if parsed.ttl <= 1 {
+    // Before the quote changes: what goes to the kernel goes as it came, an error whose own TTL ends here
+    // and one that is translated where it leaves.
+    let out = hit.flow.is(Flow::<A>::OUT) && context.at.hook != Hook::Egress;
+    if parsed.ttl <= 1 || out {
         let index = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
-        if deliver::expires(parsed, context, &tables.next_hop(index).unwrap_or_default()) {
+        let hop = tables.next_hop(index).unwrap_or_default();
+        if deliver::expires(parsed, context, &hop) || (out && !deliver::transmits(parsed, context, &hop)) {
             return false;
         }
     }
@@ -129,8 +137,9 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
         return false;
     }
     tables.note(Note::IcmpTranslated);
-    // A router on the way keeps its address; the backend itself is known by its service's.
-    if parsed.key.src != quoted.header.dst {
+    // A router on the way keeps its address, but not one inside (RFC 5508 REQ-5); the backend itself is
+    // known by its service's.
+    if parsed.key.src != quoted.header.dst && !hit.flow.is(Flow::<A>::OUT) {
         hit.flow.src = parsed.key.src;
     }
     true
@@ -153,21 +162,34 @@ fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>>
     let frame = packet.frame();
     let l3 = parsed.l4 + ICMP_LEN;
     let header = A::header(&frame, l3)?;
-    let [sport, dport] = frame.read::<[Be16; 2]>(header.l4)?;
-    let balanced = matches!(header.proto, TCP | UDP | SCTP) && header.part != Part::Later;
-    let whole = header.l4 + 4 <= parsed.l3 + parsed.len;
-    (balanced && whole).then_some(Quoted { l3, header, sport, dport })
+    let end = parsed.l3 + parsed.len;
+    let mut quoted = Quoted { l3, header, sport: Be16::default(), dport: Be16::default(), query: Query::None };
+    if quoted.header.part == Part::Later || quoted.header.l4 > end {
+        return None;
+    }
+    if matches!(quoted.header.proto, TCP | UDP | SCTP) {
+        [quoted.sport, quoted.dport] = frame.read::<[Be16; 2]>(quoted.header.l4)?;
+        return (quoted.header.l4 + 4 <= end).then_some(quoted);
+    }
+    if quoted.header.proto == A::ICMP {
+        let [head, _, id, _] = frame.read::<[Be16; 4]>(quoted.header.l4)?;
+        let [kind, _] = head.raw().to_ne_bytes();
+        quoted.query = A::query(kind);
+        match quoted.query {
+            Query::Request => quoted.sport = id,
+            Query::Reply => quoted.dport = id,
+            // Errors about errors there are none (RFC 1122 §3.2.2).
+            Query::None => return None,
+        }
+        return (quoted.header.l4 + 8 <= end).then_some(quoted);
+    }
+    Some(quoted)
 }
 
 /// Finds the entry of the direction in which the error travels: that of an answer to the quoted packet.
 #[inline(always)]
 fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, work: &mut Work<A>) -> bool {
     let header = &quoted.header;
-    if !claimed(tables, header.dst, quoted.dport, header.proto)
-        && !claimed(tables, header.src, quoted.sport, header.proto)
-    {
-        return false;
-    }
     work.other_key = FlowKey {
         src: header.dst,
         dst: header.src,
@@ -196,7 +218,14 @@ fn rewrite_quoted<A: Ip, P: Packet>(
     if !A::IS_V6 {
         total = total.and(patch_checksum(packet, quoted.l3 + 10, addrs)?);
     }
-    if header.proto == SCTP {
+    if header.proto == A::ICMP {
+        let id = if quoted.query == Query::Request { flow.dport } else { flow.sport };
+        packet.store(header.l4 + 4, id)?;
+        let pseudo = if A::IS_V6 { addrs } else { Diff::default() };
+        // Of the two ports one is none, before and behind.
+        return Ok(total.and(ports).and(patch_checksum(packet, header.l4 + 2, pseudo.and(ports))?));
+    }
+    if !matches!(header.proto, TCP | UDP) {
         return Ok(total);
     }
     packet.store(header.l4, [flow.dport, flow.sport])?;

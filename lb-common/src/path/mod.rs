@@ -8,6 +8,7 @@ pub mod deliver;
 pub mod flow;
 pub mod fragment;
 pub mod icmp;
+pub mod nat;
 pub mod parse;
 pub mod service;
 
@@ -16,10 +17,10 @@ use zerocopy::FromZeros;
 use crate::apply::Packet;
 use crate::drop::Drop;
 use crate::flow_table::{self, Hit};
-use crate::table::{Backend, FlowKey, Owned, Service, ServiceKey, filter};
+use crate::table::{Backend, FlowKey, Owned, Service, ServiceKey, Settings, filter};
 use crate::tables::Tables;
 use crate::verdict::{Action, Arrival, Outcome};
-use crate::wire::header::{ETH_P_IP, ETH_P_IPV6};
+use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, UDP};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 use parse::{Ip, Link, Parsed, Part};
 
@@ -44,6 +45,8 @@ pub struct Work<A: Addr> {
     /// Of a connection that is being opened.
     pub service: Service,
     pub backend: Backend<A>,
+    /// Of a translated one: the first entry of its address and protocol in the port table.
+    pub entries: u32,
     /// A [`Next`].
     pub next: u32,
 }
@@ -111,6 +114,7 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     } else {
         connection(packet, work, context, &mut outcome);
     }
+    nat::guard(work, context, &mut outcome);
     outcome
 }
 
@@ -157,7 +161,13 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(
     }
     // A copy: what is handed to a map lies in memory, and would take the rest of `parsed` with it.
     let key = parsed.key;
-    if !claimed(tables, key.dst, key.dport, parsed.proto) && !claimed(tables, key.src, key.sport, parsed.proto) {
+    if parsed.portless != 0 {
+        return if crosses(tables, &parsed, context.at) { Next::Known } else { Next::Done };
+    }
+    if !claimed(tables, key.dst, key.dport, parsed.proto)
+        && !claimed(tables, key.src, key.sport, parsed.proto)
+        && !crosses(tables, &parsed, context.at)
+    {
         return if owned(tables, key.dst) { Next::Unknown } else { Next::Done };
     }
     let Some(hit) = flow_table::find(tables, &key) else {
@@ -202,10 +212,13 @@ fn connection<A: Ip, P: Packet, T: Tables<A>>(
         deliver::outlined(packet, work, context, outcome);
         return;
     }
-    if !service(work, context) {
+    if work.parsed.portless != 0 {
+        nat::cross(packet, work, context, outcome);
+    } else if !service(work, context) {
         match addressed(work, context) {
             Owned::VIP => icmp::refuse(packet, work, context, Drop::NoService, outcome),
             Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
+            _ if crosses(context.tables, &work.parsed, context.at) => nat::cross(packet, work, context, outcome),
             _ => {}
         }
     } else if work.service.count == 0 {
@@ -231,7 +244,7 @@ fn service<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> boo
 
 /// What a packet's destination is, if it is ours: a kind of [`Owned`], else 0.
 #[inline(never)]
-fn addressed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
+fn addressed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u16 {
     let (tables, addr) = (context.tables, work.parsed.key.dst);
     if !owned(tables, addr) {
         return 0;
@@ -244,6 +257,24 @@ fn addressed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
 fn claimed<A: Addr, T: Tables<A>>(tables: &T, addr: A, port: Be16, proto: u8) -> bool {
     let bit = filter::tuple_bit(addr, port, proto);
     tables.filter(bit) >> (bit % 64) & 1 != 0
+}
+
+/// Whether the filter lets through that the packet is translated between inside and outside: it comes from
+/// the inside, or goes to, or comes from this node with, a port that translated packets may have.
+#[inline(always)]
+fn crosses<A: Ip, T: Tables<A>>(tables: &T, parsed: &Parsed<A>, at: &Arrival) -> bool {
+    let settings = tables.settings();
+    if !settings.nat(Settings::NAT) {
+        return false;
+    }
+    let set = |bit: u32| tables.filter(bit) >> (bit % 64) & 1 != 0;
+    let key = &parsed.key;
+    // Exchanged prefixes leave ports as they are, and so do protocols without.
+    let ported = !A::IS_V6 && matches!(parsed.proto, TCP | UDP);
+    let used = |port: Be16| !ported || settings.translates_to(port);
+    set(filter::inside_bit(key.src))
+        || (used(key.dport) && set(filter::outside_bit(key.dst)))
+        || (at.own != 0 && used(key.sport) && set(filter::outside_bit(key.src)))
 }
 
 /// Whether the filter lets through that the address is ours.

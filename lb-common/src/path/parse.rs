@@ -5,10 +5,10 @@
 
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes};
 
-use crate::apply::{Diff, Packet, Rewrite};
+use crate::apply::{Diff, Packet, Rewrite, fold};
 use crate::drop::Drop;
 use crate::frame::Frame;
-use crate::table::FlowKey;
+use crate::table::{FlowKey, PrefixPair};
 use crate::wire::header::*;
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 
@@ -68,6 +68,8 @@ pub struct Parsed<A: Addr> {
     pub flags: u8,
     /// ICMP's type.
     pub icmp_type: u8,
+    /// Not zero: of a protocol without ports that we know of.
+    pub portless: u32,
     /// Not zero: it has a VLAN tag, so the kernel does what concerns links.
     pub tagged: u32,
 }
@@ -81,6 +83,14 @@ pub fn link(frame: &Frame) -> Option<Link> {
     }
     let ethertype = frame.read::<Be16>(ETH_LEN + 2)?.get();
     Some(Link { ethertype, l3: ETH_LEN + VLAN_LEN, tagged: 1 })
+}
+
+/// Which part of a query an ICMP message is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Query {
+    None,
+    Request,
+    Reply,
 }
 
 /// What parsing and rewriting must know of an IP version.
@@ -103,10 +113,17 @@ pub trait Ip: Addr {
     fn header(frame: &Frame, l3: u32) -> Option<Header<Self>>;
     /// Whether an ICMP type is an error message.
     fn is_error(icmp_type: u8) -> bool;
+    /// What an ICMP type is among those that carry an id.
+    fn query(icmp_type: u8) -> Query;
     /// New addresses and TTL, and the header's own checksum; `addrs` is what the addresses change.
     fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, addrs: Diff) -> Result<(), Drop>;
     /// Writes the header of an ICMP message of ours: `payload` bytes, from `src` to `dst`.
     fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop>;
+    /// The address in the outer prefix of a pair that stands for one in the inner prefix, or the other way
+    /// round with `back` (RFC 6296). None where the IP version has no such thing.
+    fn exchange(self, pair: &PrefixPair<Self>, back: bool) -> Option<Self>;
+    /// Whether it is a multicast or link-local address, which is never translated.
+    fn stays(self) -> bool;
 }
 
 /// RFC 791 §3.1.
@@ -178,6 +195,16 @@ impl Ip for Ip4 {
         matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
     }
 
+    /// Echo, timestamp, information and address mask (RFC 792, RFC 950).
+    #[inline(always)]
+    fn query(icmp_type: u8) -> Query {
+        match icmp_type {
+            8 | 13 | 15 | 17 => Query::Request,
+            0 | 14 | 16 | 18 => Query::Reply,
+            _ => Query::None,
+        }
+    }
+
     #[inline(always)]
     fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, addrs: Diff) -> Result<(), Drop> {
         packet.update(l3, |header: &mut Header4| {
@@ -200,8 +227,20 @@ impl Ip for Ip4 {
             sum += word as u64;
         }
         packet.store(l3, words)?;
-        packet.store(l3 + 10, !crate::apply::fold(sum))?;
+        packet.store(l3 + 10, !fold(sum))?;
         packet.store(l3 + Self::SRC, [src, dst])
+    }
+
+    #[inline(always)]
+    fn exchange(self, _: &PrefixPair<Self>, _: bool) -> Option<Self> {
+        None
+    }
+
+    /// 224.0.0.0 and above; 169.254.0.0/16.
+    #[inline(always)]
+    fn stays(self) -> bool {
+        let [a, b, ..] = self.raw().to_ne_bytes();
+        a >= 224 || (a == 169 && b == 254)
     }
 }
 
@@ -266,6 +305,16 @@ impl Ip for Ip6 {
         icmp_type < 128
     }
 
+    /// Echo (RFC 4443 §4).
+    #[inline(always)]
+    fn query(icmp_type: u8) -> Query {
+        match icmp_type {
+            Self::ECHO_REQUEST => Query::Request,
+            Self::ECHO_REPLY => Query::Reply,
+            _ => Query::None,
+        }
+    }
+
     #[inline(always)]
     fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, _: Diff) -> Result<(), Drop> {
         packet.update(l3, |header: &mut Header6| {
@@ -283,6 +332,59 @@ impl Ip for Ip6 {
         packet.store(l3 + Self::SRC, src)?;
         packet.store(l3 + Self::DST, dst)
     }
+
+    #[inline(always)]
+    fn exchange(self, pair: &PrefixPair<Self>, back: bool) -> Option<Self> {
+        exchange_prefix(self, pair, back)
+    }
+
+    /// ff00::/8; fe80::/10.
+    #[inline(always)]
+    fn stays(self) -> bool {
+        let [a, b, ..] = self.raw()[0].to_ne_bytes();
+        a == 0xff || (a == 0xfe && b & 0xc0 == 0x80)
+    }
+}
+
+/// RFC 6296 §3: another prefix, and one 16-bit word changed by what that does to the checksum: the
+/// fourth where the prefix ends before it (§3.4), else the first behind it that is not 0xffff (§3.5).
+#[inline(always)]
+fn exchange_prefix(addr: Ip6, pair: &PrefixPair<Ip6>, back: bool) -> Option<Ip6> {
+    let (to, adjust) = if back { (pair.inside, !pair.adjust) } else { (pair.outside, pair.adjust) };
+    let mut words = addr.raw();
+    let to = to.raw();
+    for i in 0..4 {
+        // Bits of this word that are of the prefix.
+        let bits = pair.len.saturating_sub(i as u32 * 32).min(32);
+        let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0).to_be();
+        words[i] = to[i] & mask | words[i] & !mask;
+    }
+    let halves = |word: u32| -> [u16; 2] { zerocopy::transmute!(word) };
+    let added = |word: u16| match fold(word as u64 + adjust as u64) {
+        0xffff => 0,
+        sum => sum,
+    };
+    if pair.len <= 48 {
+        let [third, fourth] = halves(words[1]);
+        // All ones can't be told from zero: such an address is not translated (§3.4).
+        if fourth == 0xffff {
+            return None;
+        }
+        words[1] = zerocopy::transmute!([third, added(fourth)]);
+        return Some(Ip6::from_raw(words));
+    }
+    for i in 2..4 {
+        let [high, low] = halves(words[i]);
+        if high != 0xffff {
+            words[i] = zerocopy::transmute!([added(high), low]);
+            return Some(Ip6::from_raw(words));
+        }
+        if low != 0xffff {
+            words[i] = zerocopy::transmute!([high, added(low)]);
+            return Some(Ip6::from_raw(words));
+        }
+    }
+    None
 }
 
 /// The network and transport headers.
@@ -308,20 +410,17 @@ pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: u32) -> Option<Parsed<A
         l4_len: 0,
         flags: 0,
         icmp_type: 0,
+        portless: 0,
         tagged: tagged | link.tagged,
     };
-    if header.part != Part::Later {
-        if !matches!(header.proto, TCP | UDP | SCTP) && header.proto != A::ICMP {
-            return None;
-        }
-        if transport(frame, &mut parsed).is_none() {
-            parsed.part = Part::Cut;
-        }
+    if header.part != Part::Later && transport(frame, &mut parsed).is_none() {
+        parsed.part = Part::Cut;
     }
     Some(parsed)
 }
 
-/// The ports of the protocols that are balanced; an ICMP message's type.
+/// The ports of the protocols that are balanced; an ICMP message's type, and a query's id as the port of
+/// whoever asks.
 #[inline(always)]
 fn transport<A: Ip>(frame: &Frame, parsed: &mut Parsed<A>) -> Option<()> {
     match parsed.proto {
@@ -343,12 +442,19 @@ fn transport<A: Ip>(frame: &Frame, parsed: &mut Parsed<A>) -> Option<()> {
             parsed.l4_len = 12;
         }
         proto if proto == A::ICMP => {
-            let [head, _] = frame.read::<[u32; 2]>(parsed.l4)?;
+            let [head, rest] = frame.read::<[u32; 2]>(parsed.l4)?;
             let [icmp_type, ..] = head.to_ne_bytes();
+            let [id, sequence, ..] = rest.to_ne_bytes();
+            let id = Be16::from_raw(u16::from_ne_bytes([id, sequence]));
             parsed.icmp_type = icmp_type;
             parsed.l4_len = 8;
+            match A::query(icmp_type) {
+                Query::Request => parsed.key.sport = id,
+                Query::Reply => parsed.key.dport = id,
+                Query::None => {}
+            }
         }
-        _ => return None,
+        _ => parsed.portless = 1,
     }
     parsed.has_l4 = true;
     Some(())

@@ -3,13 +3,13 @@
 //! Invariant: a backend that leaves gets no new connection. A connection's reply tuple is unique:
 //! where another connection has it, the source is translated to a free port.
 
-use super::flow::reverse;
+use super::flow::claim;
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
-use crate::flow_table::{self, Hit, NONE, PutError, set_state, touch};
+use crate::flow_table::{self, NONE, PutError};
 use crate::hash;
-use crate::table::{Affinity, AffinityKey, Backend, Flow, FlowKey, NextHop, Service, age};
+use crate::table::{Affinity, AffinityKey, Backend, Flow, NextHop, Service, age};
 use crate::tables::Tables;
 use crate::tcp;
 use crate::verdict::{Hook, Outcome};
@@ -142,49 +142,6 @@ fn insert<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, snat: b
         return Err(Drop::FlowTableFull);
     }
     Ok(())
-}
-
-/// Takes the reply tuple of a connection; false when another has it.
-#[inline(always)]
-fn claim<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<bool, Drop> {
-    match holder(work, context) {
-        NOBODY => match flow_table::insert(context.tables, &work.other_key, &mut work.other, NONE) {
-            Ok(()) => Ok(true),
-            Err(PutError::Exists) => Ok(false),
-            Err(PutError::Full) => Err(Drop::FlowTableFull),
-        },
-        held => Ok(held == OURSELVES),
-    }
-}
-
-/// Who has a reply tuple: a number, since a function of its own has one register to answer by.
-const NOBODY: u32 = 0;
-const OURSELVES: u32 = 1;
-const ANOTHER: u32 = 2;
-
-/// Looks for the entry of a connection's reply tuple, and makes one ready where there is none.
-#[inline(never)]
-fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
-    let Work { parsed, hit, other, other_key, .. } = work;
-    *other_key = hit.flow.reverse_key(parsed.key.proto);
-    if context.tables.look_up(other_key, other) {
-        return if readopted(&parsed.key, hit, other, context) { OURSELVES } else { ANOTHER };
-    }
-    other.flow = reverse(&parsed.key, &hit.flow);
-    NOBODY
-}
-
-/// Whether an entry was left by an earlier attempt at this very connection, whose own entry was pushed
-/// out; it then serves again.
-#[inline(always)]
-fn readopted<A: Ip, T: Tables<A>>(key: &FlowKey<A>, hit: &Hit<A>, other: &mut Hit<A>, context: &Context<T>) -> bool {
-    let Flow { src, dst, sport, dport, flags, state, .. } = other.flow;
-    let same = src == key.dst && dst == key.src && sport == key.dport && dport == key.sport;
-    if !same || flags != hit.flow.flags ^ Flow::<A>::REPLY || tcp::protected(state) {
-        return false;
-    }
-    touch(context.tables, other, context.at.now);
-    state == hit.flow.state || set_state(context.tables, other, hit.flow.state, context.at.now)
 }
 
 /// Gives the connection this node's address and a source port that is free at the moment: its own if

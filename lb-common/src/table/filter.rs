@@ -1,7 +1,8 @@
 //! The filter: one bit array that says "certainly not ours" before any table is asked.
 //!
 //! A Bloom filter with one hash. A packet can concern us only if its destination tuple is a
-//! service's, its source tuple is a backend's, or its destination address is one we answer for.
+//! service's, its source tuple is a backend's, its destination address is one we answer for, or
+//! one of its addresses is translated between inside and outside.
 //! Invariant: whatever stands in the service, backend or owned tables has its bits set; the agent
 //! sets them before it adds and clears them after it removed. A bit set without need costs time,
 //! never correctness.
@@ -31,6 +32,18 @@ pub fn addr_bit<A: Addr>(addr: A) -> u32 {
 pub fn grain_bit<A: Addr>(addr: A) -> u32 {
     let bit = mix(addr.grain().fold() ^ 0x5a << 56);
     bit / 64 * 64 + ADDRS + bit % (64 - ADDRS)
+}
+
+/// The bit of a /24 (IPv4) or /64 (IPv6) that holds addresses of the inside, for packets from there.
+#[inline(always)]
+pub fn inside_bit<A: Addr>(addr: A) -> u32 {
+    mix(addr.subnet().fold() ^ 0xa5 << 56)
+}
+
+/// The bit of a /24 or /64 that holds addresses which packets of the inside get outside, for packets to there.
+#[inline(always)]
+pub fn outside_bit<A: Addr>(addr: A) -> u32 {
+    mix(addr.subnet().fold() ^ 0xc3 << 56)
 }
 
 /// Whether the word of an address says that it is ours.

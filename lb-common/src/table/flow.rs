@@ -50,6 +50,21 @@ impl<A: Addr> Flow<A> {
     pub const REPLY: u8 = 1;
     /// Flag: the source is translated, too, so that answers come back through this node.
     pub const SNAT: u8 = 2;
+    /// Flag: translated between inside and outside; `service` is then the uplink's index, and there is no backend.
+    pub const NAT: u8 = 4;
+    /// Flag, with [`Flow::NAT`]: this direction's source is translated, the other one's destination.
+    pub const OUT: u8 = 8;
+    /// Flag, with [`Flow::NAT`]: no packets', but what is remembered about a mapping
+    /// ([`crate::path::nat`]).
+    pub const MEMORY: u8 = 16;
+
+    /// [`Flow::backend`] of what has none.
+    pub const NO_BACKEND: u32 = u32::MAX;
+
+    #[inline(always)]
+    pub fn is(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
 
     /// The key of the other direction's entry.
     #[inline(always)]

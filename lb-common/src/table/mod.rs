@@ -58,11 +58,13 @@ macro_rules! plain {
 
 pub mod filter;
 pub mod flow;
+pub mod nat;
 pub mod route;
 pub mod service;
 pub mod settings;
 
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
+pub use nat::{MappingEvent, PrefixPair, Uplink};
 pub use route::{NextHop, Owned, Prefix};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey};
 pub use settings::{BOTH, Settings, age};

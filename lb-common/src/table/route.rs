@@ -55,15 +55,38 @@ impl NextHop {
 }
 
 plain! {
-    /// What an address of ours is when no service has the packet's port: a value of [`Owned`].
+    /// What an address is to us.
     pub struct Owned {
-        pub kind: u32,
+        /// Of the bits below.
+        pub kind: u16,
+        /// Of [`Owned::OUTSIDE`]: its plane of the port table. Of prefixes that are exchanged: the index
+        /// of their [`crate::table::PrefixPair`].
+        pub index: u16,
     } size = 4
 }
 
 impl Owned {
     /// A service's address: echo is answered, other ports are refused.
-    pub const VIP: u32 = 1;
+    pub const VIP: u16 = 1;
     /// An address of the service range that no service has: dropped.
-    pub const UNUSED: u32 = 2;
+    pub const UNUSED: u16 = 2;
+    /// On the inside: what it sends out is translated.
+    pub const INSIDE: u16 = 4;
+    /// What goes there goes untranslated.
+    pub const DIRECT: u16 = 8;
+    /// An uplink's address, which translated packets have.
+    pub const OUTSIDE: u16 = 16;
+    /// In a prefix that has another one outside.
+    pub const PREFIX_INSIDE: u16 = 32;
+    /// In the prefix that one of the inside has outside.
+    pub const PREFIX_OUTSIDE: u16 = 64;
+
+    pub const fn of(kind: u16) -> Self {
+        Owned { kind, index: 0 }
+    }
+
+    #[inline(always)]
+    pub const fn is(self, kinds: u16) -> bool {
+        self.kind & kinds != 0
+    }
 }

@@ -1,6 +1,7 @@
 //! What the agent tells the data plane once, not per object.
 
 use crate::tcp;
+use crate::wire::Be16;
 use crate::wire::header::{SCTP, TCP};
 
 /// A connection's packets touch both its entries when the tick passes a multiple of this, else the one
@@ -37,15 +38,47 @@ plain! {
         pub snat_last: u16,
         /// Changes when any route changed: flows then look up their next hop again.
         pub epoch: u16,
-        pub pad: u16,
+        /// How inside and outside are translated: of the bits of [`Settings::NAT`] and the following.
+        pub nat: u16,
         /// Log all packets of flows with this port on either side; 0 = none.
         pub trace_port: u32,
         /// No answered connection times out before: [`Settings::calmed`].
         pub calm: u32,
-    } size = 56
+        /// Ports that one host on the inside may have at once, of all protocols together.
+        pub nat_quota: u32,
+    } size = 60
 }
 
 impl Settings {
+    /// There is an inside whose packets are translated.
+    pub const NAT: u16 = 1;
+    /// Who may send to a mapping (RFC 4787 §5): anybody; else
+    pub const FILTER_NONE: u16 = 2;
+    /// only who was sent to from it, by address and port; else by address.
+    pub const FILTER_PORT: u16 = 4;
+    /// Mappings are told by [`crate::tables::Tables::mapping_event`].
+    pub const NAT_LOG: u16 = 8;
+
+    #[inline(always)]
+    pub fn nat(&self, bits: u16) -> bool {
+        self.nat & bits != 0
+    }
+
+    /// Ports and ICMP ids that translated sources get: the first, and how many (an even number, so that
+    /// parity can be kept).
+    #[inline(always)]
+    pub fn ports(&self) -> (u32, u32) {
+        let (first, last) = (self.snat_first as u32, self.snat_last as u32);
+        (first, (last.wrapping_sub(first).wrapping_add(1) & 0xfffe).max(2))
+    }
+
+    /// Whether translated sources may have the port.
+    #[inline(always)]
+    pub fn translates_to(&self, port: Be16) -> bool {
+        let (first, count) = self.ports();
+        (port.get() as u32).wrapping_sub(first) < count
+    }
+
     /// How long a connection may be silent (RFC 5382 REQ-5 for TCP, RFC 4787 REQ-5 for UDP).
     #[inline(always)]
     pub fn idle_limit(&self, proto: u8, state: u8) -> u32 {
@@ -84,9 +117,10 @@ impl Settings {
             snat_first: 1_024,
             snat_last: 29_999,
             epoch: 0,
-            pad: 0,
+            nat: 0,
             trace_port: 0,
             calm: 0,
+            nat_quota: 8_192,
         }
         .calmed()
     }

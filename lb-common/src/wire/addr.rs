@@ -135,6 +135,8 @@ pub trait Addr:
     fn grain(self) -> Self;
     /// The address's place in its grain.
     fn low(self) -> u32;
+    /// The address with all bits behind `/24` (IPv4) or `/64` (IPv6) cleared.
+    fn subnet(self) -> Self;
     /// For people and programs outside the data path.
     fn to_ip(self) -> IpAddr;
     /// The address, if `ip` is of this family.
@@ -176,6 +178,11 @@ impl Addr for Ip4 {
     #[inline(always)]
     fn low(self) -> u32 {
         u32::from_be(self.0) & 0xff
+    }
+
+    #[inline(always)]
+    fn subnet(self) -> Self {
+        self.grain()
     }
 
     fn to_ip(self) -> IpAddr {
@@ -233,6 +240,12 @@ impl Addr for Ip6 {
     #[inline(always)]
     fn low(self) -> u32 {
         u32::from_be(self.0[3]) & 0xffff
+    }
+
+    #[inline(always)]
+    fn subnet(self) -> Self {
+        let [a, b, ..] = self.0;
+        Ip6([a, b, 0, 0])
     }
 
     fn to_ip(self) -> IpAddr {

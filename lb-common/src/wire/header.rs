@@ -17,8 +17,10 @@ pub const IP6_LEN: u32 = 40;
 pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const DCCP: u8 = 33;
 pub const ICMP6: u8 = 58;
 pub const SCTP: u8 = 132;
+pub const UDP_LITE: u8 = 136;
 
 /// IPv6 extension headers that are walked (RFC 8200 §4).
 pub const HOP_BY_HOP: u8 = 0;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS, Meta, WAYS};
-use lb_common::table::FlowKey;
+use lb_common::table::{Flow, FlowKey};
 use lb_common::wire::Addr;
 
 use super::sys::{Mapping, RawMap};
@@ -80,10 +80,10 @@ impl<A: Addr> Flows<A> {
     }
 
     /// Removes the entries that `gone` names; how many.
-    pub fn remove_where(&self, gone: impl Fn(&Hit<A>) -> bool) -> usize {
+    pub fn remove_entries(&self, gone: impl Fn(&FlowKey<A>, &Flow<A>) -> bool) -> usize {
         let mut removed = 0;
-        flow_table::walk(self, 0..self.buckets(), |_, hit| {
-            removed += usize::from(gone(&hit) && flow_table::remove(self, &hit));
+        flow_table::walk(self, 0..self.buckets(), |key, hit| {
+            removed += usize::from(gone(&key, &hit.flow) && flow_table::remove(self, &hit));
         });
         removed
     }

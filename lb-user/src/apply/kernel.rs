@@ -11,7 +11,8 @@ use std::slice;
 use anyhow::{Context, Error, Result};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
-use lb_common::table::{Backend, Counters, NextHop, Plain, Settings};
+use lb_common::port_table::PLANE;
+use lb_common::table::{Backend, Counters, Flow, FlowKey, NextHop, Plain, Settings};
 use lb_common::wire::Addr;
 
 use super::clock;
@@ -133,6 +134,7 @@ impl Kernel {
                     }
                     pending.change_array(&maps.names, change)?;
                 }
+                Op::Prefix(change) => pending.change_array(&maps.prefixes, change)?,
                 Op::V4(op) => family(maps, &maps.v4, op, &mut pending)?,
                 Op::V6(op) => family(maps, &maps.v6, op, &mut pending)?,
                 Op::Row { first, backends } => {
@@ -175,6 +177,12 @@ fn family<'a, A: Addr>(
         FamilyOp::Service(change) => pending.change(&tables.services, change),
         FamilyOp::Owned(change) => pending.change(&tables.owned, change),
         FamilyOp::Route(change) => pending.change(&tables.routes, change),
+        FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
+        FamilyOp::EndOutside { addr, plane } => {
+            pending.flush()?;
+            end_outside(tables, *addr, *plane);
+            Ok(())
+        }
         FamilyOp::Backend(change) => {
             if let Change::Remove(id) = change {
                 retire(maps, &tables.backends, *id)?;
@@ -214,9 +222,23 @@ fn end_flows(maps: &Maps, backends: &BTreeSet<u32>) -> Result<()> {
 }
 
 fn end_family<A: Addr>(tables: &FamilyMaps<A>, backends: &BTreeSet<u32>) -> Result<()> {
-    tables.flows.remove_where(|hit| backends.contains(&hit.flow.backend));
+    tables.flows.remove_entries(|_, flow| backends.contains(&flow.backend));
     remove_where(&tables.affinity, |_, affinity| backends.contains(&affinity.backend))?;
     Ok(())
+}
+
+/// Ends the translated connections that have an address outside, and gives its ports back.
+fn end_outside<A: Addr>(tables: &FamilyMaps<A>, addr: A, plane: u32) {
+    tables.flows.remove_entries(|key, flow| is_outside(key, flow, addr));
+    for taken in tables.ports.taken(plane * PLANE, (plane + 1) * PLANE) {
+        tables.ports.give_back(&taken);
+    }
+}
+
+/// Whether an entry is of a translated connection that has this address outside.
+pub fn is_outside<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>, addr: A) -> bool {
+    flow.is(Flow::<A>::NAT)
+        && if flow.is(Flow::<A>::OUT | Flow::<A>::MEMORY) { flow.src == addr } else { key.dst == addr }
 }
 
 /// Removes the entries that `gone` names.
@@ -244,6 +266,7 @@ fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
         backends: present(tables.backends.entries()?),
         owned: tables.owned.entries()?.into_iter().collect(),
         routes: tables.routes.entries()?.into_iter().collect(),
+        uplinks: tables.uplinks.entries()?.into_iter().collect(),
     })
 }
 
@@ -265,6 +288,7 @@ pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
         rows,
         next_hops,
         names: present(maps.names.entries()?),
+        prefixes: present(maps.prefixes.entries()?),
         v4,
         v6,
         hooks,

@@ -14,6 +14,7 @@ use aya::maps::MapInfo;
 use aya::programs::{ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::flow_table::{MULTIPLIERS, WAYS};
+use lb_common::port_table::PLANE;
 
 use super::clock;
 use super::flows;
@@ -191,6 +192,8 @@ fn adopt(capacity: &mut Capacity, name: &str, entries: u32) {
         "FLOWS" => capacity.connections = flows::connections(entries),
         "AFFINITY" => capacity.affinity = entries,
         "FRAGMENTS" => capacity.fragments = entries,
+        "OWNERS" => capacity.nat_addresses = entries / PLANE,
+        "PORTS" => capacity.nat_addresses = entries * 64 / PLANE,
         _ => {}
     }
 }

@@ -9,15 +9,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
 use lb_common::drop::{Drop as Reason, Note};
+use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, MULTIPLIERS};
+use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix, Service,
-    ServiceKey, Settings, filter,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix, PrefixPair,
+    Service, ServiceKey, Settings, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::flows::{self, Flows};
+use super::ports::Ports;
 use super::sys::{Mapping, bytes};
 use super::table::{PerCpu, Table, set_many};
 use crate::intent::Capacity;
@@ -69,6 +72,15 @@ pub const SPECS: &[Spec] = &[
     spec::<AffinityKey<Ip6>, Affinity>("AFFINITY6", Some(|c| c.affinity)),
     spec::<FragmentKey<Ip4>, FragmentPorts>("FRAGMENTS4", Some(|c| c.fragments)),
     spec::<FragmentKey<Ip6>, FragmentPorts>("FRAGMENTS6", Some(|c| c.fragments)),
+    spec::<u32, Uplink<Ip4>>("UPLINKS4", None),
+    spec::<u32, Uplink<Ip6>>("UPLINKS6", None),
+    spec::<u32, PrefixPair<Ip6>>("PREFIXES6", None),
+    spec::<u32, Cell64>("PORTS4", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE / 64))),
+    spec::<u32, Cell64>("PORTS6", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE / 64))),
+    spec::<u32, Owner<Ip4>>("OWNERS4", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE))),
+    spec::<u32, Owner<Ip6>>("OWNERS6", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE))),
+    spec::<u32, Holder<Ip4>>("HOLDERS4", None),
+    spec::<u32, Holder<Ip6>>("HOLDERS6", None),
 ];
 
 /// The name of this layout's folder: FNV-1a over all names and sizes.
@@ -204,6 +216,8 @@ pub struct FamilyMaps<A: Addr> {
     pub flows: Flows<A>,
     pub affinity: Table<AffinityKey<A>, Affinity>,
     pub fragments: Table<FragmentKey<A>, FragmentPorts>,
+    pub uplinks: Table<u32, Uplink<A>>,
+    pub ports: Ports<A>,
 }
 
 impl<A: Addr> FamilyMaps<A> {
@@ -217,6 +231,8 @@ impl<A: Addr> FamilyMaps<A> {
             flows: Flows::open(dir, multipliers)?,
             affinity: Table::open(dir, name("AFFINITY4", "AFFINITY6"))?,
             fragments: Table::open(dir, name("FRAGMENTS4", "FRAGMENTS6"))?,
+            uplinks: Table::open(dir, name("UPLINKS4", "UPLINKS6"))?,
+            ports: Ports::open(dir)?,
         })
     }
 }
@@ -229,6 +245,7 @@ pub struct Maps {
     pub slots: Slots,
     pub next_hops: Table<u32, NextHop>,
     pub names: Table<u32, Name>,
+    pub prefixes: Table<u32, PrefixPair<Ip6>>,
     pub retired: Table<u32, Counters>,
     pub clock: Table<u32, u64>,
     pub counters: PerCpu<Counters>,
@@ -248,6 +265,7 @@ impl Maps {
             slots: Slots::open(dir)?,
             next_hops: Table::open(dir, "NEXT_HOPS")?,
             names: Table::open(dir, "NAMES")?,
+            prefixes: Table::open(dir, "PREFIXES6")?,
             retired: Table::open(dir, "RETIRED")?,
             clock: Table::open(dir, "CLOCK")?,
             counters: PerCpu::open(dir, "COUNTERS")?,

@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod load;
 pub mod maps;
 pub mod pin;
+pub mod ports;
 mod state;
 pub mod sweep;
 mod sys;

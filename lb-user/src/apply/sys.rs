@@ -276,12 +276,20 @@ pub unsafe trait Shared: Sync {}
 #[expect(unsafe_code, reason = "structs of atomics alone")]
 mod shared {
     use lb_common::flow_table::Entry;
+    use lb_common::flow_table::cell::Cell64;
+    use lb_common::port_table::{Holder, Owner};
     use lb_common::wire::Addr;
 
     // SAFETY: an atomic.
     unsafe impl super::Shared for super::AtomicU32 {}
     // SAFETY: cells of `lb_common::flow_table`, which are atomics.
     unsafe impl<A: Addr> super::Shared for Entry<A> {}
+    // SAFETY: as above.
+    unsafe impl super::Shared for Cell64 {}
+    // SAFETY: as above.
+    unsafe impl<A: Addr> super::Shared for Owner<A> {}
+    // SAFETY: as above.
+    unsafe impl<A: Addr> super::Shared for Holder<A> {}
 }
 
 /// The memory of an array map.

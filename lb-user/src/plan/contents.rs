@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, Settings};
+use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink};
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 /// The whole of it: what is in the maps and which links carry programs.
@@ -16,6 +16,8 @@ pub struct Contents {
     pub next_hops: BTreeMap<u32, NextHop>,
     /// Names of service ids, for people.
     pub names: BTreeMap<u32, Name>,
+    /// Prefixes that have another one outside.
+    pub prefixes: BTreeMap<u32, PrefixPair<Ip6>>,
     pub v4: Family<Ip4>,
     pub v6: Family<Ip6>,
     /// Links by index, and what each carries.
@@ -30,6 +32,8 @@ pub struct Family<A: Addr> {
     pub owned: BTreeMap<Prefix<A>, Owned>,
     /// Next hop index by prefix.
     pub routes: BTreeMap<Prefix<A>, u32>,
+    /// Links that lead out, by index.
+    pub uplinks: BTreeMap<u32, Uplink<A>>,
 }
 
 /// The programs on a link.
@@ -55,6 +59,12 @@ pub enum FamilyOp<A: Addr> {
     Backend(Change<u32, Backend<A>>),
     Owned(Change<Prefix<A>, Owned>),
     Route(Change<Prefix<A>, u32>),
+    Uplink(Change<u32, Uplink<A>>),
+    /// Ends the translated connections that have this address outside, and gives its ports back.
+    EndOutside {
+        addr: A,
+        plane: u32,
+    },
 }
 
 /// One change. Idempotent; a list of them is safe to stop behind any of its members.
@@ -72,6 +82,7 @@ pub enum Op {
     },
     NextHop(Change<u32, NextHop>),
     Name(Change<u32, Name>),
+    Prefix(Change<u32, PrefixPair<Ip6>>),
     V4(FamilyOp<Ip4>),
     V6(FamilyOp<Ip6>),
     /// Attaches what `Set` says and detaches what it doesn't; `Remove` detaches all of ours.

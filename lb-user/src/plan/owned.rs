@@ -35,7 +35,7 @@ pub(super) fn unused<A: Addr>(
             for net in subnets(first, last) {
                 if let Some(addr) = A::from_ip(net.network()) {
                     let prefix = Prefix { len: u32::from(net.prefix_len()), addr };
-                    family.owned.entry(prefix).or_insert(Owned { kind: Owned::UNUSED });
+                    family.owned.entry(prefix).or_insert(Owned::of(Owned::UNUSED));
                 }
             }
         }

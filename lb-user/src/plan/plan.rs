@@ -72,6 +72,7 @@ fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Res
         rows: BTreeMap::new(),
         next_hops: routing.next_hops.clone(),
         names: BTreeMap::new(),
+        prefixes: BTreeMap::new(),
         v4: Family { routes: routing.table(), ..Family::default() },
         v6: Family { routes: routing.table(), ..Family::default() },
         hooks: hooks(intent, network),

@@ -157,7 +157,7 @@ fn family<A: Addr>(
             return Err(PlanError::Conflict { addr, port: at, proto: key.proto, first, second: port.full_name() });
         }
         if !of_node {
-            to.owned.insert(Prefix { len: A::BITS, addr: key.addr }, Owned { kind: Owned::VIP });
+            to.owned.insert(Prefix { len: A::BITS, addr: key.addr }, Owned::of(Owned::VIP));
         }
     }
     Ok(())

@@ -122,6 +122,7 @@ impl Planned {
             rows: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             names: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
             v4: Family::default(),
             v6: Family::default(),
             hooks: BTreeMap::new(),
@@ -277,7 +278,7 @@ impl<A: Addr> Parts<A> {
             let first = ServiceKey { addr: prefix.addr, port: Be16::new(0), proto: 0, pad: 0 };
             let mut there = all.services.range(first..).take_while(|(key, _)| key.addr == prefix.addr);
             if there.any(|(key, _)| !before.services.contains_key(key)) {
-                after.owned.insert(prefix, Owned { kind: Owned::VIP });
+                after.owned.insert(prefix, Owned::of(Owned::VIP));
             } else {
                 after.owned.extend(self.unused.get(&prefix).map(|&owned| (prefix, owned)));
             }

@@ -172,8 +172,8 @@ impl Machine {
 
     /// Removes unanswered connections.
     pub fn clear_half(&self) {
-        self.kernel.maps.v4.flows.remove_where(|hit| !tcp::answered(hit.flow.state));
-        self.kernel.maps.v6.flows.remove_where(|hit| !tcp::answered(hit.flow.state));
+        self.kernel.maps.v4.flows.remove_entries(|_, flow| !tcp::answered(flow.state));
+        self.kernel.maps.v6.flows.remove_entries(|_, flow| !tcp::answered(flow.state));
     }
 
     /// Removes all pins.

@@ -25,6 +25,29 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
             world.unused.push(prefix(if world.v6 { net6 } else { net4 })?);
             Ok(())
         }
+        ("nat", [net4, net6]) => {
+            world.insides.push(prefix(if world.v6 { net6 } else { net4 })?);
+            Ok(())
+        }
+        ("direct", [net4, net6]) => {
+            world.directs.push(prefix(if world.v6 { net6 } else { net4 })?);
+            Ok(())
+        }
+        ("uplink", [link, pool @ ..]) => {
+            let link = world.link(link)?.clone();
+            let addrs = match pool {
+                [] => vec![link.addr.ok_or("an uplink has an address")?],
+                names => names.iter().map(|name| world.names().resolve(name)).collect::<Built<_>>()?,
+            };
+            world.uplinks.insert(link.index, addrs);
+            Ok(())
+        }
+        ("prefix", [link, inside, outside]) => {
+            let link = world.link(link)?.index;
+            world.uplinks.entry(link).or_default();
+            world.prefixes.push((prefix(inside)?, prefix(outside)?));
+            Ok(())
+        }
         ("vip", names) => {
             world.vips.extend(names.iter().map(|n| n.to_string()));
             Ok(())
@@ -40,6 +63,7 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
                 "connections" => capacity.connections = value,
                 "affinity" => capacity.affinity = value,
                 "fragments" => capacity.fragments = value,
+                "nat_addresses" => capacity.nat_addresses = value,
                 _ => return Err(format!("{key}: no such capacity")),
             }
             Ok(())

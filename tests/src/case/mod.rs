@@ -49,6 +49,8 @@ pub enum What {
     Advance(u32),
     /// The flows are these, a line each.
     Flows(Vec<String>),
+    /// The mappings between inside and outside are these, a line each.
+    Mappings(Vec<String>),
     /// A backend was counted so: `connections=1 packets=2`.
     Counted {
         name: String,
@@ -63,6 +65,8 @@ pub struct Arriving {
     pub ifindex: u32,
     pub gso_size: u32,
     pub tagged: bool,
+    /// At egress, the link that it came in by; 0: this node itself sends it.
+    pub from: u32,
     pub refuses: Refuses,
     pub packet: Spec,
     pub expected: Vec<Expected>,

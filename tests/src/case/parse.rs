@@ -52,7 +52,7 @@ impl Reader {
         let line = match (line.strip_prefix("v4:"), line.strip_prefix("v6:"), self.world.v6) {
             (Some(other), _, true) | (_, Some(other), false) => {
                 // The other version's expectation is a line of the block all the same.
-                let expectation = ["out ", "note ", "flow "].iter().any(|w| other.trim().starts_with(w));
+                let expectation = ["out ", "note ", "flow ", "mapping "].iter().any(|w| other.trim().starts_with(w));
                 let step = self.steps.last_mut().filter(|s| expectation && s.expected_at.end == at.start);
                 if let Some(step) = step {
                     step.expected_at.end = at.end;
@@ -68,12 +68,21 @@ impl Reader {
         let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
         let rest = rest.trim();
         match word {
-            "in" | "advance" | "flows" | "count" | "end" => self.step(word, rest, at),
+            "in" | "advance" | "flows" | "mappings" | "count" | "end" => self.step(word, rest, at),
             "out" | "note" => self.expected(word, rest, at),
             "flow" => {
                 let step = self.steps.last_mut().ok_or("`flow` comes behind `flows`")?;
                 let What::Flows(lines) = &mut step.what else {
                     return Err("`flow` comes behind `flows`".into());
+                };
+                lines.push(rest.into());
+                step.expected_at.end = at.end;
+                Ok(())
+            }
+            "mapping" => {
+                let step = self.steps.last_mut().ok_or("`mapping` comes behind `mappings`")?;
+                let What::Mappings(lines) = &mut step.what else {
+                    return Err("`mapping` comes behind `mappings`".into());
                 };
                 lines.push(rest.into());
                 step.expected_at.end = at.end;
@@ -102,6 +111,7 @@ impl Reader {
             "in" => What::Packet(Box::new(self.arriving(rest)?)),
             "advance" => What::Advance(seconds(rest)?),
             "flows" => What::Flows(Vec::new()),
+            "mappings" => What::Mappings(Vec::new()),
             "count" => {
                 let (backend, text) = rest.split_once(' ').ok_or("count BACKEND …")?;
                 let id = self.world.backend_id(&backend.parse()?)?;
@@ -137,6 +147,10 @@ impl Reader {
         let gso_size = packet.number("gso", 0)? as u32;
         packet.attrs.remove("gso");
         let tagged = packet.attrs.remove("offtag").is_some();
+        let from = match packet.attrs.remove("forwarded") {
+            Some(link) => self.world.link(&link)?.index,
+            None => 0,
+        };
         let refuses = match (packet.attrs.remove("noresize"), packet.attrs.remove("nowrite")) {
             (Some(_), _) => Refuses::Resizing,
             (_, Some(_)) => Refuses::Writing,
@@ -152,7 +166,7 @@ impl Reader {
             Hook::Egress => self.world.names().with_macs(link.mac, far(&packet.dst).unwrap_or(STRANGER)),
             _ => self.world.names().with_macs(far(&packet.src).unwrap_or(STRANGER), link.mac),
         };
-        Ok(Arriving { hook, ifindex: link.index, gso_size, tagged, refuses, packet, expected: Vec::new(), names })
+        Ok(Arriving { hook, ifindex: link.index, gso_size, tagged, from, refuses, packet, expected: Vec::new(), names })
     }
 
     fn expected(&mut self, word: &str, rest: &str, at: Lines) -> Built<()> {

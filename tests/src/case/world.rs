@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, Settings, filter};
+use lb_common::table::{
+    Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
+};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use lb_user::intent::Capacity;
 use lb_user::plan::{Contents, Family};
@@ -75,6 +77,13 @@ pub struct World {
     pub unused: Vec<(IpAddr, u32)>,
     pub vips: Vec<String>,
     pub services: Vec<ServiceLine>,
+    /// Subnets of the inside, and those that the inside reaches as it is.
+    pub insides: Vec<(IpAddr, u32)>,
+    pub directs: Vec<(IpAddr, u32)>,
+    /// Addresses that translated packets get, by the link that they leave by.
+    pub uplinks: BTreeMap<u32, Vec<IpAddr>>,
+    /// Prefixes inside, and what they are outside.
+    pub prefixes: Vec<((IpAddr, u32), (IpAddr, u32))>,
     pub settings: BTreeMap<String, u32>,
     pub capacity: Capacity,
     /// Backends keep their ids when others come and go.
@@ -136,6 +145,7 @@ impl World {
             rows: BTreeMap::new(),
             next_hops: self.next_hops()?,
             names: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
             v4: Family::default(),
             v6: Family::default(),
             hooks: BTreeMap::new(),
@@ -165,10 +175,54 @@ impl World {
                 "snat_first" => s.snat_first = *value as u16,
                 "snat_last" => s.snat_last = *value as u16,
                 "epoch" => s.epoch = *value as u16,
+                "nat_quota" => s.nat_quota = *value,
+                "filter_none" => s.nat |= Settings::FILTER_NONE,
+                "filter_port" => s.nat |= Settings::FILTER_PORT,
+                "nat_log" => s.nat |= Settings::NAT_LOG,
                 _ => return Err(format!("{key}: no such setting")),
             }
         }
+        if !self.uplinks.is_empty() {
+            s.nat |= Settings::NAT;
+        }
         Ok(s)
+    }
+
+    /// What is translated between inside and outside.
+    fn translate<A: Addr>(&self, family: &mut Family<A>, contents: &mut Contents) -> Built<()> {
+        let all = self.insides.iter().map(|net| (net, Owned::INSIDE));
+        for ((net, len), kind) in all.chain(self.directs.iter().map(|net| (net, Owned::DIRECT))) {
+            let addr = A::from_ip(*net).ok_or("prefixes are of one IP version")?;
+            family.owned.entry(Prefix { len: *len, addr }).or_default().kind |= kind;
+            if kind == Owned::INSIDE {
+                subnets(addr, *len).for_each(|subnet| set_bit(contents, filter::inside_bit(subnet)));
+            }
+        }
+        let mut plane = 0;
+        for (link, addrs) in &self.uplinks {
+            let mut uplink = Uplink { count: addrs.len() as u32, ..Uplink::default() };
+            for (i, addr) in addrs.iter().enumerate() {
+                let addr = A::from_ip(*addr).ok_or("addresses are of one IP version")?;
+                (uplink.addrs[i], uplink.planes[i]) = (addr, plane);
+                let owned = Owned { kind: Owned::OUTSIDE, index: plane as u16 };
+                family.owned.insert(Prefix { len: A::BITS, addr }, owned);
+                set_bit(contents, filter::outside_bit(addr));
+                plane += 1;
+            }
+            family.uplinks.insert(*link, uplink);
+        }
+        for (index, (inside, outside)) in self.prefixes.iter().enumerate().filter(|_| A::IS_V6) {
+            let own = |addr: IpAddr| A::from_ip(addr).ok_or("prefixes are of IPv6");
+            let (len, inside, outside) = (inside.1, own(inside.0)?, own(outside.0)?);
+            let of = |kind| Owned { kind, index: index as u16 };
+            family.owned.insert(Prefix { len, addr: inside }, of(Owned::PREFIX_INSIDE));
+            family.owned.insert(Prefix { len, addr: outside }, of(Owned::PREFIX_OUTSIDE));
+            subnets(inside, len).for_each(|subnet| set_bit(contents, filter::inside_bit(subnet)));
+            subnets(outside, len).for_each(|subnet| set_bit(contents, filter::outside_bit(subnet)));
+            let six = |addr: A| Ip6::from_ip(addr.to_ip()).ok_or("prefixes are of IPv6");
+            contents.prefixes.insert(index as u32, PrefixPair::new(six(inside)?, six(outside)?, len));
+        }
+        Ok(())
     }
 
     fn next_hops(&self) -> Built<BTreeMap<u32, NextHop>> {
@@ -215,10 +269,11 @@ impl World {
         }
         for (net, len) in &self.unused {
             let addr = A::from_ip(*net).ok_or("ranges are of one IP version")?;
-            family.owned.insert(Prefix { len: *len, addr }, Owned { kind: Owned::UNUSED });
+            family.owned.insert(Prefix { len: *len, addr }, Owned::of(Owned::UNUSED));
             let bit = if *len == A::BITS { filter::addr_bit(addr) } else { filter::grain_bit(addr) };
             set_bit(contents, bit);
         }
+        self.translate(&mut family, contents)?;
         let mut first = 0;
         for (at, line) in self.services.clone().iter().enumerate() {
             self.service(at, line, &mut first, &mut family, contents)?;
@@ -228,7 +283,7 @@ impl World {
 
     fn own<A: Addr>(&self, vip: &str, family: &mut Family<A>, contents: &mut Contents) -> Built<()> {
         let addr = self.addr::<A>(vip)?;
-        family.owned.insert(Prefix { len: A::BITS, addr }, Owned { kind: Owned::VIP });
+        family.owned.insert(Prefix { len: A::BITS, addr }, Owned::of(Owned::VIP));
         set_bit(contents, filter::addr_bit(addr));
         Ok(())
     }
@@ -295,6 +350,20 @@ impl World {
         let found = self.ids.iter().find(|((_, host, port), _)| *host == end.host && Some(*port) == end.port);
         found.map(|(_, id)| *id).ok_or_else(|| format!("{}: no such backend", end.text()))
     }
+}
+
+/// The /24s or /64s that a prefix of a case covers.
+fn subnets<A: Addr>(addr: A, len: u32) -> impl Iterator<Item = A> {
+    let grain = if A::IS_V6 { 64 } else { 24 };
+    let net = ipnet::IpNet::new(addr.to_ip(), len as u8).expect("a prefix");
+    let count = 1u128 << u32::saturating_sub(grain, len);
+    (0..count).filter_map(move |i| {
+        let step = i << (A::BITS - grain);
+        A::from_ip(match net.network() {
+            IpAddr::V4(a) => IpAddr::V4((a.to_bits() + step as u32).into()),
+            IpAddr::V6(a) => IpAddr::V6((a.to_bits() + step).into()),
+        })
+    })
 }
 
 fn set_bit(contents: &mut Contents, bit: u32) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use lb_common::wire::Addr;
+use lb_user::apply::kernel::is_outside;
 use lb_user::plan::{Apply, Change, Contents, Family, FamilyOp, Op};
 
 use super::{Fake, InFake};
@@ -65,6 +66,7 @@ impl Apply for Fake {
                 return element(&mut self.next_hops, op, ("next_hops", capacity.next_hops));
             }
             Op::Name(op) => return change(&mut self.names, op, ("names", capacity.services)),
+            Op::Prefix(op) => return element(&mut self.prefixes, op, ("prefixes", 16)),
             Op::V4(op) => return self.apply_family(op),
             Op::V6(op) => return self.apply_family(op),
             Op::Hooks(op) => return change(&mut self.hooks, op, ("hooks", u32::MAX)),
@@ -87,6 +89,7 @@ impl Apply for Fake {
             rows,
             next_hops: self.next_hops.clone(),
             names: self.names.clone(),
+            prefixes: self.prefixes.clone(),
             v4: self.v4.clone(),
             v6: self.v6.clone(),
             hooks: self.hooks.clone(),
@@ -101,6 +104,7 @@ impl Fake {
         fake.filter = contents.filter.clone();
         fake.next_hops = contents.next_hops.clone();
         fake.names = contents.names.clone();
+        fake.prefixes = contents.prefixes.clone();
         fake.v4 = contents.v4.clone();
         fake.v6 = contents.v6.clone();
         fake.hooks = contents.hooks.clone();
@@ -128,12 +132,19 @@ impl Fake {
             // What it has counted goes to its service's past.
             self.tally.borrow_mut().backends.remove(id);
         }
+        if let FamilyOp::EndOutside { addr, plane } = op {
+            A::flows(self).remove_where(|key, flow| is_outside(key, flow, *addr));
+            A::ports(self).empty(*plane);
+            return Ok(());
+        }
         let family: &mut Family<A> = A::family_mut(self);
         match op {
             FamilyOp::Service(op) => change(&mut family.services, op, ("services", capacity.services)),
             FamilyOp::Backend(op) => element(&mut family.backends, op, ("backends", capacity.backends)),
             FamilyOp::Owned(op) => change(&mut family.owned, op, ("owned", capacity.services)),
             FamilyOp::Route(op) => change(&mut family.routes, op, ("routes", capacity.routes)),
+            FamilyOp::Uplink(op) => change(&mut family.uplinks, op, ("uplinks", 64)),
+            FamilyOp::EndOutside { .. } => Ok(()),
         }
     }
 
@@ -141,8 +152,8 @@ impl Fake {
         fn end<A: Addr>(state: &mut super::State<A>, backends: &BTreeSet<u32>) {
             state.affinity.retain(|_, affinity| !backends.contains(&affinity.backend));
         }
-        self.flows4.remove_where(|flow| backends.contains(&flow.backend));
-        self.flows6.remove_where(|flow| backends.contains(&flow.backend));
+        self.flows4.remove_where(|_, flow| backends.contains(&flow.backend));
+        self.flows6.remove_where(|_, flow| backends.contains(&flow.backend));
         end(&mut self.state4.borrow_mut(), backends);
         end(&mut self.state6.borrow_mut(), backends);
         self.tally.borrow_mut().backends.retain(|id, _| !backends.contains(id));

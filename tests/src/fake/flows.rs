@@ -71,9 +71,9 @@ impl<A: Addr> Memory<A> {
         }
     }
 
-    pub fn remove_where(&self, gone: impl Fn(&Flow<A>) -> bool) {
-        for (_, hit) in self.hits() {
-            if gone(&hit.flow) {
+    pub fn remove_where(&self, gone: impl Fn(&FlowKey<A>, &Flow<A>) -> bool) {
+        for (key, hit) in self.hits() {
+            if gone(&key, &hit.flow) {
                 flow_table::remove(self, &hit);
             }
         }

@@ -8,19 +8,22 @@
 mod apply;
 pub mod flows;
 pub mod lru;
+pub mod ports;
 pub mod show;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 
 use lb_common::drop::{Drop, Note};
+use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, FlowTable};
+use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix, Service,
-    ServiceKey, Settings,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, MappingEvent, Name, NextHop, Owned, Prefix,
+    PrefixPair, Service, ServiceKey, Settings, Uplink,
 };
 use lb_common::tables::{Common, Tables};
-use lb_common::wire::{Addr, Ip4, Ip6};
+use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 use lb_user::apply::flows::slots;
 use lb_user::intent::Capacity;
 use lb_user::plan::{Family, Hooks};
@@ -28,6 +31,7 @@ use lb_user::plan::{Family, Hooks};
 pub use apply::Refused;
 use flows::Memory;
 use lru::Lru;
+use ports::PortMemory;
 
 /// What packets leave behind in one address family.
 #[derive(Clone, PartialEq)]
@@ -67,6 +71,7 @@ pub struct Fake {
     pub slots: Vec<u32>,
     pub next_hops: BTreeMap<u32, NextHop>,
     pub names: BTreeMap<u32, Name>,
+    pub prefixes: BTreeMap<u32, PrefixPair<Ip6>>,
     pub v4: Family<Ip4>,
     pub v6: Family<Ip6>,
     pub hooks: BTreeMap<u32, Hooks>,
@@ -74,6 +79,10 @@ pub struct Fake {
     pub tally: RefCell<Tally>,
     pub flows4: Memory<Ip4>,
     pub flows6: Memory<Ip6>,
+    pub ports4: PortMemory<Ip4>,
+    pub ports6: PortMemory<Ip6>,
+    /// Mappings that began and ended, as they are logged.
+    pub events: RefCell<Vec<String>>,
     pub state4: RefCell<State<Ip4>>,
     pub state6: RefCell<State<Ip6>>,
     /// The tick since which ICMP errors are counted, and how many there were.
@@ -94,13 +103,16 @@ impl PartialEq for Fake {
             && self.tally == other.tally
             && self.flows4 == other.flows4
             && self.flows6 == other.flows6
+            && self.ports4 == other.ports4
+            && self.ports6 == other.ports6
+            && self.prefixes == other.prefixes
             && self.state4 == other.state4
             && self.state6 == other.state6
     }
 }
 
 /// Room for what a test opens, so that copies of all tables are cheap.
-pub const SMALL: Capacity = Capacity { connections: 256, ..Capacity::DEFAULT };
+pub const SMALL: Capacity = Capacity { connections: 256, nat_addresses: 1, ..Capacity::DEFAULT };
 
 impl Default for Fake {
     fn default() -> Self {
@@ -113,6 +125,8 @@ pub trait InFake: Addr {
     fn family(fake: &Fake) -> &Family<Self>;
     fn family_mut(fake: &mut Fake) -> &mut Family<Self>;
     fn flows(fake: &Fake) -> &Memory<Self>;
+    fn ports(fake: &Fake) -> &PortMemory<Self>;
+    fn prefix_pair(fake: &Fake, index: u32) -> Option<PrefixPair<Self>>;
     fn state(fake: &Fake) -> &RefCell<State<Self>>;
 }
 
@@ -125,6 +139,12 @@ impl InFake for Ip4 {
     }
     fn flows(fake: &Fake) -> &Memory<Ip4> {
         &fake.flows4
+    }
+    fn ports(fake: &Fake) -> &PortMemory<Ip4> {
+        &fake.ports4
+    }
+    fn prefix_pair(_: &Fake, _: u32) -> Option<PrefixPair<Ip4>> {
+        None
     }
     fn state(fake: &Fake) -> &RefCell<State<Ip4>> {
         &fake.state4
@@ -141,6 +161,12 @@ impl InFake for Ip6 {
     fn flows(fake: &Fake) -> &Memory<Ip6> {
         &fake.flows6
     }
+    fn ports(fake: &Fake) -> &PortMemory<Ip6> {
+        &fake.ports6
+    }
+    fn prefix_pair(fake: &Fake, index: u32) -> Option<PrefixPair<Ip6>> {
+        fake.prefixes.get(&index).copied()
+    }
     fn state(fake: &Fake) -> &RefCell<State<Ip6>> {
         &fake.state6
     }
@@ -156,6 +182,7 @@ impl Fake {
             slots: Vec::new(),
             next_hops: BTreeMap::new(),
             names: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
             v4: Family::default(),
             v6: Family::default(),
             hooks: BTreeMap::new(),
@@ -163,6 +190,9 @@ impl Fake {
             tally: RefCell::default(),
             flows4: Memory::new(slots(&capacity)),
             flows6: Memory::new(slots(&capacity)),
+            ports4: PortMemory::new(capacity.nat_addresses),
+            ports6: PortMemory::new(capacity.nat_addresses),
+            events: RefCell::default(),
             state4: RefCell::new(State::new(&capacity)),
             state6: RefCell::new(State::new(&capacity)),
             permits: Cell::default(),
@@ -178,6 +208,8 @@ impl Fake {
     pub fn age(&self, ticks: u32) {
         self.flows4.age(ticks);
         self.flows6.age(ticks);
+        self.ports4.age(ticks);
+        self.ports6.age(ticks);
         self.state4.borrow_mut().age(ticks);
         self.state6.borrow_mut().age(ticks);
         let (since, used) = self.permits.get();
@@ -259,6 +291,20 @@ impl<A: InFake> FlowTable<A> for Fake {
     }
 }
 
+impl<A: InFake> PortTable<A> for Fake {
+    fn ports(&self, index: u32) -> Option<&Cell64> {
+        A::ports(self).ports(index)
+    }
+
+    fn owner(&self, index: u32) -> Option<&Owner<A>> {
+        A::ports(self).owner(index)
+    }
+
+    fn holder(&self, index: u32) -> Option<&Holder<A>> {
+        A::ports(self).holder(index)
+    }
+}
+
 impl<A: InFake> Tables<A> for Fake {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
         A::family(self).services.get(key).copied()
@@ -274,6 +320,21 @@ impl<A: InFake> Tables<A> for Fake {
 
     fn owned(&self, addr: A) -> Option<Owned> {
         longest(&A::family(self).owned, addr)
+    }
+
+    fn uplink(&self, ifindex: u32) -> Option<Uplink<A>> {
+        A::family(self).uplinks.get(&ifindex).copied()
+    }
+
+    fn prefix_pair(&self, index: u32) -> Option<PrefixPair<A>> {
+        A::prefix_pair(self, index)
+    }
+
+    fn nat_event(&self, event: &MappingEvent<A>) {
+        let what = if event.what == MappingEvent::<A>::BEGINS { "begins" } else { "ends" };
+        let end = |addr: A, port: Be16| format!("{}:{}", addr.to_ip(), port.get());
+        let (inside, outside) = (end(event.inside, event.inside_port), end(event.outside, event.outside_port));
+        self.events.borrow_mut().push(format!("{what} {} {inside} = {outside}", event.proto));
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity> {

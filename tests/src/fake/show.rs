@@ -36,7 +36,13 @@ pub fn flow_line<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>) -> String {
 /// The same, with names for addresses.
 pub fn named_flow<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>, name: &dyn Fn(IpAddr, u16) -> String) -> String {
     let mut flags = String::new();
-    for (bit, name) in [(Flow::<A>::REPLY, " reply"), (Flow::<A>::SNAT, " snat")] {
+    for (bit, name) in [
+        (Flow::<A>::REPLY, " reply"),
+        (Flow::<A>::SNAT, " snat"),
+        (Flow::<A>::NAT, " nat"),
+        (Flow::<A>::OUT, " out"),
+        (Flow::<A>::MEMORY, " memory"),
+    ] {
         if flow.flags & bit != 0 {
             flags += name;
         }
@@ -45,7 +51,7 @@ pub fn named_flow<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>, name: &dyn Fn(IpAdd
     let (from, to) = (end(key.src, key.sport), end(key.dst, key.dport));
     let (becomes_from, becomes_to) = (end(flow.src, flow.sport), end(flow.dst, flow.dport));
     let set = if tcp::answered(flow.state) { "established" } else { "half-open" };
-    let (proto, state) = (proto(key.proto), tcp::label(flow.state));
+    let (proto, state) = (proto(key.proto & 0xff), tcp::label(flow.state));
     format!("{set} {proto} {from} > {to} becomes {becomes_from} > {becomes_to} {state}{flags}")
 }
 

@@ -14,6 +14,7 @@ use aya::maps::{PerCpuArray, PerCpuValues};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use lb_common::drop::{Drop as Reason, Note};
 use lb_common::flow_table;
+use lb_common::port_table::{HOLDERS, PLANE, PortTable};
 use lb_common::table::{Flow, Plain};
 use lb_common::verdict::{Hook, Verdict};
 use lb_common::wire::{Addr, Ip4, Ip6};
@@ -24,6 +25,7 @@ use lb_user::plan::{Apply, Contents, Family, FamilyOp, Op};
 
 use super::{Fate, Host, tables};
 use crate::case::{Arriving, Case, Step, TICKS, What};
+use crate::fake::ports::{empty, mappings};
 use crate::fake::{Fake, InFake};
 use crate::packet;
 
@@ -54,6 +56,7 @@ pub fn capacity(case: &Case) -> Capacity {
         slots: 4096,
         routes: 1024,
         next_hops: 1024,
+        nat_addresses: own.nat_addresses,
     }
 }
 
@@ -152,7 +155,7 @@ impl Machine {
                 }
                 self.packet(host, arriving, bytes)?;
             }
-            What::Flows(_) | What::Counted { .. } => return Ok(()),
+            What::Flows(_) | What::Mappings(_) | What::Counted { .. } => return Ok(()),
         }
         self.agree(&host.fake)
     }
@@ -223,6 +226,7 @@ impl Machine {
                 rows: BTreeMap::new(),
                 next_hops: BTreeMap::new(),
                 names: BTreeMap::new(),
+                prefixes: BTreeMap::new(),
                 v4: Family::default(),
                 v6: Family::default(),
                 ..contents.clone()
@@ -295,6 +299,7 @@ fn context(arriving: &Arriving, len: usize) -> Vec<u8> {
     let mut words = [0u32; 45];
     words[40 / 4] = arriving.ifindex;
     words[176 / 4] = arriving.gso_size;
+    words[36 / 4] = arriving.from;
     words.iter().flat_map(|w| w.to_ne_bytes()).collect()
 }
 
@@ -337,6 +342,9 @@ fn age_family<A: Addr>(maps: &FamilyMaps<A>, ticks: u32) -> Result<()> {
     for (_, hit) in maps.flows.entries() {
         flow_table::touch(&maps.flows, &hit, hit.flow.last.wrapping_sub(ticks));
     }
+    let ports = &maps.ports;
+    let taken: Vec<u32> = ports.taken(0, ports.planes() * PLANE).map(|t| t.index).collect();
+    taken.into_iter().filter_map(|index| ports.owner(index)).for_each(|owner| owner.age(ticks));
     change_all(&maps.affinity, |a| a.last = a.last.wrapping_sub(ticks))?;
     change_all(&maps.fragments, |f| f.last = f.last.wrapping_sub(ticks))
 }
@@ -345,7 +353,9 @@ fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {
     fn all<K: Plain, V: Plain>(table: &Table<K, V>) -> Result<()> {
         table.entries()?.iter().try_for_each(|(key, _)| table.remove(key).map(drop))
     }
-    maps.flows.remove_where(|_| true);
+    maps.flows.remove_entries(|_, _| true);
+    (0..maps.ports.planes()).for_each(|plane| empty(&maps.ports, plane));
+    (0..HOLDERS).filter_map(|index| maps.ports.holder(index)).for_each(|holder| _ = holder.forget());
     all(&maps.affinity)?;
     all(&maps.fragments)
 }
@@ -355,6 +365,10 @@ fn agree_family<A: InFake>(maps: &FamilyMaps<A>, fake: &Fake) -> Result<()> {
     let host: BTreeMap<_, _> = A::flows(fake).all().iter().map(|(k, v)| (*k, timeless(v))).collect();
     let kernel: BTreeMap<_, _> = maps.flows.entries().iter().map(|(k, hit)| (*k, timeless(&hit.flow))).collect();
     same("the flows", &host, &kernel)?;
+    same("the mappings", &A::ports(fake).all(), &mappings(&maps.ports, maps.ports.planes() * PLANE))?;
+    let mut hosts: Vec<_> = maps.ports.hosts().collect();
+    hosts.sort();
+    same("the hosts inside", &A::ports(fake).hosts(), &hosts)?;
     let state = A::state(fake).borrow();
     let host: BTreeMap<_, _> = state.affinity.iter().map(|(k, v)| (*k, v.backend)).collect();
     same("affinity", &host, &maps.affinity.entries()?.iter().map(|(k, v)| (*k, v.backend)).collect())?;

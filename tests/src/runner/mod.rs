@@ -12,12 +12,14 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::IpAddr;
 
-use lb_common::verdict::{Arrival, Verdict};
+use lb_common::verdict::{Arrival, Hook, Verdict};
 use lb_common::wire::{Ip4, Ip6};
 use lb_user::plan::{Apply, Contents, Op};
 
 use crate::case::{Arriving, Case, Expected, Step, TICKS, What, World};
-use crate::fake::{Fake, InFake, show::named_flow};
+use crate::fake::ports::Mapped;
+use crate::fake::show::{self, named_flow};
+use crate::fake::{Fake, InFake};
 use crate::packet::{self, Names, Spec};
 pub use files::{cases, texts};
 
@@ -73,6 +75,7 @@ impl<'a> Host<'a> {
             now: START,
             gso_size: arriving.gso_size,
             tagged: arriving.tagged.into(),
+            own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
         };
         let before = self.fake.tally.borrow().notes.clone();
         let (verdict, bytes) = host::run(&self.fake, &at, bytes, arriving.refuses);
@@ -98,6 +101,11 @@ impl<'a> Host<'a> {
                 let lines = flow_lines(&self.fake, &self.case.world.names());
                 let wrong = (lines != *expected).then(|| format!("the flows are\n  {}", lines.join("\n  ")));
                 return Ok(Outcome { lines: lines.iter().map(|l| format!("flow {l}")).collect(), wrong });
+            }
+            What::Mappings(expected) => {
+                let lines = mapping_lines(&self.fake, &self.case.world.names());
+                let wrong = (lines != *expected).then(|| format!("the mappings are\n  {}", lines.join("\n  ")));
+                return Ok(Outcome { lines: lines.iter().map(|l| format!("mapping {l}")).collect(), wrong });
             }
             What::Counted { name, id, text } => {
                 let c = self.fake.tally.borrow().backends.get(id).copied().unwrap_or_default();
@@ -227,6 +235,20 @@ pub fn flow_lines(fake: &Fake, names: &Names) -> Vec<String> {
     let mut lines = [of::<Ip4>(fake, &end), of::<Ip6>(fake, &end)].concat();
     lines.sort();
     lines
+}
+
+/// All mappings between inside and outside, a line each, with names for addresses.
+pub fn mapping_lines(fake: &Fake, names: &Names) -> Vec<String> {
+    fn of<A: InFake>(fake: &Fake, names: &Names) -> Vec<String> {
+        let line = |m: &Mapped<A>| {
+            let inside = packet::End { host: names.name(m.inside.0.to_ip()), port: Some(m.inside.1) }.text();
+            let more = [(m.shared, " shared"), (m.away, " away")].map(|(is, word)| if is { word } else { "" }).concat();
+            let state = lb_common::tcp::label(m.state);
+            format!("{} {inside} = {} plane={} {state}{more}", show::proto(m.proto.into()), m.outside, m.plane)
+        };
+        A::ports(fake).all().iter().map(line).collect()
+    }
+    [of::<Ip4>(fake, names), of::<Ip6>(fake, names)].concat()
 }
 
 /// Where two packets differ, in rows of 16 bytes.

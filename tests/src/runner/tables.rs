@@ -23,10 +23,12 @@ fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) ->
     added.extend(sets(&from.services, &to.services, |c| op(FamilyOp::Service(c))));
     added.extend(sets(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
     added.extend(sets(&from.routes, &to.routes, |c| op(FamilyOp::Route(c))));
+    added.extend(sets(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     let mut removed = removals(&from.services, &to.services, |c| op(FamilyOp::Service(c)));
     removed.extend(removals(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c))));
     removed.extend(removals(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
     removed.extend(removals(&from.routes, &to.routes, |c| op(FamilyOp::Route(c))));
+    removed.extend(removals(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     (added, removed)
 }
 
@@ -38,6 +40,7 @@ pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
         rows: BTreeMap::new(),
         next_hops: BTreeMap::new(),
         names: BTreeMap::new(),
+        prefixes: BTreeMap::new(),
         v4: Family::default(),
         v6: Family::default(),
         hooks: BTreeMap::new(),
@@ -47,6 +50,7 @@ pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
     ops.extend(to.filter.iter().map(|(index, value)| Op::FilterWord { index: *index, value: *value }));
     ops.extend(sets(&from.next_hops, &to.next_hops, Op::NextHop));
     ops.extend(sets(&from.names, &to.names, Op::Name));
+    ops.extend(sets(&from.prefixes, &to.prefixes, Op::Prefix));
     let (added4, removed4) = family(&from.v4, &to.v4, Op::V4);
     let (added6, removed6) = family(&from.v6, &to.v6, Op::V6);
     ops.extend(to.rows.iter().map(|(first, row)| Op::Row { first: *first, backends: row.clone() }));

@@ -183,8 +183,14 @@ impl Run {
     /// Sends a packet; what comes out, if it is translated.
     fn send(&mut self, tuple: &Tuple, flags: u8) -> (Verdict, Tuple, [u8; 6]) {
         self.figures.packets += 1;
-        let at =
-            Arrival { hook: Hook::Ingress, ifindex: world::PORT, now: self.world.clock().tick, gso_size: 0, tagged: 0 };
+        let at = Arrival {
+            hook: Hook::Ingress,
+            ifindex: world::PORT,
+            now: self.world.clock().tick,
+            gso_size: 0,
+            tagged: 0,
+            own: 0,
+        };
         let (verdict, bytes) = host::run(&self.fake, &at, packet::build(tuple, flags), Refuses::default());
         let out = if matches!(verdict, Verdict::Continue | Verdict::Transmit { .. }) {
             packet::tuple(&bytes)

@@ -28,6 +28,7 @@ fn nothing() -> Contents {
         rows: BTreeMap::new(),
         next_hops: BTreeMap::new(),
         names: BTreeMap::new(),
+        prefixes: BTreeMap::new(),
         v4: Family::default(),
         v6: Family::default(),
         hooks: BTreeMap::new(),
@@ -65,6 +66,7 @@ impl Model {
             Op::Row { first, backends } => self.write(*first, backends),
             Op::NextHop(change) => apply(&mut c.next_hops, change),
             Op::Name(change) => apply(&mut c.names, change),
+            Op::Prefix(change) => apply(&mut c.prefixes, change),
             Op::V4(op) => family(&mut c.v4, op, &mut self.ended),
             Op::V6(op) => family(&mut c.v6, op, &mut self.ended),
             Op::Hooks(change) => apply(&mut c.hooks, change),
@@ -136,5 +138,7 @@ fn family<A: Addr>(family: &mut Family<A>, op: &FamilyOp<A>, ended: &mut BTreeSe
         }
         FamilyOp::Owned(change) => apply(&mut family.owned, change),
         FamilyOp::Route(change) => apply(&mut family.routes, change),
+        FamilyOp::Uplink(change) => apply(&mut family.uplinks, change),
+        FamilyOp::EndOutside { .. } => {}
     }
 }

@@ -1,0 +1,530 @@
+//! Translation between inside and outside: mappings, and the connections that use them.
+//!
+//! A host on the inside gets, for each of its ports, one port of an uplink's address
+//! ([`crate::port_table`]); what becomes of packets then stands in the flow table like any other
+//! connection's, so that an established packet costs one lookup. Two kinds of [`Flow::MEMORY`] stand
+//! there, too: the port of an endpoint that could not have its home ([`away_key`]), and that an endpoint
+//! has sent to a further address ([`sent_key`]).
+//! Invariant: what is to be translated never leaves as it came: where the kernel forwards it, the
+//! uplink's egress hook translates it, or drops it ([`guard`]). Not here: when the kernel forwards
+//! ([`super::deliver`]), port forwards (services), ICMP errors ([`super::icmp`]).
+
+use super::flow::claim;
+use super::parse::{Ip, Parsed, Query};
+use super::{Context, Work, crosses, deliver};
+use crate::apply::Packet;
+use crate::drop::{Drop, Note};
+use crate::flow_table::{self, NONE, PutError, touch};
+use crate::hash;
+use crate::port_table::{self, CHARGED, Mapping, Meta, OVER_QUOTA, base, class, home};
+use crate::table::{Flow, FlowKey, MappingEvent, NextHop, Owned, Settings, Uplink};
+use crate::tables::Tables;
+use crate::tcp;
+use crate::verdict::{Action, Hook, Outcome};
+use crate::wire::header::{TCP, TCP_ACK, TCP_RST, TCP_SYN, UDP};
+use crate::wire::{Addr, Be16};
+
+/// A query is one packet, and its answer the end: such a mapping is short (RFC 4787 REQ-5a).
+const DNS: Be16 = Be16::new(53);
+/// Beside a [`Flow::MEMORY`]'s protocol: no packet's key is like that.
+const MEMORY: u32 = 1 << 8;
+
+/// Says of a packet that belongs to no connection and no service what becomes of it, if it is to be
+/// translated.
+#[inline(never)]
+pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    work: &mut Work<A>,
+    context: &Context<T>,
+    outcome: &mut Outcome,
+) {
+    let (tables, at) = (context.tables, context.at);
+    let way = tables.nat_way(work, at, outcome);
+    if way == NO_WAY || (way & MAP != 0 && !tables.nat_map(work, at, outcome)) {
+        return;
+    }
+    if way & FILTERED != 0 {
+        *outcome = Outcome::drop(Drop::NatFiltered);
+    } else if tables.nat_put(work, at, outcome) {
+        deliver::outlined(packet, work, context, outcome);
+    }
+}
+
+/// What [`way`] answers: the outcome says it all, or of these bits
+pub const NO_WAY: u32 = 0;
+/// the connection can be put into the table,
+pub const PUT: u32 = 1;
+/// once its source has a port,
+pub const MAP: u32 = 2;
+/// but for that the other side hasn't asked for it.
+pub const FILTERED: u32 = 4;
+
+/// Finds out which way a packet goes, and what it becomes.
+#[inline(always)]
+pub fn way<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> u32 {
+    match try_way(work, context) {
+        Ok(way) => way,
+        Err(reason) => {
+            *outcome = Outcome::drop(reason);
+            NO_WAY
+        }
+    }
+}
+
+#[inline(always)]
+fn try_way<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<u32, Drop> {
+    let tables = context.tables;
+    let key = &work.parsed.key;
+    if key.dst.stays() || key.src.stays() {
+        return Ok(NO_WAY);
+    }
+    let from = tables.owned(key.src).unwrap_or_default();
+    let to = tables.owned(key.dst).unwrap_or_default();
+    if to.is(Owned::OUTSIDE) {
+        return inward(work, context, from, to);
+    }
+    if to.is(Owned::PREFIX_OUTSIDE) {
+        return to_prefix(work, context, to);
+    }
+    let own = context.at.own != 0 && from.is(Owned::OUTSIDE);
+    if leaves(from, to) || own { outward(work, context, from) } else { Ok(NO_WAY) }
+}
+
+#[inline(always)]
+fn leaves(from: Owned, to: Owned) -> bool {
+    const INSIDE: u16 = Owned::INSIDE | Owned::PREFIX_INSIDE;
+    from.is(INSIDE) && !to.is(INSIDE | Owned::DIRECT)
+}
+
+/// From the inside, or this node itself, to the outside.
+#[inline(always)]
+fn outward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: Owned) -> Result<u32, Drop> {
+    let tables = context.tables;
+    let Work { parsed, hit, entries, .. } = work;
+    let key = &parsed.key;
+    let mut next_hop = NextHop::UNRESOLVED;
+    let mut link = context.at.ifindex;
+    if context.at.hook != Hook::Egress {
+        next_hop = tables.route(key.dst).unwrap_or(NextHop::UNRESOLVED);
+        let hop = tables.next_hop(next_hop).unwrap_or_default();
+        // What the kernel forwards, or answers, is translated at its egress.
+        if hop.kind != NextHop::LINK || parsed.ttl <= 1 {
+            return Ok(NO_WAY);
+        }
+        link = hop.ifindex;
+    }
+    let Some(uplink) = tables.uplink(link) else {
+        return Ok(NO_WAY);
+    };
+    if !begins(parsed, from) {
+        // This node's own stack may say what it likes.
+        return if from.is(Owned::OUTSIDE) { Ok(NO_WAY) } else { Err(Drop::NatUntranslatable) };
+    }
+    hit.flow = Flow {
+        src: key.src,
+        dst: key.dst,
+        sport: key.sport,
+        dport: key.dport,
+        service: link,
+        backend: Flow::<A>::NO_BACKEND,
+        next_hop,
+        last: context.at.now,
+        state: first_state(parsed),
+        flags: Flow::<A>::NAT | Flow::<A>::OUT,
+        epoch: tables.settings().epoch,
+    };
+    if from.is(Owned::PREFIX_INSIDE) {
+        let pair = tables.prefix_pair(from.index as u32).ok_or(Drop::NatUntranslatable)?;
+        hit.flow.src = key.src.exchange(&pair, false).ok_or(Drop::NatUntranslatable)?;
+        return Ok(PUT);
+    }
+    if uplink.count == 0 {
+        return Err(Drop::NatPortsExhausted);
+    }
+    // This node's own address stays.
+    let (addr, plane) = if from.is(Owned::OUTSIDE) { (key.src, from.index as u32) } else { pooled(&uplink, key.src) };
+    hit.flow.src = addr;
+    Ok(match class(key.proto) {
+        Some(class) => {
+            *entries = base(plane, class);
+            PUT | MAP
+        }
+        None => PUT,
+    })
+}
+
+/// Whether a packet may begin a connection outward.
+#[inline(always)]
+fn begins<A: Ip>(parsed: &Parsed<A>, from: Owned) -> bool {
+    if parsed.proto == TCP {
+        let syn = parsed.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        return syn || (!from.is(Owned::OUTSIDE) && parsed.flags & TCP_RST == 0);
+    }
+    // An answer to what nobody has asked, or an error that is about no connection, does not.
+    parsed.proto != A::ICMP || A::query(parsed.icmp_type) == Query::Request
+}
+
+#[inline(always)]
+fn first_state<A: Ip>(parsed: &Parsed<A>) -> u8 {
+    if parsed.proto == TCP && parsed.flags & TCP_SYN == 0 { tcp::MID_STREAM } else { tcp::NEW }
+}
+
+/// The address of the pool that a host has, always the same one (RFC 4787 REQ-2), and its plane.
+#[inline(always)]
+fn pooled<A: Ip>(uplink: &Uplink<A>, inside: A) -> (A, u32) {
+    let ([a, b, c, d], [p, q, r, s]) = (uplink.addrs, uplink.planes);
+    match hash::slot(hash::client(inside, 1), uplink.count) {
+        0 => (a, p),
+        1 => (b, q),
+        2 => (c, r),
+        _ => (d, s),
+    }
+}
+
+/// To a port of ours that somebody inside has.
+#[inline(always)]
+fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: Owned, to: Owned) -> Result<u32, Drop> {
+    let tables = context.tables;
+    let Work { parsed, hit, other, other_key, entries, .. } = work;
+    let key = &parsed.key;
+    // Ports that don't change have no owner, and what nobody has is this node's own.
+    let Some(class) = class(key.proto) else {
+        return Ok(NO_WAY);
+    };
+    let plane = base(to.index as u32, class);
+    let Some(owner) = tables.owner(plane.wrapping_add(key.dport.get() as u32)) else {
+        return Ok(NO_WAY);
+    };
+    let Some((inside, port, remote)) = owner.whose() else {
+        return Ok(NO_WAY);
+    };
+    if inside == key.dst {
+        return Ok(NO_WAY);
+    }
+    if parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
+        return Err(Drop::NatFiltered);
+    }
+    let hairpin = from.is(Owned::INSIDE);
+    // A host inside is known to others inside by the address that it has outside (RFC 4787 REQ-9).
+    let sender = if hairpin { key.dst } else { key.src };
+    *other_key = sent_key(sender, inside, port, key.proto);
+    let settings = tables.settings();
+    let asked = settings.nat(Settings::FILTER_NONE)
+        || (!settings.nat(Settings::FILTER_PORT) && (remote == sender || tables.look_up(other_key, other)));
+    if !asked && !hairpin {
+        return Err(Drop::NatFiltered);
+    }
+    let back = if hairpin { Flow::<A>::OUT } else { 0 };
+    hit.flow = Flow {
+        src: sender,
+        dst: inside,
+        sport: key.sport,
+        dport: port,
+        service: context.at.ifindex,
+        backend: Flow::<A>::NO_BACKEND,
+        next_hop: tables.route(inside).unwrap_or(NextHop::UNRESOLVED),
+        last: context.at.now,
+        state: first_state(parsed),
+        flags: Flow::<A>::NAT | back,
+        epoch: settings.epoch,
+    };
+    if let Some(meta) = owner.of(inside, port) {
+        owner.share(meta);
+    }
+    *entries = plane;
+    let filtered = if asked { 0 } else { FILTERED };
+    Ok(if hairpin { PUT | MAP | filtered } else { PUT })
+}
+
+/// To a prefix that one of the inside has outside: anybody may (RFC 6296 §3).
+#[inline(always)]
+fn to_prefix<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, to: Owned) -> Result<u32, Drop> {
+    let tables = context.tables;
+    let Work { parsed, hit, .. } = work;
+    let key = &parsed.key;
+    let pair = tables.prefix_pair(to.index as u32).ok_or(Drop::NatUntranslatable)?;
+    let inside = key.dst.exchange(&pair, true).ok_or(Drop::NatUntranslatable)?;
+    hit.flow = Flow {
+        src: key.src,
+        dst: inside,
+        sport: key.sport,
+        dport: key.dport,
+        service: context.at.ifindex,
+        backend: Flow::<A>::NO_BACKEND,
+        next_hop: tables.route(inside).unwrap_or(NextHop::UNRESOLVED),
+        last: context.at.now,
+        state: first_state(parsed),
+        flags: Flow::<A>::NAT,
+        epoch: tables.settings().epoch,
+    };
+    Ok(PUT)
+}
+
+/// Gives the packet's source its port outside: the one that it has, or a new one. False: the outcome
+/// says why it gets none.
+#[inline(always)]
+pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> bool {
+    match mapped(work, context) {
+        Ok(port) => {
+            work.hit.flow.sport = port;
+            true
+        }
+        Err(reason) => {
+            *outcome = Outcome::drop(reason);
+            false
+        }
+    }
+}
+
+#[inline(always)]
+fn mapped<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<Be16, Drop> {
+    let (tables, now) = (context.tables, context.at.now);
+    let Work { parsed, hit, other, other_key, entries, .. } = work;
+    let key = &parsed.key;
+    let home = home(&tables.settings(), key.sport);
+    let Some(owner) = tables.owner(entries.wrapping_add(home)) else {
+        return Err(Drop::NatPortsExhausted);
+    };
+    let found = owner.of(key.src, key.sport);
+    if let Some(meta) = found {
+        owner.share(meta);
+        owner.keep(meta, meta.state(), now);
+        sent(work, context, home);
+        return Ok(Be16::new(home as u16));
+    }
+    if owner.meta().marked() {
+        *other_key = away_key(key.src, key.sport, key.proto);
+        if tables.look_up(other_key, other) {
+            let port = other.flow.sport;
+            if let Some(owner) = tables.owner(entries.wrapping_add(port.get() as u32))
+                && let Some(meta) = owner.of(key.src, key.sport)
+            {
+                touch(tables, other, now);
+                owner.share(meta);
+                owner.keep(meta, meta.state(), now);
+                sent(work, context, port.get() as u32);
+                return Ok(port);
+            }
+        }
+    }
+    let index = take(parsed, context, *entries, home)?;
+    let port = Be16::new(index as u16);
+    let away = port.get() as u32 != home;
+    let lasts = key.proto != TCP as u32 && key.dport != DNS;
+    let state = if lasts { tcp::ESTABLISHED } else { hit.flow.state };
+    port_table::own(tables, index, &Mapping { inside: key.src, remote: key.dst, port: key.sport, state, away, now });
+    tables.note(Note::NatMapped);
+    if tables.settings().nat(Settings::NAT_LOG) {
+        tables.nat_event(&event(key.src, key.sport, hit.flow.src, port, key.proto, MappingEvent::<A>::BEGINS));
+    }
+    if away {
+        owner.mark();
+        *other_key = away_key(key.src, key.sport, key.proto);
+        remember(work, context, port, tcp::ESTABLISHED);
+    }
+    Ok(port)
+}
+
+/// Takes a free port for a host that may have one more: its home, another, or one past its time.
+#[inline(always)]
+fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32, home: u32) -> Result<u32, Drop> {
+    let (tables, now) = (context.tables, context.at.now);
+    let (inside, proto) = (parsed.key.src, parsed.proto);
+    // This node's own connections are not counted.
+    let quota = if context.at.own != 0 { u32::MAX } else { tables.settings().nat_quota };
+    match port_table::charge(tables, inside, quota) {
+        CHARGED => {}
+        OVER_QUOTA => return Err(Drop::NatQuota),
+        _ => return Err(Drop::NatHostsFull),
+    }
+    let index = base.wrapping_add(home);
+    if port_table::take(tables, index) {
+        return Ok(index);
+    }
+    let hash = hash::tuple(&parsed.key).wrapping_add(now);
+    let index = port_table::search(tables, base, home, hash);
+    if index != port_table::NONE {
+        return Ok(index);
+    }
+    let index = port_table::stale(tables, base, hash, proto, now);
+    if let Some(owner) = tables.owner(index)
+        && end_mapping(context, index, owner.meta())
+    {
+        tables.note(Note::NatReclaimed);
+        if port_table::take(tables, index) {
+            return Ok(index);
+        }
+    }
+    port_table::refund(tables, inside);
+    Err(Drop::NatPortsExhausted)
+}
+
+/// Ends a mapping; false where another CPU has.
+#[inline(always)]
+fn end_mapping<A: Ip, T: Tables<A>>(context: &Context<T>, index: u32, meta: Meta) -> bool {
+    let tables = context.tables;
+    let Some((inside, _)) = tables.owner(index).and_then(|owner| owner.addrs(meta)) else {
+        return false;
+    };
+    if !port_table::release(tables, index, meta) {
+        return false;
+    }
+    port_table::refund(tables, inside);
+    tables.note(Note::NatUnmapped);
+    true
+}
+
+#[inline(always)]
+fn event<A: Addr>(
+    inside: A,
+    inside_port: Be16,
+    outside: A,
+    outside_port: Be16,
+    proto: u32,
+    what: u16,
+) -> MappingEvent<A> {
+    MappingEvent { inside, outside, inside_port, outside_port, what, proto: proto as u16 }
+}
+
+/// Remembers that a mapping sends to a further address, for whoever filters by address.
+#[inline(always)]
+fn sent<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, port: u32) {
+    let tables = context.tables;
+    let Work { parsed, other, other_key, entries, .. } = work;
+    let key = &parsed.key;
+    let Some((_, _, remote)) = tables.owner(entries.wrapping_add(port)).and_then(|owner| owner.whose()) else {
+        return;
+    };
+    if remote == key.dst || tables.settings().nat(Settings::FILTER_NONE | Settings::FILTER_PORT) {
+        return;
+    }
+    *other_key = sent_key(key.dst, key.src, key.sport, key.proto);
+    if tables.look_up(other_key, other) {
+        touch(tables, other, context.at.now);
+    } else {
+        remember(work, context, Be16::default(), tcp::NEW);
+    }
+}
+
+/// Puts a [`Flow::MEMORY`] into the flow table under `work.other_key`. Without room it is forgotten: then
+/// an endpoint may get a second port, or hear less from outside.
+#[inline(always)]
+fn remember<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, port: Be16, state: u8) {
+    let Work { hit, other, other_key, .. } = work;
+    other.flow = Flow {
+        dst: A::default(),
+        sport: port,
+        dport: Be16::default(),
+        state,
+        flags: Flow::<A>::NAT | Flow::<A>::MEMORY,
+        next_hop: NextHop::UNRESOLVED,
+        ..hit.flow
+    };
+    let _ = flow_table::insert(context.tables, other_key, other, NONE);
+}
+
+/// Of an endpoint inside whose port outside is not its home.
+#[inline(always)]
+fn away_key<A: Addr>(inside: A, port: Be16, proto: u32) -> FlowKey<A> {
+    FlowKey { src: inside, dst: A::default(), sport: port, dport: Be16::default(), proto: proto | MEMORY }
+}
+
+/// Of an endpoint inside, and an address that it has sent to.
+#[inline(always)]
+fn sent_key<A: Addr>(remote: A, inside: A, port: Be16, proto: u32) -> FlowKey<A> {
+    FlowKey { src: remote, dst: inside, sport: Be16::default(), dport: port, proto: proto | MEMORY }
+}
+
+/// Puts a connection's two entries into the table; false: the outcome says why not.
+#[inline(always)]
+pub fn put<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> bool {
+    let put = try_put(work, context);
+    if let Err(reason) = put {
+        *outcome = Outcome::drop(reason);
+    }
+    put.is_ok()
+}
+
+#[inline(always)]
+fn try_put<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<(), Drop> {
+    if !claim(work, context)? {
+        let changes = class(work.parsed.key.proto).is_some();
+        return Err(if changes { Drop::NatPortsExhausted } else { Drop::NatTupleTaken });
+    }
+    let Work { parsed, hit, other, .. } = work;
+    // Where it exists another CPU has just opened the same connection.
+    if flow_table::insert(context.tables, &parsed.key, hit, other.slot) == Err(PutError::Full) {
+        flow_table::remove(context.tables, other);
+        return Err(Drop::FlowTableFull);
+    }
+    Ok(())
+}
+
+/// The mapping of a connection goes with it: it is kept, brought to the connection's state, or ended.
+#[inline(always)]
+pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, state: u8) {
+    let (tables, now) = (context.tables, context.at.now);
+    let Work { parsed, hit, other, other_key, .. } = work;
+    let (key, flow) = (&parsed.key, &hit.flow);
+    // The inside's end, the outside's, and whom it talks to.
+    let (inside, port, outside, outside_port, remote) = if flow.is(Flow::<A>::OUT) {
+        (key.src, key.sport, flow.src, flow.sport, key.dst)
+    } else {
+        (flow.dst, flow.dport, key.dst, key.dport, key.src)
+    };
+    let owned = tables.owned(outside).unwrap_or_default();
+    let Some(class) = class(key.proto).filter(|_| owned.is(Owned::OUTSIDE)) else {
+        return;
+    };
+    let index = base(owned.index as u32, class).wrapping_add(outside_port.get() as u32);
+    let Some(owner) = tables.owner(index) else {
+        return;
+    };
+    let Some(meta) = owner.of(inside, port) else {
+        return;
+    };
+    if matches!(state, tcp::CLOSED | tcp::RESET) {
+        if !meta.shared() && end_mapping(context, index, meta) {
+            if tables.settings().nat(Settings::NAT_LOG) {
+                tables.nat_event(&event(inside, port, outside, outside_port, key.proto, MappingEvent::<A>::ENDS));
+            }
+            *other_key = away_key(inside, port, key.proto);
+            if meta.away() && tables.look_up(other_key, other) {
+                flow_table::remove(tables, other);
+            }
+        }
+        return;
+    }
+    owner.keep(meta, state, now);
+    *other_key = away_key(inside, port, key.proto);
+    if meta.away() && tables.look_up(other_key, other) {
+        touch(tables, other, now);
+    }
+    *other_key = sent_key(remote, inside, port, key.proto);
+    if owner.whose().is_some_and(|(_, _, first)| first != remote) && tables.look_up(other_key, other) {
+        touch(tables, other, now);
+    }
+}
+
+/// Whether an answer ends what was asked, so that the connection stays a short one.
+#[inline(always)]
+pub fn short<A: Ip>(parsed: &Parsed<A>, flow: &Flow<A>) -> bool {
+    flow.is(Flow::<A>::NAT) && parsed.proto == UDP && (parsed.key.sport == DNS || parsed.key.dport == DNS)
+}
+
+/// Drops what would leave this node as it came though it is to be translated.
+#[inline(never)]
+pub fn guard<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>, outcome: &mut Outcome) {
+    let tables = context.tables;
+    if outcome.action != Action::Pass || context.at.hook != Hook::Egress || !crosses(tables, &work.parsed, context.at) {
+        return;
+    }
+    let key = &work.parsed.key;
+    if key.dst.stays() || key.src.stays() || tables.uplink(context.at.ifindex).is_none() {
+        return;
+    }
+    let from = tables.owned(key.src).unwrap_or_default();
+    if leaves(from, tables.owned(key.dst).unwrap_or_default()) {
+        *outcome = Outcome::drop(Drop::NatUntranslatable);
+    }
+}

@@ -1,0 +1,517 @@
+//! Who has which port outside: the allocator of translated sources.
+//!
+//! A plane is one outside address; it has 65,536 ports for each of TCP, UDP and ICMP (whose ids are its
+//! ports). A port is one bit, taken by a compare-and-exchange on its word, and an [`Owner`]: the one
+//! endpoint inside that it belongs to, whoever that sends to (endpoint-independent mapping, RFC 4787
+//! REQ-1). An endpoint has its own port outside, too, if that is in the range and free: its home.
+//! Promises:
+//!
+//! 1. A port has one owner at a time: the bit's, from [`take`] to [`release`].
+//! 2. To find one is bounded work: the home, then [`BLOCKS`] words of 64 ports, then [`LOOKS`] owners
+//!    whose time may be over.
+//! 3. What an agent that dies leaves half done is a bit without an owner, which its successor's sweep
+//!    finds ([`release_leaked`]).
+//!
+//! What is not here: which flows use a mapping, and when one ends ([`crate::path::nat`]).
+
+use crate::flow_table::cell::{Cell32, Cell64, Cells, acquire};
+use crate::hash;
+use crate::table::Settings;
+use crate::tables::Common;
+use crate::tcp;
+use crate::wire::header::{ICMP, ICMP6, TCP, UDP};
+use crate::wire::{Addr, Be16};
+
+/// Protocols whose ports can be changed.
+pub const CLASSES: u32 = 3;
+/// Ports of a class in a plane.
+pub const PORTS: u32 = 1 << 16;
+/// Entries of a plane.
+pub const PLANE: u32 = CLASSES * PORTS;
+/// Words that are searched for a free port.
+const BLOCKS: u32 = 8;
+/// Owners looked at for one whose time is over, when there is no free port.
+const LOOKS: u32 = 2;
+/// Hosts that ports are counted for; a power of two.
+pub const HOLDERS: u32 = 1 << 14;
+/// Places of a host's count that are looked at.
+const PROBES: u32 = 8;
+/// How often a change is tried that another CPU's change undid.
+const TRIES: u32 = 4;
+
+/// Where the arrays are.
+pub trait PortTable<A: Addr> {
+    /// The bits of 64 ports: those from entry `index * 64` on.
+    fn ports(&self, index: u32) -> Option<&Cell64>;
+    /// The owner of an entry ([`entry`]).
+    fn owner(&self, index: u32) -> Option<&Owner<A>>;
+    /// One of the [`HOLDERS`].
+    fn holder(&self, index: u32) -> Option<&Holder<A>>;
+}
+
+/// The class of a protocol; None: its ports stay as they are, if it has any.
+#[inline(always)]
+pub fn class(proto: u32) -> Option<u32> {
+    const TCP_: u32 = TCP as u32;
+    const UDP_: u32 = UDP as u32;
+    const ICMP_: u32 = ICMP as u32;
+    const ICMP6_: u32 = ICMP6 as u32;
+    match proto {
+        TCP_ => Some(0),
+        UDP_ => Some(1),
+        ICMP_ | ICMP6_ => Some(2),
+        _ => None,
+    }
+}
+
+/// The protocol of a class.
+pub const fn proto<A: Addr>(class: u32) -> u8 {
+    match class {
+        0 => TCP,
+        1 => UDP,
+        _ if A::IS_V6 => ICMP6,
+        _ => ICMP,
+    }
+}
+
+/// The first entry of a plane's class; a port's is so many behind it.
+#[inline(always)]
+pub fn base(plane: u32, class: u32) -> u32 {
+    (plane.wrapping_mul(CLASSES).wrapping_add(class)).wrapping_mul(PORTS)
+}
+
+/// Who has a port.
+#[repr(C)]
+#[derive(Default)]
+pub struct Owner<A: Addr> {
+    meta: Cell32,
+    last: Cell32,
+    /// The endpoint's address inside, and the first one outside that it sent to.
+    addrs: A::Pair,
+}
+
+/// An owner's port inside (16 bits, in network order), state (4), flags (4) and generation (8).
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Meta(u32);
+
+impl Meta {
+    /// Somebody has the port.
+    const HELD: u32 = 1 << 20;
+    /// More than one connection uses the mapping: none of them ends it.
+    const SHARED: u32 = 1 << 21;
+    /// The owner's home is another port.
+    const AWAY: u32 = 1 << 22;
+    /// An endpoint whose home this port is has another one. It stays when owners come and go.
+    const MARK: u32 = 1 << 23;
+    const STATE: u32 = 16;
+    const GENERATION: u32 = 24;
+
+    #[inline(always)]
+    pub fn held(self) -> bool {
+        self.0 & Self::HELD != 0
+    }
+
+    #[inline(always)]
+    pub fn shared(self) -> bool {
+        self.0 & Self::SHARED != 0
+    }
+
+    #[inline(always)]
+    pub fn away(self) -> bool {
+        self.0 & Self::AWAY != 0
+    }
+
+    #[inline(always)]
+    pub fn marked(self) -> bool {
+        self.0 & Self::MARK != 0
+    }
+
+    #[inline(always)]
+    pub fn state(self) -> u8 {
+        (self.0 >> Self::STATE & 0xf) as u8
+    }
+
+    #[inline(always)]
+    pub fn port(self) -> Be16 {
+        Be16::from_raw(self.0 as u16)
+    }
+
+    #[inline(always)]
+    fn with_state(self, state: u8) -> Self {
+        Meta(self.0 & !(0xf << Self::STATE) | (state as u32 & 0xf) << Self::STATE)
+    }
+
+    /// Nobody's, as the next generation.
+    #[inline(always)]
+    fn freed(self) -> Self {
+        Meta((self.0 >> Self::GENERATION).wrapping_add(1) << Self::GENERATION | self.0 & Self::MARK)
+    }
+}
+
+/// A mapping, as it is handed to [`own`].
+#[derive(Clone, Copy)]
+pub struct Mapping<A> {
+    pub inside: A,
+    /// Whom it is made to send to.
+    pub remote: A,
+    pub port: Be16,
+    pub state: u8,
+    /// It is not the endpoint's home.
+    pub away: bool,
+    pub now: u32,
+}
+
+impl<A: Addr> Owner<A> {
+    #[inline(always)]
+    pub fn meta(&self) -> Meta {
+        Meta(self.meta.load())
+    }
+
+    #[inline(always)]
+    pub fn last(&self) -> u32 {
+        self.last.load()
+    }
+
+    /// The address inside, and the first one outside, if they are those of `meta`.
+    #[inline(always)]
+    pub fn addrs(&self, meta: Meta) -> Option<(A, A)> {
+        let addrs = A::unpair(self.addrs.load());
+        acquire();
+        let same = (self.meta().0 ^ meta.0) >> Meta::GENERATION == 0;
+        (meta.held() && same).then_some(addrs)
+    }
+
+    /// The endpoint inside, and the first address that it sent to.
+    #[inline(always)]
+    pub fn whose(&self) -> Option<(A, Be16, A)> {
+        let meta = self.meta();
+        let (inside, remote) = self.addrs(meta)?;
+        Some((inside, meta.port(), remote))
+    }
+
+    /// What the port is to an endpoint, if it has it.
+    #[inline(always)]
+    pub fn of(&self, inside: A, port: Be16) -> Option<Meta> {
+        let meta = self.meta();
+        if meta.port() != port {
+            return None;
+        }
+        let (owner, _) = self.addrs(meta)?;
+        (owner == inside).then_some(meta)
+    }
+
+    /// Whether the mapping is so long past its timeout that no connection can have kept it.
+    #[inline(always)]
+    pub fn is_over(&self, settings: &Settings, proto: u8, now: u32) -> bool {
+        settings.is_long_over(proto, self.meta().state(), self.last(), now)
+    }
+
+    /// Keeps the mapping, and brings it to a state if that is a later one.
+    #[inline(always)]
+    pub fn keep(&self, meta: Meta, state: u8, now: u32) {
+        self.last.store(now);
+        if state != meta.state() && (state == tcp::ESTABLISHED || !tcp::protected(meta.state())) {
+            // Another CPU's change is as good.
+            let _ = self.meta.swap_if(meta.0, meta.with_state(state).0);
+        }
+    }
+
+    /// Another connection uses the mapping.
+    #[inline(always)]
+    pub fn share(&self, meta: Meta) {
+        if !meta.shared() {
+            // Where it fails another CPU shares it, too, or it ended just now.
+            let _ = self.meta.swap_if(meta.0, meta.0 | Meta::SHARED);
+        }
+    }
+
+    /// Notes that an endpoint whose home this is has another port.
+    #[inline(always)]
+    pub fn mark(&self) {
+        for _ in 0..TRIES {
+            let meta = self.meta();
+            if meta.marked() || self.meta.swap_if(meta.0, meta.0 | Meta::MARK) {
+                break;
+            }
+        }
+    }
+
+    /// For tests: makes it older.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn age(&self, ticks: u32) {
+        self.last.store(self.last.load().wrapping_sub(ticks));
+    }
+
+    /// For tests that try one thing twice.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn copy(&self, other: &Self) {
+        self.meta.store(other.meta.load());
+        self.last.store(other.last.load());
+        self.addrs.store(other.addrs.load());
+    }
+}
+
+/// Takes a free entry's bit; false where it is taken.
+#[inline(always)]
+pub fn take<A: Addr, T: PortTable<A>>(table: &T, index: u32) -> bool {
+    let Some(word) = table.ports(index / 64) else {
+        return false;
+    };
+    let bit = 1u64 << (index % 64);
+    for _ in 0..TRIES {
+        let old = word.load();
+        if old & bit != 0 {
+            return false;
+        }
+        if word.swap_if(old, old | bit) {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn clear<A: Addr, T: PortTable<A>>(table: &T, index: u32) {
+    let Some(word) = table.ports(index / 64) else {
+        return;
+    };
+    // The bit is ours alone, its word isn't. Where it can't be had, the sweep finds the bit.
+    for _ in 0..TRIES * 4 {
+        let old = word.load();
+        if word.swap_if(old, old & !(1 << (index % 64))) {
+            break;
+        }
+    }
+}
+
+/// Gives an entry that was taken its owner.
+#[inline(always)]
+pub fn own<A: Addr, T: PortTable<A>>(table: &T, index: u32, mapping: &Mapping<A>) {
+    let Some(owner) = table.owner(index) else {
+        return;
+    };
+    owner.addrs.store(A::pair(mapping.inside, mapping.remote));
+    owner.last.store(mapping.now);
+    for _ in 0..TRIES {
+        let old = owner.meta();
+        let away = if mapping.away { Meta::AWAY } else { 0 };
+        let new = Meta(old.freed().0 | Meta::HELD | away | mapping.port.raw() as u32).with_state(mapping.state);
+        // Only a mark can come between.
+        if owner.meta.swap_if(old.0, new.0) {
+            break;
+        }
+    }
+}
+
+/// Gives a port back: of several that do, one. Its host's count is the winner's to lower.
+#[inline(always)]
+pub fn release<A: Addr, T: PortTable<A>>(table: &T, index: u32, meta: Meta) -> bool {
+    let Some(owner) = table.owner(index) else {
+        return false;
+    };
+    if !meta.held() || !owner.meta.swap_if(meta.0, meta.freed().0) {
+        return false;
+    }
+    clear(table, index);
+    true
+}
+
+/// Frees an entry's bit that had no owner when it was looked at before, and has none now.
+pub fn release_leaked<A: Addr, T: PortTable<A>>(table: &T, index: u32, before: Meta) -> bool {
+    let Some(owner) = table.owner(index) else {
+        return false;
+    };
+    // Whoever took it meanwhile has made it the next generation.
+    if before.held() || !owner.meta.swap_if(before.0, before.freed().0) {
+        return false;
+    }
+    clear(table, index);
+    true
+}
+
+/// Where an endpoint's port would best be: its own, if that is in the range, else one of the same parity.
+#[inline(always)]
+pub fn home(settings: &Settings, port: Be16) -> u32 {
+    let (first, count) = settings.ports();
+    let (port, last) = (port.get() as u32, first + count - 1);
+    if port >= first && port <= last {
+        return port;
+    }
+    // `count` is even, and the range may begin with an odd port.
+    first + (port.wrapping_sub(first & 1)) % count
+}
+
+/// No entry.
+pub const NONE: u32 = u32::MAX;
+
+/// Takes a free port of a class, of the parity of `home` if there is one: from a block on that `hash`
+/// says. [`NONE`]: none was found.
+#[inline(always)]
+pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32, hash: u32) -> u32 {
+    let settings = table.settings();
+    let (first, count) = settings.ports();
+    let last = first + count - 1;
+    let (low, words) = (first / 64, last / 64 - first / 64 + 1);
+    let start = hash::slot(hash, words);
+    let parity = 0x5555_5555_5555_5555u64 << (home & 1);
+    let turn = hash & 63;
+    for i in 0..BLOCKS {
+        let at = low + (start + i) % words;
+        let Some(word) = table.ports(base / 64 + at) else {
+            break;
+        };
+        let old = word.load();
+        let mut free = !old;
+        if at == low {
+            free &= u64::MAX << (first & 63);
+        }
+        if at == last / 64 {
+            free &= u64::MAX >> (63 - (last & 63));
+        }
+        if free == 0 {
+            continue;
+        }
+        let alike = free & parity;
+        let set = if alike == 0 { free } else { alike };
+        let bit = (set.rotate_right(turn).trailing_zeros() + turn) & 63;
+        if word.swap_if(old, old | 1 << bit) {
+            return base + at * 64 + bit;
+        }
+    }
+    NONE
+}
+
+/// An owner whose time is over, of a few looked at; [`NONE`] without one.
+#[inline(always)]
+pub fn stale<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, hash: u32, proto: u8, now: u32) -> u32 {
+    let settings = table.settings();
+    let (first, count) = settings.ports();
+    for i in 0..LOOKS {
+        let at = hash::slot(hash.wrapping_add(now.wrapping_add(i).wrapping_mul(0x9e37_79b9)), count);
+        let index = base + first + at;
+        let Some(owner) = table.owner(index) else {
+            break;
+        };
+        if owner.meta().held() && owner.is_over(&settings, proto, now) {
+            return index;
+        }
+    }
+    NONE
+}
+
+/// How many ports a host on the inside has.
+#[repr(C)]
+#[derive(Default)]
+pub struct Holder<A: Addr> {
+    /// 0: free; [`Holder::CLAIMED`]; [`Holder::VALID`].
+    state: Cell32,
+    ports: Cell32,
+    /// Packets dropped since it had too many.
+    denied: Cell32,
+    pad: Cell32,
+    /// The host, and nothing.
+    addr: A::Pair,
+}
+
+impl<A: Addr> Holder<A> {
+    /// Somebody writes the address.
+    const CLAIMED: u32 = 1;
+    const VALID: u32 = 2;
+
+    /// The host, how many ports it has, and how many packets were dropped since it had too many.
+    pub fn read(&self) -> Option<(A, u32, u32)> {
+        let valid = self.state.load() == Self::VALID;
+        valid.then(|| (A::unpair(self.addr.load()).0, self.ports.load(), self.denied.load()))
+    }
+
+    /// Corrects the count by so much.
+    pub fn correct(&self, by: u32) {
+        self.ports.add(by);
+    }
+
+    /// Forgets a host that has no port; false where it got one.
+    pub fn forget(&self) -> bool {
+        if !self.state.swap_if(Self::VALID, Self::CLAIMED) {
+            return false;
+        }
+        let idle = self.ports.load() == 0;
+        if idle {
+            self.denied.store(0);
+        }
+        self.state.store(if idle { 0 } else { Self::VALID });
+        idle
+    }
+
+    /// For tests that try one thing twice.
+    #[cfg(not(target_arch = "bpf"))]
+    pub fn copy(&self, other: &Self) {
+        self.state.store(other.state.load());
+        self.ports.store(other.ports.load());
+        self.denied.store(other.denied.load());
+        self.addr.store(other.addr.load());
+    }
+}
+
+/// What came of [`charge`].
+pub const CHARGED: u32 = 0;
+/// The host has all the ports that it may have.
+pub const OVER_QUOTA: u32 = 1;
+/// There is no room to count another host's ports.
+pub const HOSTS_FULL: u32 = 2;
+
+/// The place where a host's ports are counted, made if `make`; [`NONE`] without one.
+#[inline(always)]
+fn place<A: Addr, T: PortTable<A>>(table: &T, inside: A, make: bool) -> u32 {
+    let words = A::pair(inside, A::default());
+    let start = hash::client(inside, 0);
+    for i in 0..PROBES {
+        let index = start.wrapping_add(i) % HOLDERS;
+        let Some(holder) = table.holder(index) else {
+            break;
+        };
+        let state = holder.state.load();
+        if state == Holder::<A>::VALID && holder.addr.holds(&words) {
+            return index;
+        }
+        if make && state == 0 && holder.state.swap_if(0, Holder::<A>::CLAIMED) {
+            holder.ports.store(0);
+            holder.denied.store(0);
+            holder.addr.store(words);
+            let _ = holder.state.swap_if(Holder::<A>::CLAIMED, Holder::<A>::VALID);
+            return index;
+        }
+    }
+    NONE
+}
+
+/// Counts one more port of a host, if it may have it.
+#[inline(always)]
+pub fn charge<A: Addr, T: PortTable<A>>(table: &T, inside: A, quota: u32) -> u32 {
+    let index = place(table, inside, true);
+    let Some(holder) = table.holder(index) else {
+        return HOSTS_FULL;
+    };
+    if holder.ports.load() >= quota {
+        holder.denied.add(1);
+        return OVER_QUOTA;
+    }
+    holder.ports.add(1);
+    CHARGED
+}
+
+/// Counts one port of a host less.
+#[inline(always)]
+pub fn refund<A: Addr, T: PortTable<A>>(table: &T, inside: A) {
+    if let Some(holder) = table.holder(place(table, inside, false))
+        && holder.ports.load() != 0
+    {
+        holder.ports.add(u32::MAX);
+    }
+}
+
+const _: () = {
+    use crate::wire::{Ip4, Ip6};
+    assert!(size_of::<Owner<Ip4>>() == 16 && size_of::<Owner<Ip6>>() == 40);
+    assert!(size_of::<Holder<Ip4>>() == 24 && size_of::<Holder<Ip6>>() == 48);
+};
