@@ -352,7 +352,8 @@ pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32
     let settings = table.settings();
     let (first, count) = settings.ports();
     let last = first + count - 1;
-    let (low, words) = (first / 64, last / 64 - first / 64 + 1);
+    // Never 0, which the compiler can't see.
+    let (low, words) = (first / 64, (last / 64).wrapping_sub(first / 64).wrapping_add(1).max(1));
     let start = hash::slot(hash, words);
     let parity = 0x5555_5555_5555_5555u64 << (home & 1);
     let turn = hash & 63;

@@ -52,8 +52,8 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     }
 
     /// The link, if it leads out.
-    fn uplink(&self, ifindex: u32) -> Option<Uplink<A>>;
-    fn prefix_pair(&self, index: u32) -> Option<PrefixPair<A>>;
+    fn uplink(&self, ifindex: u32) -> Option<&Uplink<A>>;
+    fn prefix_pair(&self, index: u32) -> Option<&PrefixPair<A>>;
     /// Tells whoever logs mappings.
     fn nat_event(&self, event: &MappingEvent<A>);
 
@@ -69,12 +69,21 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     }
 
     /// [`nat::map`].
-    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32
     where
         Self: Sized,
         A: Ip,
     {
         nat::map(work, &Context { tables: self, at }, outcome)
+    }
+
+    /// [`nat::remember`].
+    fn nat_remember(&self, work: &mut Work<A>)
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::remember(work, self);
     }
 
     /// [`nat::put`].
@@ -87,12 +96,12 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     }
 
     /// [`nat::follow`].
-    fn nat_follow(&self, work: &mut Work<A>, at: &Arrival, state: u8)
+    fn nat_follow(&self, work: &mut Work<A>, at: &Arrival)
     where
         Self: Sized,
         A: Ip,
     {
-        nat::follow(work, &Context { tables: self, at }, state);
+        nat::follow(work, &Context { tables: self, at });
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity>;

@@ -35,8 +35,9 @@ pub trait InArrays: Ip {
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn remember(work: &mut Work<Self>) -> u32;
     fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
-    fn follow(work: &mut Work<Self>, at: &Arrival, state: u32) -> u32;
+    fn follow(work: &mut Work<Self>, at: &Arrival) -> u32;
 }
 
 impl<A: InArrays> FlowTable<A> for Kernel {
@@ -102,7 +103,7 @@ macro_rules! step {
 macro_rules! family {
     (
         $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
-        $open:ident, $way:ident, $map:ident, $put:ident, $follow:ident
+        $open:ident, $way:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -157,12 +158,22 @@ macro_rules! family {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $follow(work: *mut Work<$addr>, at: *const Arrival, state: u32) -> u32 {
+        extern "C" fn $remember(work: *mut Work<$addr>) -> u32 {
+            // SAFETY: as above.
+            if let Some(work) = unsafe { work.as_mut() } {
+                nat::remember(work, &Kernel);
+            }
+            0
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $follow(work: *mut Work<$addr>, at: *const Arrival) -> u32 {
             // SAFETY: as above.
             let (Some(work), Some(at)) = (unsafe { work.as_mut() }, unsafe { at.as_ref() }) else {
                 return 0;
             };
-            nat::follow(work, &Context { tables: &Kernel, at }, state as u8);
+            nat::follow(work, &Context { tables: &Kernel, at });
             1
         }
 
@@ -210,13 +221,18 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn remember(work: &mut Work<Self>) -> u32 {
+                $remember(work)
+            }
+
+            #[inline(always)]
             fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
                 $put(work, at, outcome)
             }
 
             #[inline(always)]
-            fn follow(work: &mut Work<Self>, at: &Arrival, state: u32) -> u32 {
-                $follow(work, at, state)
+            fn follow(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $follow(work, at)
             }
         }
     };
@@ -224,9 +240,9 @@ macro_rules! family {
 
 family!(
     Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_map4,
-    nat_put4, nat_follow4
+    nat_remember4, nat_put4, nat_follow4
 );
 family!(
     Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_map6,
-    nat_put6, nat_follow6
+    nat_remember6, nat_put6, nat_follow6
 );

@@ -202,14 +202,14 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn uplink(&self, ifindex: u32) -> Option<Uplink<A>> {
+    fn uplink(&self, ifindex: u32) -> Option<&Uplink<A>> {
         // SAFETY: as for services.
-        unsafe { A::UPLINKS.get(&ifindex) }.copied()
+        unsafe { A::UPLINKS.get(&ifindex) }
     }
 
     #[inline(always)]
-    fn prefix_pair(&self, index: u32) -> Option<PrefixPair<A>> {
-        A::PREFIXES?.get(index).copied()
+    fn prefix_pair(&self, index: u32) -> Option<&PrefixPair<A>> {
+        A::PREFIXES?.get(index)
     }
 
     #[inline(always)]
@@ -225,8 +225,13 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool {
-        A::map(work, at, outcome) != 0
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32 {
+        A::map(work, at, outcome)
+    }
+
+    #[inline(always)]
+    fn nat_remember(&self, work: &mut Work<A>) {
+        A::remember(work);
     }
 
     #[inline(always)]
@@ -235,8 +240,8 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn nat_follow(&self, work: &mut Work<A>, at: &Arrival, state: u8) {
-        A::follow(work, at, state as u32);
+    fn nat_follow(&self, work: &mut Work<A>, at: &Arrival) {
+        A::follow(work, at);
     }
 
     #[inline(always)]

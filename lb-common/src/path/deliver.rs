@@ -47,7 +47,8 @@ pub fn along<A: Ip, P: Packet, T: Tables<A>>(
     send(packet, parsed, context, &way)
 }
 
-/// The same, as a function of its own, for an entry whose next hop may not be known.
+/// The same for an entry whose next hop may not be known. It and its two halves are functions of their own,
+/// each with its part of the stack.
 #[inline(never)]
 pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
@@ -55,22 +56,36 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
+    if resolve(work, context) {
+        go(packet, work, context, outcome);
+    } else {
+        work.follow = tcp::RESET as u32;
+        context.tables.nat_follow(work, context.at);
+        flow::remove(work, context);
+        *outcome = Outcome::drop(Drop::NatMoved);
+    }
+}
+
+#[inline(never)]
+fn go<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) {
+    *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
+}
+
+/// Finds the connection's next hop where it isn't known, or others may be better by now; false where a
+/// translated connection can't live on it.
+#[inline(never)]
+fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
     let tables = context.tables;
     let epoch = tables.settings().epoch;
     let Work { hit, .. } = work;
-    if hit.flow.next_hop == NextHop::UNRESOLVED || hit.flow.epoch != epoch {
-        match tables.route(hit.flow.dst) {
-            Some(next_hop) if next_hop != NextHop::UNRESOLVED => set_next_hop(tables, hit, next_hop, epoch),
-            _ => hit.flow.next_hop = NextHop::UNRESOLVED,
-        }
-        if moved(hit, context) {
-            tables.nat_follow(work, context.at, tcp::RESET);
-            flow::remove(work, context);
-            *outcome = Outcome::drop(Drop::NatMoved);
-            return;
-        }
+    if hit.flow.next_hop != NextHop::UNRESOLVED && hit.flow.epoch == epoch {
+        return true;
     }
-    *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
+    match tables.route(hit.flow.dst) {
+        Some(next_hop) if next_hop != NextHop::UNRESOLVED => set_next_hop(tables, hit, next_hop, epoch),
+        _ => hit.flow.next_hop = NextHop::UNRESOLVED,
+    }
+    !moved(hit, context)
 }
 
 /// Whether a connection to the outside has another way out by now than the one that it has its address of.

@@ -41,8 +41,21 @@ pub fn passes<A: Ip, T: Tables<A>>(hit: &Hit<A>, parsed: &Parsed<A>, context: &C
 }
 
 /// Finds the packet's connection and steps it by the packet; false when there is none (any more).
-#[inline(never)]
+#[inline(always)]
 pub fn find<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
+    let found = stepped(work, context);
+    if work.follow != STAYS {
+        context.tables.nat_follow(work, context.at);
+    }
+    found
+}
+
+/// [`Work::follow`]: the connection's mapping has nothing to learn, or there is none.
+const STAYS: u32 = u32::MAX;
+
+#[inline(never)]
+fn stepped<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
+    work.follow = STAYS;
     if !context.tables.look_up(&work.parsed.key, &mut work.hit) {
         return false;
     }
@@ -73,10 +86,16 @@ fn refresh<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> boo
     if both {
         touch(tables, &work.other, now);
     }
-    if work.hit.flow.is(Flow::<A>::NAT) {
-        tables.nat_follow(work, context.at, state);
-    }
+    follow(work, state);
     true
+}
+
+/// Lets the mapping of a translated connection follow it to a state.
+#[inline(always)]
+fn follow<A: Ip>(work: &mut Work<A>, state: u8) {
+    if work.hit.flow.is(Flow::<A>::NAT) {
+        work.follow = state as u32;
+    }
 }
 
 /// Moves a connection to the state that the packet leads to.
@@ -98,9 +117,7 @@ fn step<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     } else {
         change(work, context, state);
     }
-    if work.hit.flow.is(Flow::<A>::NAT) {
-        context.tables.nat_follow(work, context.at, state);
-    }
+    follow(work, state);
 }
 
 /// Gives both entries another state.

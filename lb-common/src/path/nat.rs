@@ -40,10 +40,22 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
 ) {
     let (tables, at) = (context.tables, context.at);
     let way = tables.nat_way(work, at, outcome);
-    if way == NO_WAY || (way & MAP != 0 && !tables.nat_map(work, at, outcome)) {
+    if way == NO_WAY {
         return;
     }
-    if way & FILTERED != 0 {
+    let filtered = way & ASK != 0 && !tables.look_up(&work.other_key, &mut work.other);
+    // Also a packet that is filtered gives its sender a port, and lets in who it was for: that is how two
+    // hosts inside meet.
+    if way & MAP != 0 {
+        let mapped = tables.nat_map(work, at, outcome);
+        if mapped == UNMAPPED {
+            return;
+        }
+        if mapped == REMEMBER {
+            tables.nat_remember(work);
+        }
+    }
+    if filtered || way & FILTERED != 0 {
         *outcome = Outcome::drop(Drop::NatFiltered);
     } else if tables.nat_put(work, at, outcome) {
         deliver::outlined(packet, work, context, outcome);
@@ -56,8 +68,10 @@ pub const NO_WAY: u32 = 0;
 pub const PUT: u32 = 1;
 /// once its source has a port,
 pub const MAP: u32 = 2;
-/// but for that the other side hasn't asked for it.
-pub const FILTERED: u32 = 4;
+/// if the other side is known to have sent to it ([`sent_key`] in `other_key`),
+pub const ASK: u32 = 4;
+/// but for that nobody may, who has no connection.
+pub const FILTERED: u32 = 8;
 
 /// Finds out which way a packet goes, and what it becomes.
 #[inline(always)]
@@ -135,14 +149,14 @@ fn outward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: 
     };
     if from.is(Owned::PREFIX_INSIDE) {
         let pair = tables.prefix_pair(from.index as u32).ok_or(Drop::NatUntranslatable)?;
-        hit.flow.src = key.src.exchange(&pair, false).ok_or(Drop::NatUntranslatable)?;
+        hit.flow.src = key.src.exchange(pair, false).ok_or(Drop::NatUntranslatable)?;
         return Ok(PUT);
     }
     if uplink.count == 0 {
         return Err(Drop::NatPortsExhausted);
     }
     // This node's own address stays.
-    let (addr, plane) = if from.is(Owned::OUTSIDE) { (key.src, from.index as u32) } else { pooled(&uplink, key.src) };
+    let (addr, plane) = if from.is(Owned::OUTSIDE) { (key.src, from.index as u32) } else { pooled(uplink, key.src) };
     hit.flow.src = addr;
     Ok(match class(key.proto) {
         Some(class) => {
@@ -185,7 +199,7 @@ fn pooled<A: Ip>(uplink: &Uplink<A>, inside: A) -> (A, u32) {
 #[inline(always)]
 fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: Owned, to: Owned) -> Result<u32, Drop> {
     let tables = context.tables;
-    let Work { parsed, hit, other, other_key, entries, .. } = work;
+    let Work { parsed, hit, other_key, entries, .. } = work;
     let key = &parsed.key;
     // Ports that don't change have no owner, and what nobody has is this node's own.
     let Some(class) = class(key.proto) else {
@@ -209,11 +223,13 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
     let sender = if hairpin { key.dst } else { key.src };
     *other_key = sent_key(sender, inside, port, key.proto);
     let settings = tables.settings();
-    let asked = settings.nat(Settings::FILTER_NONE)
-        || (!settings.nat(Settings::FILTER_PORT) && (remote == sender || tables.look_up(other_key, other)));
-    if !asked && !hairpin {
-        return Err(Drop::NatFiltered);
-    }
+    let filter = if settings.nat(Settings::FILTER_PORT) {
+        FILTERED
+    } else if settings.nat(Settings::FILTER_NONE) || remote == sender {
+        0
+    } else {
+        ASK
+    };
     let back = if hairpin { Flow::<A>::OUT } else { 0 };
     hit.flow = Flow {
         src: sender,
@@ -232,8 +248,7 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
         owner.share(meta);
     }
     *entries = plane;
-    let filtered = if asked { 0 } else { FILTERED };
-    Ok(if hairpin { PUT | MAP | filtered } else { PUT })
+    Ok(PUT | filter | if hairpin { MAP } else { 0 })
 }
 
 /// To a prefix that one of the inside has outside: anybody may (RFC 6296 §3).
@@ -243,7 +258,7 @@ fn to_prefix<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, to: 
     let Work { parsed, hit, .. } = work;
     let key = &parsed.key;
     let pair = tables.prefix_pair(to.index as u32).ok_or(Drop::NatUntranslatable)?;
-    let inside = key.dst.exchange(&pair, true).ok_or(Drop::NatUntranslatable)?;
+    let inside = key.dst.exchange(pair, true).ok_or(Drop::NatUntranslatable)?;
     hit.flow = Flow {
         src: key.src,
         dst: inside,
@@ -260,37 +275,28 @@ fn to_prefix<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, to: 
     Ok(PUT)
 }
 
-/// Gives the packet's source its port outside: the one that it has, or a new one. False: the outcome
-/// says why it gets none.
-#[inline(always)]
-pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> bool {
-    match mapped(work, context) {
-        Ok(port) => {
-            work.hit.flow.sport = port;
-            true
-        }
-        Err(reason) => {
-            *outcome = Outcome::drop(reason);
-            false
-        }
-    }
-}
+/// What [`map`] answers: the outcome says why there is no port,
+pub const UNMAPPED: u32 = 0;
+/// the source has one,
+pub const MAPPED: u32 = 1;
+/// and [`remember`] is to be called for it.
+pub const REMEMBER: u32 = 2;
 
+/// Gives the packet's source its port outside: the one that it has, or a new one.
 #[inline(always)]
-fn mapped<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<Be16, Drop> {
+pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
     let Work { parsed, hit, other, other_key, entries, .. } = work;
     let key = &parsed.key;
     let home = home(&tables.settings(), key.sport);
     let Some(owner) = tables.owner(entries.wrapping_add(home)) else {
-        return Err(Drop::NatPortsExhausted);
+        *outcome = Outcome::drop(Drop::NatPortsExhausted);
+        return UNMAPPED;
     };
-    let found = owner.of(key.src, key.sport);
-    if let Some(meta) = found {
+    if let Some(meta) = owner.of(key.src, key.sport) {
         owner.share(meta);
         owner.keep(meta, meta.state(), now);
-        sent(work, context, home);
-        return Ok(Be16::new(home as u16));
+        return again(work, context, home);
     }
     if owner.meta().marked() {
         *other_key = away_key(key.src, key.sport, key.proto);
@@ -302,12 +308,15 @@ fn mapped<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Resu
                 touch(tables, other, now);
                 owner.share(meta);
                 owner.keep(meta, meta.state(), now);
-                sent(work, context, port.get() as u32);
-                return Ok(port);
+                return again(work, context, port.get() as u32);
             }
         }
     }
-    let index = take(parsed, context, *entries, home)?;
+    let index = take(parsed, context, *entries, home);
+    if index & FAILED != 0 {
+        *outcome = Outcome { action: Action::Drop, value: index & !FAILED };
+        return UNMAPPED;
+    }
     let port = Be16::new(index as u16);
     let away = port.get() as u32 != home;
     let lasts = key.proto != TCP as u32 && key.dport != DNS;
@@ -317,34 +326,39 @@ fn mapped<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Resu
     if tables.settings().nat(Settings::NAT_LOG) {
         tables.nat_event(&event(key.src, key.sport, hit.flow.src, port, key.proto, MappingEvent::<A>::BEGINS));
     }
-    if away {
-        owner.mark();
-        *other_key = away_key(key.src, key.sport, key.proto);
-        remember(work, context, port, tcp::ESTABLISHED);
+    hit.flow.sport = port;
+    if !away {
+        return MAPPED;
     }
-    Ok(port)
+    owner.mark();
+    *other_key = away_key(key.src, key.sport, key.proto);
+    other.flow = memory(&hit.flow, tcp::ESTABLISHED);
+    REMEMBER
 }
 
+/// Beside a [`Drop`], in place of an entry.
+const FAILED: u32 = 1 << 31;
+
 /// Takes a free port for a host that may have one more: its home, another, or one past its time.
-#[inline(always)]
-fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32, home: u32) -> Result<u32, Drop> {
+#[inline(never)]
+fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32, home: u32) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
     let (inside, proto) = (parsed.key.src, parsed.proto);
     // This node's own connections are not counted.
     let quota = if context.at.own != 0 { u32::MAX } else { tables.settings().nat_quota };
     match port_table::charge(tables, inside, quota) {
         CHARGED => {}
-        OVER_QUOTA => return Err(Drop::NatQuota),
-        _ => return Err(Drop::NatHostsFull),
+        OVER_QUOTA => return FAILED | Drop::NatQuota as u32,
+        _ => return FAILED | Drop::NatHostsFull as u32,
     }
     let index = base.wrapping_add(home);
     if port_table::take(tables, index) {
-        return Ok(index);
+        return index;
     }
     let hash = hash::tuple(&parsed.key).wrapping_add(now);
     let index = port_table::search(tables, base, home, hash);
     if index != port_table::NONE {
-        return Ok(index);
+        return index;
     }
     let index = port_table::stale(tables, base, hash, proto, now);
     if let Some(owner) = tables.owner(index)
@@ -352,11 +366,11 @@ fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32
     {
         tables.note(Note::NatReclaimed);
         if port_table::take(tables, index) {
-            return Ok(index);
+            return index;
         }
     }
     port_table::refund(tables, inside);
-    Err(Drop::NatPortsExhausted)
+    FAILED | Drop::NatPortsExhausted as u32
 }
 
 /// Ends a mapping; false where another CPU has.
@@ -386,41 +400,47 @@ fn event<A: Addr>(
     MappingEvent { inside, outside, inside_port, outside_port, what, proto: proto as u16 }
 }
 
-/// Remembers that a mapping sends to a further address, for whoever filters by address.
+/// A mapping is there already, and used by one more connection, maybe to a further address: that is
+/// remembered for whoever filters by address.
 #[inline(always)]
-fn sent<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, port: u32) {
+fn again<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, port: u32) -> u32 {
     let tables = context.tables;
-    let Work { parsed, other, other_key, entries, .. } = work;
+    let Work { parsed, hit, other, other_key, entries, .. } = work;
     let key = &parsed.key;
+    hit.flow.sport = Be16::new(port as u16);
     let Some((_, _, remote)) = tables.owner(entries.wrapping_add(port)).and_then(|owner| owner.whose()) else {
-        return;
+        return MAPPED;
     };
     if remote == key.dst || tables.settings().nat(Settings::FILTER_NONE | Settings::FILTER_PORT) {
-        return;
+        return MAPPED;
     }
     *other_key = sent_key(key.dst, key.src, key.sport, key.proto);
     if tables.look_up(other_key, other) {
         touch(tables, other, context.at.now);
-    } else {
-        remember(work, context, Be16::default(), tcp::NEW);
+        return MAPPED;
     }
+    other.flow = memory(&hit.flow, tcp::NEW);
+    REMEMBER
 }
 
-/// Puts a [`Flow::MEMORY`] into the flow table under `work.other_key`. Without room it is forgotten: then
-/// an endpoint may get a second port, or hear less from outside.
+/// What is remembered of a mapping, as that of a connection's entry says it.
 #[inline(always)]
-fn remember<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, port: Be16, state: u8) {
-    let Work { hit, other, other_key, .. } = work;
-    other.flow = Flow {
+fn memory<A: Addr>(flow: &Flow<A>, state: u8) -> Flow<A> {
+    Flow {
         dst: A::default(),
-        sport: port,
         dport: Be16::default(),
         state,
         flags: Flow::<A>::NAT | Flow::<A>::MEMORY,
         next_hop: NextHop::UNRESOLVED,
-        ..hit.flow
-    };
-    let _ = flow_table::insert(context.tables, other_key, other, NONE);
+        ..*flow
+    }
+}
+
+/// Puts a [`Flow::MEMORY`] into the flow table. Without room it is forgotten: then an endpoint may get a
+/// second port, or hear less from outside.
+#[inline(always)]
+pub fn remember<A: Ip, T: Tables<A>>(work: &mut Work<A>, tables: &T) {
+    let _ = flow_table::insert(tables, &work.other_key, &mut work.other, NONE);
 }
 
 /// Of an endpoint inside whose port outside is not its home.
@@ -460,11 +480,12 @@ fn try_put<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Res
     Ok(())
 }
 
-/// The mapping of a connection goes with it: it is kept, brought to the connection's state, or ended.
+/// The mapping of a connection goes with it to the state [`Work::follow`]: it is kept, or ended.
 #[inline(always)]
-pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, state: u8) {
+pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     let (tables, now) = (context.tables, context.at.now);
-    let Work { parsed, hit, other, other_key, .. } = work;
+    let Work { parsed, hit, other, other_key, follow, .. } = work;
+    let state = *follow as u8;
     let (key, flow) = (&parsed.key, &hit.flow);
     // The inside's end, the outside's, and whom it talks to.
     let (inside, port, outside, outside_port, remote) = if flow.is(Flow::<A>::OUT) {

@@ -126,7 +126,7 @@ pub trait InFake: Addr {
     fn family_mut(fake: &mut Fake) -> &mut Family<Self>;
     fn flows(fake: &Fake) -> &Memory<Self>;
     fn ports(fake: &Fake) -> &PortMemory<Self>;
-    fn prefix_pair(fake: &Fake, index: u32) -> Option<PrefixPair<Self>>;
+    fn prefix_pair(fake: &Fake, index: u32) -> Option<&PrefixPair<Self>>;
     fn state(fake: &Fake) -> &RefCell<State<Self>>;
 }
 
@@ -143,7 +143,7 @@ impl InFake for Ip4 {
     fn ports(fake: &Fake) -> &PortMemory<Ip4> {
         &fake.ports4
     }
-    fn prefix_pair(_: &Fake, _: u32) -> Option<PrefixPair<Ip4>> {
+    fn prefix_pair(_: &Fake, _: u32) -> Option<&PrefixPair<Ip4>> {
         None
     }
     fn state(fake: &Fake) -> &RefCell<State<Ip4>> {
@@ -164,8 +164,8 @@ impl InFake for Ip6 {
     fn ports(fake: &Fake) -> &PortMemory<Ip6> {
         &fake.ports6
     }
-    fn prefix_pair(fake: &Fake, index: u32) -> Option<PrefixPair<Ip6>> {
-        fake.prefixes.get(&index).copied()
+    fn prefix_pair(fake: &Fake, index: u32) -> Option<&PrefixPair<Ip6>> {
+        fake.prefixes.get(&index)
     }
     fn state(fake: &Fake) -> &RefCell<State<Ip6>> {
         &fake.state6
@@ -326,11 +326,11 @@ impl<A: InFake> Tables<A> for Fake {
         longest(&A::family(self).owned, addr)
     }
 
-    fn uplink(&self, ifindex: u32) -> Option<Uplink<A>> {
-        A::family(self).uplinks.get(&ifindex).copied()
+    fn uplink(&self, ifindex: u32) -> Option<&Uplink<A>> {
+        A::family(self).uplinks.get(&ifindex)
     }
 
-    fn prefix_pair(&self, index: u32) -> Option<PrefixPair<A>> {
+    fn prefix_pair(&self, index: u32) -> Option<&PrefixPair<A>> {
         A::prefix_pair(self, index)
     }
 
