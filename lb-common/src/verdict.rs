@@ -25,9 +25,9 @@ pub struct Arrival {
     pub gso_size: u32,
     /// Not zero: it carries a VLAN tag outside its bytes. A number as the kernel gives it: a `bool`
     /// made of it is a branch, and the verifier would walk the whole path once for each side.
-    pub tagged: u32,
+    pub tagged: u8,
     /// Not zero: at egress, this node's own stack made it (nobody sent it to us). A number, as above.
-    pub own: u32,
+    pub own: u8,
 }
 
 /// The hook's part. The packet itself is already what it shall be.

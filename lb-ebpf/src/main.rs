@@ -75,8 +75,8 @@ fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: fields of the program's own context.
     let (ifindex, gso_size, tagged, from) =
-        unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present, (*skb).ingress_ifindex) };
-    let own = (hook == Hook::Egress && from == 0) as u32;
+        unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present as u8, (*skb).ingress_ifindex) };
+    let own = (hook == Hook::Egress && from == 0) as u8;
     let at = Arrival { hook, ifindex, now: now(), gso_size, tagged, own };
     let mut packet = packet::Skb(skb);
     packet.linearize();

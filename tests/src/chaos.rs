@@ -64,8 +64,8 @@ pub fn arrival(byte: u8) -> Arrival {
         ifindex: 102 + u32::from(byte / 3 % 3),
         now: START,
         gso_size: 0,
-        tagged: u32::from(byte & 0x80 != 0),
-        own: u32::from(hook == Hook::Egress && byte & 0x40 != 0),
+        tagged: u8::from(byte & 0x80 != 0),
+        own: u8::from(hook == Hook::Egress && byte & 0x40 != 0),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::tables::Tables;
 use crate::verdict::{Action, Arrival, Outcome};
 use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, UDP};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
-use parse::{Ip, Link, Parsed, Part};
+use parse::{Ip, Parsed, Part};
 
 /// What every stage is handed: the tables, and the packet's circumstances.
 pub struct Context<'a, T> {
@@ -84,8 +84,8 @@ where
     };
     let context = Context { tables, at };
     match link.ethertype {
-        ETH_P_IP => family(packet, &link, &context, || room().map(|scratch| &mut scratch.v4)),
-        ETH_P_IPV6 => family(packet, &link, &context, || room().map(|scratch| &mut scratch.v6)),
+        ETH_P_IP => family(packet, link.l3, &context, || room().map(|scratch| &mut scratch.v4)),
+        ETH_P_IPV6 => family(packet, link.l3, &context, || room().map(|scratch| &mut scratch.v6)),
         _ => Outcome::PASS,
     }
 }
@@ -93,12 +93,12 @@ where
 #[inline(always)]
 fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
-    link: &Link,
+    l3: u32,
     context: &Context<T>,
     room: impl FnOnce() -> Option<&'s mut Work<A>>,
 ) -> Outcome {
     let mut outcome = Outcome::PASS;
-    let next = fast(packet, link, context, &mut outcome);
+    let next = fast(packet, l3, context, &mut outcome);
     if matches!(next, Next::Done) {
         return outcome;
     }
@@ -108,7 +108,7 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     // Not on the stack: kernels before 6.4 lose sight of a constant that a caller keeps over a call
     // (fixed by c1ee85a9806a), take its other values for impossible and cut their branches out.
     work.next = next as u32;
-    if !parse_into(packet, link, context, work) {
+    if !parse_into(packet, l3, context, work) {
         return outcome;
     }
     if work.next == Next::Special as u32 {
@@ -122,8 +122,8 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
 
 /// What the fast path has found, found again for the slow stages: cheaper than to keep it for them.
 #[inline(never)]
-fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, link: &Link, context: &Context<T>, work: &mut Work<A>) -> bool {
-    match parse::packet(&packet.frame(), link, context.at.tagged) {
+fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, l3: u32, context: &Context<T>, work: &mut Work<A>) -> bool {
+    match parse::packet(&packet.frame(), l3, context.at.tagged as u32) {
         Some(parsed) => {
             work.parsed = parsed;
             true
@@ -148,14 +148,9 @@ pub enum Next {
 /// ours. It and the slow stages are functions of their own in the kernel, each with its own part of
 /// the stack (`docs/decisions/0003-outlined-stages.md`).
 #[inline(never)]
-fn fast<A: Ip, P: Packet, T: Tables<A>>(
-    packet: &mut P,
-    link: &Link,
-    context: &Context<T>,
-    outcome: &mut Outcome,
-) -> Next {
+fn fast<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, l3: u32, context: &Context<T>, outcome: &mut Outcome) -> Next {
     let tables = context.tables;
-    let Some(parsed) = parse::packet::<A>(&packet.frame(), link, context.at.tagged) else {
+    let Some(parsed) = parse::packet::<A>(&packet.frame(), l3, context.at.tagged as u32) else {
         return Next::Done;
     };
     if parsed.part != Part::Whole || parsed.proto == A::ICMP || !parsed.has_l4 {

@@ -17,8 +17,6 @@ use crate::wire::{Addr, Be16, Ip4, Ip6};
 pub struct Link {
     pub ethertype: u16,
     pub l3: u32,
-    /// 1: it has a VLAN tag in its bytes.
-    pub tagged: u32,
 }
 
 /// How much of a datagram this is.
@@ -79,10 +77,10 @@ pub struct Parsed<A: Addr> {
 pub fn link(frame: &Frame) -> Option<Link> {
     let ethertype = frame.read::<Be16>(12)?.get();
     if ethertype != ETH_P_8021Q && ethertype != ETH_P_8021AD {
-        return Some(Link { ethertype, l3: ETH_LEN, tagged: 0 });
+        return Some(Link { ethertype, l3: ETH_LEN });
     }
     let ethertype = frame.read::<Be16>(ETH_LEN + 2)?.get();
-    Some(Link { ethertype, l3: ETH_LEN + VLAN_LEN, tagged: 1 })
+    Some(Link { ethertype, l3: ETH_LEN + VLAN_LEN })
 }
 
 /// Which part of a query an ICMP message is.
@@ -387,12 +385,12 @@ fn exchange_prefix(addr: Ip6, pair: &PrefixPair<Ip6>, back: bool) -> Option<Ip6>
     None
 }
 
-/// The network and transport headers.
+/// The network and transport headers; `tagged`: with a VLAN tag outside its bytes.
 #[inline(always)]
-pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: u32) -> Option<Parsed<A>> {
-    let header = A::header(frame, link.l3)?;
+pub fn packet<A: Ip>(frame: &Frame, l3: u32, tagged: u32) -> Option<Parsed<A>> {
+    let header = A::header(frame, l3)?;
     let mut parsed = Parsed {
-        l3: link.l3,
+        l3,
         l4: header.l4,
         proto: header.proto,
         ttl: header.ttl,
@@ -411,7 +409,7 @@ pub fn packet<A: Ip>(frame: &Frame, link: &Link, tagged: u32) -> Option<Parsed<A
         flags: 0,
         icmp_type: 0,
         portless: 0,
-        tagged: tagged | link.tagged,
+        tagged: tagged | (l3 - ETH_LEN),
     };
     if header.part != Part::Later && transport(frame, &mut parsed).is_none() {
         parsed.part = Part::Cut;
