@@ -123,6 +123,9 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
 /// What the fast path has found, found again for the slow stages: cheaper than to keep it for them.
 #[inline(never)]
 fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, l3: u32, context: &Context<T>, work: &mut Work<A>) -> bool {
+    // Handed over by reference for certain: pointers into a packet that the compiler hands to a function
+    // by value lose their upper halves.
+    let packet = core::hint::black_box(packet);
     match parse::packet(&packet.frame(), l3, context.at.tagged as u32) {
         Some(parsed) => {
             work.parsed = parsed;
