@@ -59,9 +59,11 @@ fn text(comment: &str) -> Cell {
     comment.trim_start().into()
 }
 
-fn protocol(number: u8) -> String {
-    use lb_common::wire::header::{SCTP, TCP, UDP};
+pub(crate) fn protocol(number: u8) -> String {
+    use lb_common::wire::header::{ICMP, ICMP6, SCTP, TCP, UDP};
     match number {
+        ICMP => "ICMP".into(),
+        ICMP6 => "ICMPv6".into(),
         TCP => "TCP".into(),
         UDP => "UDP".into(),
         SCTP => "SCTP".into(),
