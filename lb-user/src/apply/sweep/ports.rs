@@ -16,27 +16,20 @@ use lb_common::wire::Addr;
 use super::{STEP, STEPS, Swept};
 use crate::apply::ports::{Taken, at, bits, give_back};
 
-/// What was seen of a host's mappings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Seen {
-    mappings: u32,
-    /// Which ones: other mappings have another sum.
-    sum: u64,
-}
-
-/// A host's count, and what it should be.
+/// A host's count, and the mappings of it that a pass has met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Count<A> {
     host: A,
     ports: u32,
-    seen: Seen,
+    seen: u32,
 }
 
 /// Where the walk through a family's port table stands, and what this pass and the one before have seen.
 #[derive(Debug)]
 pub struct Pass<A> {
     next: u32,
-    hosts: HashMap<A, Seen>,
+    /// Mappings of each host.
+    hosts: HashMap<A, u32>,
     /// Ports that are taken, but that nobody has.
     bare: HashMap<u32, Meta>,
     bare_before: HashMap<u32, Meta>,
@@ -78,16 +71,13 @@ pub fn step<A: Addr, T: PortTable<A>>(
                 swept.ports += 1;
                 ended(&taken);
             } else {
-                let seen = pass.hosts.entry(taken.inside).or_default();
-                seen.mappings += 1;
-                let which = u64::from(index) << 16 | u64::from(taken.inside_port);
-                seen.sum = seen.sum.wrapping_add((which + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+                *pass.hosts.entry(taken.inside).or_default() += 1;
             }
         }
     }
     pass.next = to;
     if to == entries {
-        end(table, pass, &mut swept);
+        end(table, entries, pass, &mut swept);
     }
     swept
 }
@@ -102,33 +92,48 @@ fn leaked<A: Addr, T: PortTable<A>>(table: &T, pass: &mut Pass<A>, index: u32, m
 }
 
 /// At the end of a pass: sets counts right, and forgets hosts without a port.
-fn end<A: Addr, T: PortTable<A>>(table: &T, pass: &mut Pass<A>, swept: &mut Swept) {
-    let counts = counts(table, &pass.hosts);
-    let mut kept = HashMap::with_capacity(counts.len());
-    for (index, count) in counts {
-        let Some(holder) = table.holder(index) else { continue };
-        // The same ports and the same count in both passes: then none came or went unseen.
-        if pass.counts_before.get(&index) != Some(&count) {
-            kept.insert(index, count);
-        } else if count.ports != count.seen.mappings {
-            holder.correct(count.seen.mappings.wrapping_sub(count.ports));
-            swept.counts += 1;
-        } else if count.ports == 0 && holder.forget() {
+fn end<A: Addr, T: PortTable<A>>(table: &T, entries: u32, pass: &mut Pass<A>, swept: &mut Swept) {
+    let mut counts = counts(table, &pass.hosts);
+    let same = |(index, count): &(&u32, &Count<A>)| pass.counts_before.get(*index) == Some(*count);
+    let stay: Vec<u32> = counts.iter().filter(same).map(|(index, _)| *index).collect();
+    let wrong: Vec<u32> = stay.iter().copied().filter(|index| counts[index].ports != counts[index].seen).collect();
+    for index in stay {
+        let free = counts[&index].ports == 0 && counts[&index].seen == 0;
+        if free && table.holder(index).is_some_and(Holder::forget) {
+            counts.remove(&index);
             swept.hosts += 1;
-        } else {
-            kept.insert(index, count);
         }
     }
-    *pass = Pass { counts_before: kept, bare_before: std::mem::take(&mut pass.bare), ..Pass::default() };
+    // A pass takes long, and meets what comes and goes meanwhile or not: now all at once.
+    if !wrong.is_empty() {
+        let now = self::counts(table, &mappings(table, entries));
+        for index in wrong {
+            let (Some(count), Some(holder)) = (counts.remove(&index), table.holder(index)) else { continue };
+            if now.get(&index) == Some(&count) {
+                holder.correct(count.seen.wrapping_sub(count.ports));
+                swept.counts += 1;
+            }
+        }
+    }
+    *pass = Pass { counts_before: counts, bare_before: std::mem::take(&mut pass.bare), ..Pass::default() };
+}
+
+/// How many mappings each host has.
+fn mappings<A: Addr, T: PortTable<A>>(table: &T, entries: u32) -> HashMap<A, u32> {
+    let mut hosts = HashMap::new();
+    for taken in bits(table, 0, entries).filter_map(|index| at(table, index)) {
+        *hosts.entry(taken.inside).or_default() += 1;
+    }
+    hosts
 }
 
 /// All counts, by their places.
-fn counts<A: Addr, T: PortTable<A>>(table: &T, hosts: &HashMap<A, Seen>) -> HashMap<u32, Count<A>> {
+fn counts<A: Addr, T: PortTable<A>>(table: &T, hosts: &HashMap<A, u32>) -> HashMap<u32, Count<A>> {
     let mut counts = HashMap::new();
     let mut places: HashMap<A, u32> = HashMap::new();
     for index in 0..HOLDERS {
         let Some((host, ports, _)) = table.holder(index).and_then(Holder::read) else { continue };
-        counts.insert(index, Count { host, ports, seen: Seen::default() });
+        counts.insert(index, Count { host, ports, seen: 0 });
         // Of two places that a host has, packets count at the first from where they begin to look.
         let far = |index: u32| index.wrapping_sub(hash::client(host, 0)) % HOLDERS;
         match places.entry(host) {
