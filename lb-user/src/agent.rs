@@ -6,7 +6,7 @@
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
 mod lock;
-mod nat_log;
+pub mod nat_log;
 mod sweeping;
 mod switch;
 mod wanted;

@@ -68,7 +68,6 @@ impl Ends {
 
 impl NatLog {
     /// Writes to another file from now on; to none: what comes is thrown away.
-    #[expect(dead_code, reason = "the path comes with the configuration's key")]
     pub fn set_path(&self, path: Option<PathBuf>) {
         if let Some(sender) = &self.path {
             sender.send_if_modified(|old| (*old != path).then(|| *old = path).is_some());
@@ -123,11 +122,11 @@ impl Writer {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.file.set(self.path.borrow_and_update().clone());
         loop {
-            let mut stop = false;
+            let mut changed = None;
             tokio::select! {
                 read = self.file.read(&mut buffer) => read?,
                 Some(ended) = self.ends.recv() => self.file.ended(&ended),
-                changed = self.path.changed() => stop = changed.is_err(),
+                result = self.path.changed() => changed = Some(result),
                 _ = look.tick() => self.file.look(),
             }
             while let Ok(ended) = self.ends.try_recv() {
@@ -137,12 +136,14 @@ impl Writer {
             self.file.drain(buffer.get_mut());
             self.file.lose(self.lost.swap(0, Ordering::Relaxed), "too many ended at once");
             self.file.flush();
-            if stop {
-                self.file.say();
-                return Ok(());
-            }
-            if self.path.has_changed().unwrap_or(false) {
-                self.file.set(self.path.borrow_and_update().clone());
+            match changed {
+                None => {}
+                // What came before still went to the former file.
+                Some(Ok(())) => self.file.set(self.path.borrow_and_update().clone()),
+                Some(Err(_)) => {
+                    self.file.say();
+                    return Ok(());
+                }
             }
         }
     }
