@@ -68,6 +68,15 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         nat::way(work, &Context { tables: self, at }, outcome)
     }
 
+    /// [`nat::known`].
+    fn nat_known(&self, work: &mut Work<A>, at: &Arrival) -> u32
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::known(work, &Context { tables: self, at })
+    }
+
     /// [`nat::map`].
     fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32
     where
@@ -101,7 +110,7 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         Self: Sized,
         A: Ip,
     {
-        nat::follow(work, &Context { tables: self, at });
+        let _ = nat::follow(work, &Context { tables: self, at });
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity>;

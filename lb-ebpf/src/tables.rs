@@ -225,6 +225,11 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
+    fn nat_known(&self, work: &mut Work<A>, at: &Arrival) -> u32 {
+        A::known(work, at)
+    }
+
+    #[inline(always)]
     fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32 {
         A::map(work, at, outcome)
     }
