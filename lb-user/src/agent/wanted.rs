@@ -73,11 +73,10 @@ impl Neighbours {
             needed: HashMap::new(),
             changed: true,
         };
-        let gateways = intent.ports.iter().filter_map(|port| port.gateway);
-        let endpoints = intent.services.iter().flat_map(endpoints);
-        let ways = endpoints.chain(gateways).filter_map(|addr| all.to(addr));
+        let ways = intent.services.iter().flat_map(endpoints).filter_map(|addr| all.to(addr));
         let hops = network.routes.iter().filter_map(|route| Some((route.link, route.gateway?)));
-        let found: Vec<_> = ways.chain(hops.filter(|hop| all.is_neighbour(hop))).collect();
+        let hops = hops.chain(gateways(intent, network)).filter(|hop| all.is_neighbour(hop));
+        let found: Vec<_> = ways.chain(hops).collect();
         for entry in found {
             *all.needed.entry(entry).or_insert(0) += 1;
         }
@@ -123,6 +122,15 @@ impl Neighbours {
     pub fn take(&mut self) -> Option<Wanted> {
         std::mem::take(&mut self.changed).then(|| self.needed.keys().copied().collect())
     }
+}
+
+/// The ports' gateways, each on its port's link, also while no route leads there: what is translated leaves
+/// by one of them at once when another fails.
+fn gateways<'n>(intent: &'n Intent, network: &'n Network) -> impl Iterator<Item = (u32, IpAddr)> + 'n {
+    intent.ports.iter().flat_map(|port| {
+        let link = network.links.iter().find(|link| link.name == port.interface);
+        link.into_iter().flat_map(|link| port.gateways.iter().map(|&gateway| (link.index, gateway)))
+    })
 }
 
 fn endpoints(service: &ServicePort) -> impl Iterator<Item = IpAddr> {

@@ -157,6 +157,7 @@ proptest! {
         let (from, to) = (make(&a[0]), make(&b[0]));
         let mut model = Model::new(&from);
         model.ended.extend(0..1_000);
+        model.planes = None;
         diff(&from, &to).iter().for_each(|op| model.apply(op));
         prop_assert_eq!(model.read(), to);
     }

@@ -1,0 +1,1 @@
+//! What the plan says of the translation between inside and outside.
