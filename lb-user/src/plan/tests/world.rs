@@ -35,7 +35,7 @@ pub fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
     }
 }
 
-fn address(link: u32, net: &str) -> Address {
+pub fn address(link: u32, net: &str) -> Address {
     Address { link, net: net.parse().expect("a prefix"), temporary: false }
 }
 
