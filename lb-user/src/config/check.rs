@@ -96,7 +96,7 @@ fn gateways(config: &Config, log: &mut Log) {
     let mut all = Vec::new();
     for port in &config.ports {
         let list = format!("ports.{}.gateway", port.name);
-        all.extend(port.gateways.iter().enumerate().map(|(i, gateway)| (config.item(&list, i), *gateway, port)));
+        all.extend(port.gateways.iter().enumerate().map(|(i, gateway)| (config.member(&list, i), *gateway, port)));
     }
     all.sort_by_key(|(path, ..)| config.places.by_path.get(path));
     for (i, (path, gateway, port)) in all.iter().enumerate() {
@@ -127,7 +127,7 @@ fn gateways(config: &Config, log: &mut Log) {
             let message = format!(
                 "`{gateway}` is {}, but {} ({inside}) is {}; expected a gateway of that family",
                 family(*gateway),
-                config.item("internalSwitch.address", i),
+                config.member("internalSwitch.address", i),
                 family(inside.addr())
             );
             log.errors.push(config.error_at(path, message));
@@ -139,7 +139,7 @@ fn gateways(config: &Config, log: &mut Log) {
 fn published(config: &Config, log: &mut Log) {
     let extents = || config.places.extents.iter().filter(|e| matches!(e.used, Use::Services | Use::Cluster));
     for (i, service) in config.published.iter().enumerate() {
-        let path = config.item("publish", i);
+        let path = config.member("publish", i);
         let of_cluster = |addr: &IpAddr| extents().find(|e| e.used == Use::Cluster && value::contains(&e.range, *addr));
         if let Some((addr, extent)) = service.addresses.iter().find_map(|addr| Some((addr, of_cluster(addr)?))) {
             let message = format!("`{addr}` is inside {} ({}); expected another one", extent.path, show(&extent.range));

@@ -65,8 +65,22 @@ pub struct Config {
 struct Places {
     /// By key path.
     by_path: BTreeMap<String, Place>,
+    /// The key paths of a list's members, by the list's.
+    members: BTreeMap<String, Vec<String>>,
     /// Every range and subnet.
     extents: Vec<check::Extent>,
+}
+
+impl Places {
+    fn note(&mut self, at: &At<'_>) {
+        self.by_path.insert(at.to_string(), at.place());
+    }
+
+    /// Notes a member of a list, which may stand there without a list, once it is taken.
+    fn note_member(&mut self, list: &At<'_>, at: &At<'_>) {
+        self.note(at);
+        self.members.entry(list.to_string()).or_default().push(at.to_string());
+    }
 }
 
 impl Config {
@@ -126,10 +140,10 @@ impl Config {
         Rules { service_ranges: self.service_ranges.clone(), published, draining: self.draining }
     }
 
-    /// The key path of a list's member, which may stand there without a list.
-    fn item(&self, list: &str, index: usize) -> String {
-        let path = format!("{list}[{index}]");
-        if self.places.by_path.contains_key(&path) { path } else { list.to_owned() }
+    /// The key path of a list's member.
+    fn member(&self, list: &str, index: usize) -> String {
+        let path = self.places.members.get(list).and_then(|members| members.get(index));
+        path.cloned().unwrap_or_else(|| list.to_owned())
     }
 
     /// An error about the value at a key path.

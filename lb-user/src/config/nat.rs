@@ -64,14 +64,14 @@ pub(super) fn internal_switch(
 
 fn addresses(places: &mut Places, at: &At<'_>, log: &mut Log) -> Vec<IpNet> {
     let right = "the switch's own address with its prefix length, such as 10.20.0.1/24";
-    let Some(at) = at.get("address") else {
+    let Some(list) = at.get("address") else {
         return Vec::new();
     };
     let mut all = Vec::new();
-    for at in at.list_or_one() {
+    for at in list.list_or_one() {
         if let Some(net) = at.value(log, right, value::interface_address) {
             let range = value::of_net(net.trunc());
-            places.by_path.insert(at.to_string(), at.place());
+            places.note_member(&list, &at);
             places.extents.push(Extent { used: Use::Switch, path: at.to_string(), place: at.place(), range });
             all.push(net);
         }
@@ -118,7 +118,7 @@ fn nat_subnets(nat: &Nat, places: &mut Places, at: &At<'_>, log: &mut Log) -> Ve
         let v4 = net.addr().is_ipv4();
         if nat.of(v4) != Translation::Masquerade {
             let key = if v4 { "ipv4" } else { "ipv6" };
-            log.notice(&at, format!("{net} is not translated, since internalSwitch.{key} is not masquerade"));
+            log.notice(&at, format!("`{net}` is not translated, since internalSwitch.{key} is not masquerade"));
         }
         let range = value::of_net(net);
         places.extents.push(Extent { used: Use::Nat, path: at.to_string(), place: at.place(), range });
@@ -130,7 +130,7 @@ fn nat_subnets(nat: &Nat, places: &mut Places, at: &At<'_>, log: &mut Log) -> Ve
 fn prefixes(nat: &mut Nat, ipv6: Option<&At<'_>>, places: &mut Places, at: &At<'_>, log: &mut Log) {
     let Some(at) = at.get("prefixes") else {
         if let Some(ipv6) = ipv6.filter(|_| nat.ipv6 == Translation::Prefix) {
-            log.error(ipv6, "`prefix` needs internalSwitch.prefixes beside it, which prefix has which one outside");
+            log.error(ipv6, "`prefix` says nothing without internalSwitch.prefixes; expected these beside it");
         }
         return;
     };
@@ -152,7 +152,7 @@ fn pair(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<PrefixPair> {
     let outside = exchanged(places, at, "outside", Use::PrefixOutside, log);
     let (inside, outside) = (inside?, outside?);
     if inside.prefix_len() != outside.prefix_len() {
-        log.error(at, format!("{inside} and {outside} are of two lengths; expected one"));
+        log.error(at, format!("`{inside}` and `{outside}` are of two lengths; expected one"));
         return None;
     }
     Some(PrefixPair { inside, outside })
@@ -184,7 +184,7 @@ pub(super) fn whole(config: &Config, log: &mut Log) {
     for (i, net) in config.internal_switch.iter().flat_map(|switch| &switch.addresses).enumerate() {
         if config.nat.of(net.addr().is_ipv4()) == Translation::Masquerade && !fits(net.trunc()) {
             let message = format!("`{net}` is too large to be translated; expected {NAT_SUBNET}");
-            log.errors.push(config.error_at(&config.item("internalSwitch.address", i), message));
+            log.errors.push(config.error_at(&config.member("internalSwitch.address", i), message));
         }
     }
     for port in &config.ports {
@@ -194,9 +194,13 @@ pub(super) fn whole(config: &Config, log: &mut Log) {
         let wished = outside(config, v4);
         let room = config.tuning.capacity.nat_addresses as usize;
         if config.nat.of(v4) == Translation::Masquerade && config.internal_switch.is_some() && wished > room {
+            let given = "capacity.natAddresses";
+            let path = if config.places.by_path.contains_key(given) { given } else { "ports" };
             let family = if v4 { "IPv4" } else { "IPv6" };
-            let message = format!("`{room}` is too small: the ports with a gateway have {wished} {family} addresses");
-            log.errors.push(config.error_at("capacity.natAddresses", format!("{message}; expected at least that")));
+            let message = format!(
+                "the ports with a gateway have {wished} {family} addresses for translated packets, but {given} is {room}; expected {wished} there"
+            );
+            log.errors.push(config.error_at(path, message));
         }
     }
 }
@@ -210,7 +214,7 @@ fn outside(config: &Config, v4: bool) -> usize {
 fn nat_addresses(config: &Config, port: &Port, log: &mut Log) {
     let list = format!("ports.{}.natAddresses", port.name);
     for (i, addr) in port.nat_addresses.iter().enumerate() {
-        let (before, path) = (&port.nat_addresses[..i], config.item(&list, i));
+        let (before, path) = (&port.nat_addresses[..i], config.member(&list, i));
         let family = family(*addr);
         let message = if before.contains(addr) {
             format!("`{addr}` stands there twice; expected each address once")

@@ -16,22 +16,22 @@ const KEYS: &[&str] = &["at", "to", "protocol"];
 const TEXT: &str = "a port forward such as 203.0.113.5:8443 -> 10.20.0.7:443 (TCP, or with /udp or /sctp at its end)";
 const PROTOCOL: &str = "TCP, UDP or SCTP";
 
-pub(super) fn forwards(places: &mut Places, at: &At<'_>, log: &mut Log) -> Vec<ServicePort> {
+pub(super) fn forwards(places: &mut Places, list: &At<'_>, log: &mut Log) -> Vec<ServicePort> {
     let mut all: Vec<(SocketAddr, Protocol, String)> = Vec::new();
     let mut services = Vec::new();
-    for at in at.list_or_one() {
+    for at in list.list_or_one() {
         let Some((from, to, protocol)) = forward(&at, log) else {
             continue;
         };
-        places.by_path.insert(at.to_string(), at.place());
-        let what = format!("{from} -> {to}");
+        let what = format!("`{from} -> {to}`");
         if from.is_ipv4() != to.is_ipv4() {
             log.error(&at, format!("{what} mixes IPv4 and IPv6; expected addresses of one family"));
         } else if protocol == Protocol::Sctp && from.port() != to.port() {
             log.error(&at, format!("{what} changes the port; expected the same one, since SCTP's checksum covers it"));
         } else if let Some((.., first)) = all.iter().find(|(f, p, _)| (*f, *p) == (from, protocol)) {
-            log.error(&at, format!("{from} is already {first}; expected an address and port of its own"));
+            log.error(&at, format!("`{from}` is already {first}; expected an address and port of its own"));
         } else {
+            places.note_member(list, &at);
             all.push((from, protocol, at.to_string()));
             services.push(service(from, to, protocol));
         }

@@ -87,6 +87,7 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.node = at.value(log, node, node_name).unwrap_or_default();
     }
     if let Some(at) = root.get("ports") {
+        config.places.note(&at);
         ports(config, &at, log);
     }
     if let Some(at) = root.get("internalSwitch") {
@@ -107,6 +108,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.draining = Duration::from_secs(seconds.into());
     }
     tuning(&mut config.tuning, root, log);
+    if let Some(at) = root.get("capacity").as_ref().and_then(|at| at.get("natAddresses")) {
+        config.places.note(&at);
+    }
 }
 
 fn node_name(text: &str) -> Result<String, String> {
@@ -126,7 +130,7 @@ fn interface_name(text: &str) -> Result<String, String> {
 /// An interface's own name, remembered for [`super::verify`].
 pub(super) fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
     let at = at.require(log, "interface", INTERFACE)?;
-    places.by_path.insert(at.to_string(), at.place());
+    places.note(&at);
     at.value(log, INTERFACE, |text| match text {
         "lo" => Err("is the loopback".into()),
         text if text.contains('*') => Err(String::new()),
@@ -163,13 +167,15 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
 
 /// An address or several, each remembered for [`super::check`] and [`super::verify`].
 fn addresses(places: &mut Places, at: &At<'_>, key: &str, log: &mut Log) -> Vec<IpAddr> {
-    let Some(at) = at.get(key) else {
+    let Some(list) = at.get(key) else {
         return Vec::new();
     };
     let mut all = Vec::new();
-    for at in at.list_or_one() {
-        places.by_path.insert(at.to_string(), at.place());
-        all.extend(at.value(log, ADDRESS, value::address));
+    for at in list.list_or_one() {
+        if let Some(addr) = at.value(log, ADDRESS, value::address) {
+            places.note_member(&list, &at);
+            all.push(addr);
+        }
     }
     all
 }
@@ -193,7 +199,7 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     config.pod_subnets = subnets(extents, at, "podSubnet", Use::Pods, log);
     config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
     if let Some(at) = at.get("manifests") {
-        config.places.by_path.insert(at.to_string(), at.place());
+        config.places.note(&at);
         config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
     }
 }

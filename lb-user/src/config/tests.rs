@@ -65,4 +65,5 @@ fn least_file() {
 }
 
 mod kernel;
+mod nat;
 mod wrong;

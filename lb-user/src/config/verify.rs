@@ -39,7 +39,7 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
         let list = format!("ports.{}.gateway", port.name);
         let gateways = port.gateways.iter().enumerate();
         errors.extend(
-            gateways.filter_map(|(i, &addr)| gateway(config, network, port, link, addr, &config.item(&list, i))),
+            gateways.filter_map(|(i, &addr)| gateway(config, network, port, link, addr, &config.member(&list, i))),
         );
         errors.extend(nat_addresses(config, network, port, link));
     }
@@ -84,7 +84,7 @@ fn nat_addresses(config: &Config, network: &Network, port: &Port, link: &Link) -
         let have: Vec<_> = mine.iter().map(|a| a.net.addr().to_string()).collect();
         let have = if have.is_empty() { "which has none".to_owned() } else { format!("such as {}", have.join(", ")) };
         let message = format!("`{addr}` is not an address of `{}`; expected one of its own, {have}", port.interface);
-        config.error_at(&config.item(&list, i), message)
+        config.error_at(&config.member(&list, i), message)
     };
     wrong.map(error).collect()
 }
