@@ -372,3 +372,42 @@ impl Apply for Kernel {
         read_maps(&self.maps, self.attacher.read(&self.paths, &self.state)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::wire::{Ip4, Ip6};
+
+    use super::*;
+
+    fn a<A: Addr>(text: &str) -> A {
+        A::from_ip(text.parse().expect("an address")).expect("one of the family")
+    }
+
+    #[test]
+    fn the_end_outside_of_an_entry() {
+        let (inside, remote, outer) = (a::<Ip4>("10.20.0.5"), a("198.51.100.7"), a("203.0.113.2"));
+        let [near, far, port] = [40_000, 443, 2_000].map(Be16::new);
+        let nat = Flow::<Ip4>::NAT;
+        let out =
+            Flow { src: outer, dst: remote, sport: port, dport: far, flags: nat | Flow::<Ip4>::OUT, ..Flow::default() };
+        let out_key = FlowKey { src: inside, dst: remote, sport: near, dport: far, proto: 6 };
+        let back = Flow { src: remote, dst: inside, sport: far, dport: near, flags: nat, ..Flow::default() };
+        let memory = Flow { flags: nat | Flow::<Ip4>::MEMORY, ..out };
+        let service = Flow { flags: Flow::<Ip4>::SNAT, ..out };
+        let ends = [(out_key, out), (out.reverse_key(6), back), (out_key, memory), (out_key, service)];
+        let end = Some((outer, port));
+        assert_eq!(ends.map(|(key, flow)| outside(&key, &flow)), [end, end, end, None]);
+        assert!(is_outside(&out_key, &out, outer) && !is_outside(&out_key, &out, inside));
+    }
+
+    #[test]
+    fn ports_and_prefixes() {
+        let settings = Settings { snat_first: 1_024, snat_last: 2_048, ..Settings::default() };
+        let others = [0, 1, 1_023, 1_024, 2_047, 2_048, 65_535].map(|port| is_not_of(&settings, Be16::new(port)));
+        // A range of an odd number of ports has one less.
+        assert_eq!(others, [false, true, true, false, false, true, true]);
+        let prefix = Prefix { len: 60, addr: a::<Ip6>("2001:db8:7::") };
+        let there = ["2001:db8:7:f::1", "2001:db8:7:10::1"].map(|addr| contains(&prefix, a(addr)));
+        assert_eq!(there, [true, false]);
+    }
+}

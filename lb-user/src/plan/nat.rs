@@ -58,14 +58,17 @@ pub(super) fn own<A: Addr>(side: &BTreeMap<Prefix<A>, Owned>, family: &mut Famil
 }
 
 fn side_bits<A: Addr>(side: &BTreeMap<Prefix<A>, Owned>, grain: u32, bits: &mut Vec<u32>) {
-    let kinds: [(u16, fn(A) -> u32); 2] =
-        [(Owned::INSIDE | Owned::PREFIX_INSIDE, inside_bit), (Owned::OUTSIDE | Owned::PREFIX_OUTSIDE, outside_bit)];
+    let subnets = |prefix: &Prefix<A>| {
+        let base = prefix.addr.to_ip();
+        let all = 0..1u128 << grain.saturating_sub(prefix.len);
+        all.filter_map(move |i| A::from_ip(address(number(base) + (i << (A::BITS - grain)), base)))
+    };
     for (prefix, owned) in side {
-        for (_, bit) in kinds.iter().filter(|(kinds, _)| owned.is(*kinds)) {
-            let base = prefix.addr.to_ip();
-            let subnets = 0..1u128 << grain.saturating_sub(prefix.len);
-            let subnet = |i| A::from_ip(address(number(base) + (i << (A::BITS - grain)), base));
-            bits.extend(subnets.filter_map(subnet).map(bit));
+        if owned.is(Owned::INSIDE | Owned::PREFIX_INSIDE) {
+            bits.extend(subnets(prefix).map(inside_bit));
+        }
+        if owned.is(Owned::OUTSIDE | Owned::PREFIX_OUTSIDE) {
+            bits.extend(subnets(prefix).map(outside_bit));
         }
     }
 }
