@@ -43,7 +43,7 @@ pub struct Port {
 }
 
 impl Port {
-    /// Whether what is of this address's family leads out here.
+    /// Whether what is of this family leads out here.
     pub fn leads_out(&self, v4: bool) -> bool {
         self.gateways.iter().any(|gateway| gateway.is_ipv4() == v4)
     }
