@@ -6,6 +6,7 @@
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
 mod lock;
+mod nat_log;
 mod sweeping;
 mod switch;
 mod wanted;
@@ -95,7 +96,8 @@ async fn start(options: &Options) -> Result<()> {
     // Before it says that it is ready: whoever waits for that may end it at once.
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     block_in_place(|| agent.first())?;
-    sweeping::start(&options.paths)?;
+    let nat_log = nat_log::start(&options.paths, None)?;
+    sweeping::start(&options.paths, nat_log.ends())?;
     agent.serve(watch, network_by, stop).await
 }
 

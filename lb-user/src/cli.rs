@@ -36,7 +36,10 @@ pub enum Command {
     /// Backends, their state and share
     Backends(Listing),
     /// Connections
-    Flows(Listing),
+    Flows(Flows),
+    /// Translation between inside and outside
+    #[command(subcommand)]
+    Nat(Nat),
     /// Dropped and noted packets by reason
     Drops(Listing),
 }
@@ -53,6 +56,34 @@ pub struct Listing {
     /// Print an array of objects
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Flows {
+    #[command(flatten)]
+    pub listing: Listing,
+    /// Only those that are translated between inside and outside
+    #[arg(long)]
+    pub nat: bool,
+}
+
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Nat {
+    /// Uplinks, their addresses, how many ports are in use, and what was dropped
+    Status(Listing),
+    /// Translated connections
+    Flows(Listing),
+    /// The hosts inside that have the most ports
+    Top(Top),
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Top {
+    #[command(flatten)]
+    pub listing: Listing,
+    /// How many hosts
+    #[arg(short, value_name = "N", default_value_t = 10)]
+    pub n: usize,
 }
 
 #[cfg(test)]
@@ -83,6 +114,14 @@ mod tests {
             ("services web", "unexpected argument 'web' found"),
             ("backends --json=yes", "unexpected value 'yes' for '--json' found; no more were expected"),
             ("flows --json --json", "the argument '--json' cannot be used multiple times"),
+            ("flows nat", "unexpected argument 'nat' found"),
+            ("nat --json", "unexpected argument '--json' found"),
+            ("nat --pin-path x", "'stellwerk nat' requires a subcommand but one was not provided"),
+            ("nat show", "unrecognized subcommand 'show'"),
+            ("nat status -n 3", "unexpected argument '-n' found"),
+            ("nat top -n", "a value is required for '-n <N>' but none was supplied"),
+            ("nat top -n -3", "unexpected argument '-3' found"),
+            ("nat top -n all", "invalid value 'all' for '-n <N>': invalid digit found in string"),
             ("drops -j", "unexpected argument '-j' found"),
             ("status --pin-path", "a value is required for '--pin-path <DIR>' but none was supplied"),
             ("status --pin-path=", "a value is required for '--pin-path <DIR>' but none was supplied"),

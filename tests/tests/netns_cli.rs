@@ -12,6 +12,11 @@ use stellwerk_tests::netns::scene::{PORT, Scene, Which};
 use stellwerk_tests::netns::{Lab, Ns, probe};
 
 const LISTINGS: [&str; 5] = ["status", "services", "backends", "flows", "drops"];
+const NAT: [&str; 3] = ["nat status", "nat flows", "nat top"];
+
+fn words(listing: &str) -> Vec<&str> {
+    listing.split(' ').collect()
+}
 
 /// As `stellwerk_tests::netns::agent` finds it.
 fn binary() -> PathBuf {
@@ -107,10 +112,10 @@ fn before_any_agent() {
     let small = Small::new();
     let pins = small.pins();
     let pins = pins.display();
-    for listing in LISTINGS {
+    for listing in LISTINGS.into_iter().chain(NAT).chain(["flows --nat"]) {
         let want = error(format!("nothing is loaded at {pins}: `stellwerk run --config FILE` loads it"));
-        assert_eq!(small.say(&[listing]), want);
-        assert_eq!(small.say(&[listing, "--json"]), want);
+        assert_eq!(small.say(&words(listing)), want);
+        assert_eq!(small.say(&words(&format!("{listing} --json"))), want);
     }
     assert_eq!(small.say(&["unload"]), (0, format!("nothing is loaded at {pins}\n"), String::new()));
 }
@@ -212,8 +217,8 @@ fn only_root_may() {
     let (code, out, why) = nobody(&["run", "--config", &config]);
     assert_eq!((code, out.as_str()), (1, ""));
     assert_eq!(why, format!("stellwerk: {}/agent.lock: Permission denied (os error 13){root}", run.display()));
-    for listing in LISTINGS {
-        let (code, out, why) = nobody(&[listing]);
+    for listing in LISTINGS.into_iter().chain(NAT) {
+        let (code, out, why) = nobody(&words(listing));
         assert_eq!((code, out.as_str()), (1, ""));
         assert!(why.starts_with("stellwerk: the pinned map ") && why.ends_with(root), "{why}");
     }
@@ -222,6 +227,38 @@ fn only_root_may() {
     assert_eq!((code, out.as_str()), (1, ""));
     assert!(why.ends_with(root), "{why}");
     assert_eq!(nobody(&["check", &config]).0, 0);
+}
+
+/// Where nothing is translated, as long as no configuration asks for it.
+#[test]
+fn translation_that_is_off() {
+    let small = Small::new();
+    let agent = small.start();
+    for (listing, head) in [
+        ("flows --nat", "PROTOCOL  CLIENT  VIP  BACKEND  SNAT  SERVICE  STATE  SET  IDLE S\n"),
+        ("nat flows", "PROTOCOL  INSIDE  OUTSIDE  REMOTE  OPENED  STATE  SET  IDLE S\n"),
+        ("nat top -n 3", "HOST  PORTS  QUOTA  DENIED\n"),
+    ] {
+        assert_eq!(small.say(&words(listing)), (0, head.to_owned(), String::new()));
+        assert_eq!(small.say(&words(&format!("{listing} --json"))), (0, "[]\n".to_owned(), String::new()));
+    }
+    let (code, text, _) = small.say(&["nat", "status", "--json"]);
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    let of = |what: &str| rows.iter().filter(|row| row["what"] == what).collect::<Vec<_>>();
+    assert_eq!((code, &of("translation")[0]["state"]), (0, &"off".into()));
+    assert!(of("uplink").is_empty() && of("ports").is_empty() && of("hosts").is_empty(), "{text}");
+    assert!(!of("drop").is_empty() && of("drop").iter().all(|row| row["count"] == 0), "{text}");
+    for listing in NAT {
+        let (_, text, _) = small.say(&words(listing));
+        let columns = text.lines().next().unwrap().split("  ").map(str::trim).filter(|column| !column.is_empty());
+        let heads: Vec<String> = documented(listing).iter().map(|name| name.to_uppercase().replace('_', " ")).collect();
+        assert_eq!(columns.collect::<Vec<_>>(), heads);
+    }
+    let (_, text, _) = small.say(&["status"]);
+    assert!(!text.contains("\nnat "), "{text}");
+    let (code, help, _) = small.say(&["nat", "--help"]);
+    assert!(code == 0 && ["status", "flows", "top"].iter().all(|word| help.contains(word)), "{help}");
+    drop(agent);
 }
 
 /// The names in the first column of a listing's table in docs/json.md.

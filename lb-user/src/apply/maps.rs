@@ -27,6 +27,9 @@ use crate::intent::Capacity;
 
 /// Rises when a layout changes that sizes and names don't show.
 const LAYOUT: u32 = 2;
+/// Where mappings that begin and end wait for the agent that logs them: also for the next one.
+pub const NAT_LOG: &str = "NAT_LOG";
+
 /// A map as it is expected: its name, sizes, and what the configuration says of its capacity.
 pub struct Spec {
     pub name: &'static str,
@@ -81,6 +84,8 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, Owner<Ip6>>("OWNERS6", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE))),
     spec::<u32, Holder<Ip4>>("HOLDERS4", None),
     spec::<u32, Holder<Ip6>>("HOLDERS6", None),
+    // A ring buffer has neither keys nor values.
+    spec::<(), ()>(NAT_LOG, None),
 ];
 
 /// The name of this layout's folder: FNV-1a over all names and sizes.

@@ -2,14 +2,19 @@
 //!
 //! Invariant: no system call a port; what is changed here is changed by the rules that packets keep to.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::time::SystemTime;
 
 use anyhow::{Context, Result, ensure};
 use lb_common::flow_table::cell::Cell64;
 use lb_common::port_table::{self, CLASSES, HOLDERS, Holder, Owner, PLANE, PORTS, PortTable};
-use lb_common::wire::Addr;
+use lb_common::wire::{Addr, Be16};
 
 use super::sys::{Mapping, RawMap, Shared};
+
+/// How often a port is tried to be given back that a packet uses at the same time.
+const TRIES: u32 = 4;
 
 /// A family's tables.
 #[derive(Debug)]
@@ -34,7 +39,7 @@ impl<A: Addr> PortTable<A> for Ports<A> {
 }
 
 /// A port outside that somebody inside has.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken<A> {
     pub index: u32,
     pub plane: u32,
@@ -45,6 +50,67 @@ pub struct Taken<A> {
     pub inside_port: u16,
     pub state: u8,
     pub last: u32,
+}
+
+/// A mapping that the agent ended, as it is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    pub time: SystemTime,
+    pub protocol: u8,
+    pub inside: SocketAddr,
+    pub outside: SocketAddr,
+}
+
+impl<A: Addr> Taken<A> {
+    /// The end of it now, `outside` being its plane's address.
+    pub fn ended(&self, outside: A) -> Ended {
+        Ended {
+            time: SystemTime::now(),
+            protocol: port_table::proto::<A>(self.class),
+            inside: SocketAddr::new(self.inside.to_ip(), self.inside_port),
+            outside: SocketAddr::new(outside.to_ip(), self.outside_port),
+        }
+    }
+}
+
+/// Who has an entry; None: nobody.
+pub fn at<A: Addr, T: PortTable<A>>(table: &T, index: u32) -> Option<Taken<A>> {
+    let owner = table.owner(index)?;
+    let meta = owner.meta();
+    let (inside, _) = owner.addrs(meta)?;
+    Some(Taken {
+        index,
+        plane: index / PLANE,
+        class: index / PORTS % CLASSES,
+        outside_port: (index % PORTS) as u16,
+        inside,
+        inside_port: meta.port().get(),
+        state: meta.state(),
+        last: owner.last(),
+    })
+}
+
+/// The entries from `from` to before `to` whose bits are set.
+pub fn bits<A: Addr, T: PortTable<A>>(table: &T, from: u32, to: u32) -> impl Iterator<Item = u32> {
+    let words = (from / 64..to.div_ceil(64)).map(|word| (word, table.ports(word).map_or(0, Cell64::load)));
+    words
+        .filter(|(_, bits)| *bits != 0)
+        .flat_map(|(word, bits)| (0..64).filter(move |bit| bits >> bit & 1 != 0).map(move |bit| word * 64 + bit))
+}
+
+/// Gives a port back, as long as its endpoint has it; false where it doesn't any more.
+pub fn give_back<A: Addr, T: PortTable<A>>(table: &T, taken: &Taken<A>) -> bool {
+    let Some(owner) = table.owner(taken.index) else { return false };
+    // A packet may change its state meanwhile.
+    for _ in 0..TRIES {
+        let Some(meta) = owner.of(taken.inside, Be16::new(taken.inside_port)) else { return false };
+        if port_table::release(table, taken.index, meta) {
+            // Who is killed before this, or in `release`, leaves a count or a bit that the sweep corrects.
+            port_table::refund(table, taken.inside);
+            return true;
+        }
+    }
+    false
 }
 
 impl<A: Addr> Ports<A> {
@@ -64,36 +130,12 @@ impl<A: Addr> Ports<A> {
 
     /// The entries of a part of the table, from `from` to before `to`, that somebody has.
     pub fn taken(&self, from: u32, to: u32) -> impl Iterator<Item = Taken<A>> {
-        let words = (from / 64..to.div_ceil(64)).filter(|&word| self.ports(word).is_some_and(|w| w.load() != 0));
-        words.flat_map(|word| word * 64..word * 64 + 64).filter_map(|index| self.at(index))
+        bits(self, from, to).filter_map(|index| at(self, index))
     }
 
-    fn at(&self, index: u32) -> Option<Taken<A>> {
-        let owner = self.owner(index)?;
-        let meta = owner.meta();
-        let (inside, _) = owner.addrs(meta)?;
-        Some(Taken {
-            index,
-            plane: index / PLANE,
-            class: index / PORTS % CLASSES,
-            outside_port: (index % PORTS) as u16,
-            inside,
-            inside_port: meta.port().get(),
-            state: meta.state(),
-            last: owner.last(),
-        })
-    }
-
-    /// Gives a port back, whoever has it; false where nobody does any more.
+    /// See [`give_back`].
     pub fn give_back(&self, taken: &Taken<A>) -> bool {
-        let Some(owner) = self.owner(taken.index) else { return false };
-        let meta = owner.meta();
-        let same = owner.addrs(meta).is_some_and(|(inside, _)| inside == taken.inside);
-        // The host's count first: an agent that dies in between leaves a port without an owner.
-        same && port_table::release(self, taken.index, meta) && {
-            port_table::refund(self, taken.inside);
-            true
-        }
+        give_back(self, taken)
     }
 
     /// Hosts inside: how many ports each has, and how many packets were dropped since it had too many.

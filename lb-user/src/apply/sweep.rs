@@ -1,20 +1,23 @@
-//! Removes what has expired: connections, affinities, fragments.
+//! Removes what has expired: connections, affinities, fragments, ports outside.
 //!
 //! Invariant: a connection goes only when it has been silent for longer than its state allows, judged
 //! by the engine's own rule. The data plane never uses an expired entry, so
 //! that a stopped agent costs room, never correctness. A step looks at a part of the tables; the
 //! whole takes some seconds.
 
+pub mod ports;
+
 use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use anyhow::Result;
-use lb_common::flow_table::{self, WAYS};
+use lb_common::flow_table::{self, FlowTable, WAYS};
+use lb_common::table::nat::POOL;
 use lb_common::table::{FlowKey, Plain, Settings, age};
-use lb_common::wire::Addr;
+use lb_common::wire::{Addr, Ip4, Ip6};
 
-use super::flows::Flows;
 use super::maps::{FamilyMaps, Maps};
+use super::ports::{Ended, Taken};
 use super::sys::{Cursor, bytes};
 use super::table::{Table, remove_many};
 
@@ -28,6 +31,14 @@ pub struct Swept {
     pub connections: usize,
     pub affinities: usize,
     pub fragments: usize,
+    /// Ports outside whose mappings had ended,
+    pub ports: usize,
+    /// and those that were taken, but that nobody had.
+    pub leaked: usize,
+    /// Hosts inside without a port, whose counts' places are free again,
+    pub hosts: usize,
+    /// and hosts whose count of ports was wrong.
+    pub counts: usize,
 }
 
 impl Swept {
@@ -35,36 +46,47 @@ impl Swept {
         self.connections += other.connections;
         self.affinities += other.affinities;
         self.fragments += other.fragments;
+        self.ports += other.ports;
+        self.leaked += other.leaked;
+        self.hosts += other.hosts;
+        self.counts += other.counts;
     }
 }
 
-#[derive(Default)]
-struct Cursors {
+struct Cursors<A> {
     /// The flow table's next bucket.
     flows: u32,
     affinity: Cursor,
     fragments: Cursor,
+    ports: ports::Pass<A>,
+}
+
+impl<A> Default for Cursors<A> {
+    fn default() -> Self {
+        Cursors { flows: 0, affinity: Cursor::default(), fragments: Cursor::default(), ports: ports::Pass::default() }
+    }
 }
 
 /// Where the walks stand.
 #[derive(Default)]
 pub struct Sweeper {
-    v4: Cursors,
-    v6: Cursors,
+    v4: Cursors<Ip4>,
+    v6: Cursors<Ip6>,
     pub total: Swept,
 }
 
 impl Sweeper {
-    /// Sweeps a part of all tables.
-    pub fn step(&mut self, maps: &Maps, now: u32) -> Result<Swept> {
+    /// Sweeps a part of all tables; where mappings are logged, `ended` is told of those that it ends.
+    pub fn step(&mut self, maps: &Maps, now: u32, mut ended: impl FnMut(Ended)) -> Result<Swept> {
         let settings = maps.settings.get(&0)?.unwrap_or_default();
         // Without a filled table of settings every limit is zero.
         if settings.ticks_per_second == 0 {
             return Ok(Swept::default());
         }
         let limits = Limits { maps, by_service: OnceCell::new() };
-        let mut swept = family(&maps.v4, &mut self.v4, &settings, now, &limits)?;
-        swept.add(family(&maps.v6, &mut self.v6, &settings, now, &limits)?);
+        let when = (&settings, now);
+        let mut swept = family(&maps.v4, &mut self.v4, when, &limits, &mut ended)?;
+        swept.add(family(&maps.v6, &mut self.v6, when, &limits, &mut ended)?);
         self.total.add(swept);
         Ok(swept)
     }
@@ -90,17 +112,35 @@ impl Limits<'_> {
 
 fn family<A: Addr>(
     tables: &FamilyMaps<A>,
-    cursors: &mut Cursors,
-    settings: &Settings,
-    now: u32,
+    cursors: &mut Cursors<A>,
+    (settings, now): (&Settings, u32),
     limits: &Limits,
+    ended: &mut impl FnMut(Ended),
 ) -> Result<Swept> {
     let stale = |service: u32, last: u32| age(now, last) > limits.of(service);
+    let outside = OnceCell::new();
+    let tell = |taken: &Taken<A>| {
+        if settings.nat(Settings::NAT_LOG) {
+            let outside = outside.get_or_init(|| planes(tables)).get(&taken.plane);
+            ended(taken.ended(outside.copied().unwrap_or_default()));
+        }
+    };
+    let planes = tables.ports.planes();
     Ok(Swept {
         connections: connections(&tables.flows, &mut cursors.flows, settings, now),
         affinities: part(&tables.affinity, &mut cursors.affinity, |key, bound| stale(key.service, bound.last))?,
         fragments: part(&tables.fragments, &mut cursors.fragments, |_, f| age(now, f.last) > settings.fragment)?,
+        ..ports::step(&tables.ports, planes, &mut cursors.ports, (settings, now), tell)
     })
+}
+
+/// Addresses outside by their planes.
+pub fn planes<A: Addr>(tables: &FamilyMaps<A>) -> HashMap<u32, A> {
+    let uplinks = tables.uplinks.entries().unwrap_or_default();
+    let pools = uplinks
+        .into_iter()
+        .flat_map(|(_, uplink)| uplink.planes.into_iter().zip(uplink.addrs).take((uplink.count as usize).min(POOL)));
+    pools.collect()
 }
 
 /// Removes what is `over` in the next part of a table.
@@ -127,14 +167,17 @@ fn part<K: Plain, V: Plain>(
     remove_many(table.name, table.raw(), bytes(&gone))
 }
 
-/// Removes the entries of ended connections from the next part of a flow table.
-fn connections<A: Addr>(table: &Flows<A>, next: &mut u32, settings: &Settings, now: u32) -> usize {
-    let end = (*next + table.buckets().div_ceil(STEPS as u32).max(STEP as u32 / WAYS)).min(table.buckets());
+/// Removes the entries of ended connections, and what is remembered of ended mappings, from the next part
+/// of a flow table.
+pub fn connections<A: Addr, T: FlowTable<A>>(table: &T, next: &mut u32, settings: &Settings, now: u32) -> usize {
+    let buckets = table.mask() + 1;
+    let end = (*next + buckets.div_ceil(STEPS as u32).max(STEP as u32 / WAYS)).min(buckets);
     let mut removed = 0;
     flow_table::walk(table, *next..end, |key: FlowKey<A>, hit| {
+        // The protocol is the low byte, in what is remembered, too.
         let over = settings.is_long_over(key.proto as u8, hit.flow.state, hit.flow.last, now);
         removed += usize::from(over && flow_table::remove(table, &hit));
     });
-    *next = if end == table.buckets() { 0 } else { end };
+    *next = if end == buckets { 0 } else { end };
     removed
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use lb_user::apply::Paths;
-use lb_user::cli::{Cli, Command, Listing};
+use lb_user::cli::{Cli, Command, Listing, Nat};
 use lb_user::show::Table;
 use lb_user::{agent, apply, show};
 use tracing_subscriber::EnvFilter;
@@ -58,7 +58,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Status(listing) => print(show::status(&paths)?, listing),
         Command::Services(listing) => print(show::services(&paths)?, listing),
         Command::Backends(listing) => print(show::backends(&paths)?, listing),
-        Command::Flows(listing) => print(show::flows(&paths)?, listing),
+        Command::Flows(flows) => print(show::flows(&paths, flows.nat)?, &flows.listing),
+        Command::Nat(Nat::Status(listing)) => print(show::nat_status(&paths)?, listing),
+        Command::Nat(Nat::Flows(listing)) => print(show::nat_flows(&paths)?, listing),
+        Command::Nat(Nat::Top(top)) => print(show::nat_top(&paths, top.n)?, &top.listing),
         Command::Drops(listing) => print(show::drops(&paths)?, listing),
     }
 }

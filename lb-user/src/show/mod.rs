@@ -4,6 +4,7 @@
 //! nothing is changed by looking. `docs/json.md` describes the fields.
 
 mod flows;
+mod nat;
 mod services;
 mod status;
 mod table;
@@ -17,6 +18,7 @@ use lb_common::drop::{Drop as Reason, Note};
 use lb_common::table::NextHop;
 
 pub use flows::flows;
+pub use nat::{nat_flows, nat_status, nat_top};
 pub use services::{backends, services};
 pub use status::status;
 pub use table::{Cell, Table};
@@ -59,14 +61,21 @@ fn text(comment: &str) -> Cell {
     comment.trim_start().into()
 }
 
-fn protocol(number: u8) -> String {
-    use lb_common::wire::header::{SCTP, TCP, UDP};
+pub(crate) fn protocol(number: u8) -> String {
+    use lb_common::wire::header::{ICMP, ICMP6, SCTP, TCP, UDP};
     match number {
+        ICMP => "ICMP".into(),
+        ICMP6 => "ICMPv6".into(),
         TCP => "TCP".into(),
         UDP => "UDP".into(),
         SCTP => "SCTP".into(),
         other => other.to_string(),
     }
+}
+
+/// What may happen to a connection of a state where room is short.
+fn set(state: u8) -> &'static str {
+    if lb_common::tcp::answered(state) { "established" } else { "half-open" }
 }
 
 fn endpoint(addr: IpAddr, port: u16) -> String {
@@ -86,6 +95,11 @@ fn interfaces(mirror: Option<&Mirror>) -> BTreeMap<u32, String> {
     links.map(|link| (link.index, link.name.clone())).collect()
 }
 
+/// A link's name, or its number where it has none here.
+fn interface(link: u32, names: &BTreeMap<u32, String>) -> String {
+    names.get(&link).cloned().unwrap_or_else(|| format!("link {link}"))
+}
+
 /// Names of services by id.
 fn names(maps: &Maps) -> Result<BTreeMap<u32, String>> {
     let all = maps.names.entries()?.into_iter();
@@ -97,7 +111,7 @@ fn next_hop(hop: &NextHop, interfaces: &BTreeMap<u32, String>) -> String {
         NextHop::LOCAL => "this node".into(),
         NextHop::LINK => {
             let [a, b, c, d, e, f] = hop.dst.0;
-            let name = interfaces.get(&hop.ifindex).cloned().unwrap_or_else(|| format!("link {}", hop.ifindex));
+            let name = interface(hop.ifindex, interfaces);
             format!("{name} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
         }
         _ => "kernel".into(),

@@ -6,7 +6,7 @@ use anyhow::Result;
 use lb_common::table::Plain;
 use lb_common::wire::Addr;
 
-use super::{Cell, Table as Listing, interfaces, mirror, open};
+use super::{Cell, Table as Listing, interface, interfaces, mirror, nat::Brief, open};
 use crate::agent::running;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
@@ -28,6 +28,12 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     for (name, state, detail) in hooks(paths)? {
         fact("hook", name, state, detail);
     }
+    if let Some(nat) = Brief::read(&maps, &settings)? {
+        let names = interfaces(mirror(&State::read(paths)?)?.as_ref());
+        let links: Vec<String> = nat.links.iter().map(|link| interface(*link, &names)).collect();
+        let (links, used, capacity) = (links.join(", ").into(), nat.used.into(), nat.capacity.into());
+        listing.push(["nat".into(), links, "on".into(), used, capacity, nat.detail.into()]);
+    }
     for (name, used, capacity) in fills(&maps)? {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
@@ -40,7 +46,7 @@ fn hooks(paths: &Paths) -> Result<Vec<(String, &'static str, String)>> {
     let mirror = mirror(&state)?;
     let names = interfaces(mirror.as_ref());
     let all = attached(paths, &state)?.into_iter().map(|((link, point), program)| {
-        let name = names.get(&link).cloned().unwrap_or_else(|| format!("link {link}"));
+        let name = interface(link, &names);
         let mode = match (point, mirror.as_ref().and_then(|mirror| mirror.xdp_modes().get(&link))) {
             (Point::Xdp, Some(1)) => "native",
             (Point::Xdp, Some(2)) => "generic",
