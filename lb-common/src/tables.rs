@@ -77,13 +77,22 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         nat::known(work, &Context { tables: self, at })
     }
 
-    /// [`nat::map`].
-    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32
+    /// [`nat::take`].
+    fn nat_take(&self, work: &mut Work<A>, at: &Arrival) -> u32
     where
         Self: Sized,
         A: Ip,
     {
-        nat::map(work, &Context { tables: self, at }, outcome)
+        nat::take(work, &Context { tables: self, at })
+    }
+
+    /// [`nat::map`].
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival) -> u32
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::map(work, &Context { tables: self, at })
     }
 
     /// [`nat::remember`].

@@ -35,7 +35,8 @@ pub trait InArrays: Ip {
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn known(work: &mut Work<Self>, at: &Arrival) -> u32;
-    fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn take_port(work: &mut Work<Self>, at: &Arrival) -> u32;
+    fn map(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn remember(work: &mut Work<Self>) -> u32;
     fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn follow(work: &mut Work<Self>, at: &Arrival) -> u32;
@@ -116,7 +117,7 @@ macro_rules! step {
 macro_rules! family {
     (
         $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
-        $open:ident, $way:ident, $known:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
+        $open:ident, $way:ident, $known:ident, $take_port:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -166,7 +167,8 @@ macro_rules! family {
 
         step!($open, $addr, service::open);
         step!($way, $addr, nat::way);
-        step!($map, $addr, nat::map);
+        step!($take_port, $addr, nat::take,);
+        step!($map, $addr, nat::map,);
         step!($put, $addr, nat::put);
 
         #[unsafe(no_mangle)]
@@ -226,8 +228,13 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
-                $map(work, at, outcome)
+            fn take_port(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $take_port(work, at)
+            }
+
+            #[inline(always)]
+            fn map(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $map(work, at)
             }
 
             #[inline(always)]
@@ -249,10 +256,10 @@ macro_rules! family {
 }
 
 family!(
-    Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_known4, nat_map4,
+    Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_known4, nat_take4, nat_map4,
     nat_remember4, nat_put4, nat_follow4
 );
 family!(
-    Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_known6, nat_map6,
+    Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_known6, nat_take6, nat_map6,
     nat_remember6, nat_put6, nat_follow6
 );

@@ -47,6 +47,8 @@ pub struct Work<A: Addr> {
     pub backend: Backend<A>,
     /// Of a translated one: the first entry of its address and protocol in the port table.
     pub entries: u32,
+    /// The one that was taken for its source.
+    pub entry: u32,
     /// The state that its mapping follows it to.
     pub follow: u32,
     /// A [`Next`].

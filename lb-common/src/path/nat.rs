@@ -58,10 +58,12 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
     if way & MAP != 0 {
         let mut mapped = tables.nat_known(work, at);
         if mapped == UNMAPPED {
-            mapped = tables.nat_map(work, at, outcome);
-        }
-        if mapped == UNMAPPED {
-            return;
+            work.entry = tables.nat_take(work, at);
+            if work.entry & FAILED != 0 {
+                *outcome = Outcome { action: Action::Drop, value: work.entry & !FAILED };
+                return;
+            }
+            mapped = tables.nat_map(work, at);
         }
         if mapped == REMEMBER {
             tables.nat_remember(work);
@@ -310,7 +312,7 @@ fn to_prefix<A: Ip, T: Tables<A>>(
     Ok(PUT)
 }
 
-/// What [`known`] and [`map`] answer: there is no port,
+/// What [`known`] answers, and [`map`] but for the first: there is no port,
 pub const UNMAPPED: u32 = 0;
 /// the source has one,
 pub const MAPPED: u32 = 1;
@@ -362,18 +364,13 @@ pub fn known<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u
     REMEMBER
 }
 
-/// Gives the packet's source a new port outside; [`UNMAPPED`]: the outcome says why it gets none.
+/// Gives the packet's source the port that was taken for it.
 #[inline(always)]
-pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> u32 {
+pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
-    let home = home(&tables.settings(), work.parsed.key.sport);
-    let index = take(work, context, home);
-    if index & FAILED != 0 {
-        *outcome = Outcome { action: Action::Drop, value: index & !FAILED };
-        return UNMAPPED;
-    }
-    let Work { parsed, hit, other, other_key, entries, .. } = work;
-    let key = &parsed.key;
+    let Work { parsed, hit, other, other_key, entries, entry, .. } = work;
+    let (key, index) = (&parsed.key, *entry);
+    let home = home(&tables.settings(), key.sport);
     let port = Be16::new(index as u16);
     let away = port.get() as u32 != home;
     let state = mapping_state(hit.flow.state);
@@ -398,10 +395,11 @@ pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcom
 const FAILED: u32 = 1 << 31;
 
 /// Takes a free port for a host that may have one more: its home, another, or one past its time.
-#[inline(never)]
-fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>, home: u32) -> u32 {
+#[inline(always)]
+pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
     let Work { parsed, hit, entries, .. } = work;
+    let home = home(&tables.settings(), parsed.key.sport);
     let (inside, proto, base) = (parsed.key.src, parsed.proto, *entries);
     // A service's port, or a published one, is nobody's.
     let served = |index: u32| claimed(tables, hit.flow.src, Be16::new(index as u16), proto);
