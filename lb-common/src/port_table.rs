@@ -271,8 +271,9 @@ pub fn take<A: Addr, T: PortTable<A>>(table: &T, index: u32) -> bool {
     false
 }
 
+/// Gives an entry's bit back.
 #[inline(always)]
-fn clear<A: Addr, T: PortTable<A>>(table: &T, index: u32) {
+pub fn clear<A: Addr, T: PortTable<A>>(table: &T, index: u32) {
     let Some(word) = table.ports(index / 64) else {
         return;
     };
@@ -389,7 +390,7 @@ pub fn stale<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, hash: u32,
     let settings = table.settings();
     let (first, count) = settings.ports();
     for i in 0..LOOKS {
-        let at = hash::slot(hash.wrapping_add(now.wrapping_add(i).wrapping_mul(0x9e37_79b9)), count);
+        let at = hash::slot(hash.wrapping_add(i.wrapping_mul(0x9e37_79b9)), count);
         let index = base + first + at;
         let Some(owner) = table.owner(index) else {
             break;

@@ -68,13 +68,31 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         nat::way(work, &Context { tables: self, at }, outcome)
     }
 
-    /// [`nat::map`].
-    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32
+    /// [`nat::known`].
+    fn nat_known(&self, work: &mut Work<A>, at: &Arrival) -> u32
     where
         Self: Sized,
         A: Ip,
     {
-        nat::map(work, &Context { tables: self, at }, outcome)
+        nat::known(work, &Context { tables: self, at })
+    }
+
+    /// [`nat::take`].
+    fn nat_take(&self, work: &mut Work<A>, at: &Arrival) -> u32
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::take(work, &Context { tables: self, at })
+    }
+
+    /// [`nat::map`].
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival) -> u32
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        nat::map(work, &Context { tables: self, at })
     }
 
     /// [`nat::remember`].
@@ -101,7 +119,7 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         Self: Sized,
         A: Ip,
     {
-        nat::follow(work, &Context { tables: self, at });
+        let _ = nat::follow(work, &Context { tables: self, at });
     }
 
     fn affinity(&self, key: &AffinityKey<A>) -> Option<Affinity>;

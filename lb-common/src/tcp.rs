@@ -10,16 +10,19 @@ pub const NEW: u8 = 0;
 pub const ANSWERED: u8 = 1;
 /// TCP: taken over in mid-stream, not answered yet.
 pub const MID_STREAM: u8 = 2;
+/// Not TCP: translated between inside and outside, not answered yet; the answer may take as long as that of
+/// an answered connection.
+pub const WAITING: u8 = 3;
 /// Both sides have proven that they are there: this state and those above.
-pub const ESTABLISHED: u8 = 3;
+pub const ESTABLISHED: u8 = 4;
 /// TCP: the client has sent FIN.
-pub const FIN_CLIENT: u8 = 4;
+pub const FIN_CLIENT: u8 = 5;
 /// TCP: the backend has sent FIN.
-pub const FIN_BACKEND: u8 = 5;
+pub const FIN_BACKEND: u8 = 6;
 /// TCP: FIN both ways; a new SYN starts a new connection.
-pub const CLOSED: u8 = 6;
+pub const CLOSED: u8 = 7;
 /// TCP: RST; the entries go at once.
-pub const RESET: u8 = 7;
+pub const RESET: u8 = 8;
 
 /// The state after a TCP packet. `reply`: from the backend.
 #[inline(always)]
@@ -73,6 +76,7 @@ pub const fn label(state: u8) -> &'static str {
         CLOSED => "closed",
         RESET => "reset",
         MID_STREAM => "mid-stream",
+        WAITING => "waiting",
         _ => "unknown",
     }
 }
@@ -116,7 +120,7 @@ mod tests {
 
     #[test]
     fn any_bits_lead_to_a_known_state() {
-        for state in 0..=MID_STREAM {
+        for state in 0..=RESET {
             for reply in [false, true] {
                 for flags in 0..=255 {
                     let next = step(state, reply, flags);

@@ -34,7 +34,9 @@ pub trait InArrays: Ip {
     fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
-    fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn known(work: &mut Work<Self>, at: &Arrival) -> u32;
+    fn take_port(work: &mut Work<Self>, at: &Arrival) -> u32;
+    fn map(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn remember(work: &mut Work<Self>) -> u32;
     fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn follow(work: &mut Work<Self>, at: &Arrival) -> u32;
@@ -98,12 +100,24 @@ macro_rules! step {
             $step(work, &Context { tables: &Kernel, at }, outcome) as u32
         }
     };
+    // Without an outcome.
+    ($name:ident, $addr:ty, $step:path,) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name(work: *mut Work<$addr>, at: *const Arrival) -> u32 {
+            // SAFETY: as above.
+            let (Some(work), Some(at)) = (unsafe { work.as_mut() }, unsafe { at.as_ref() }) else {
+                return 0;
+            };
+            $step(work, &Context { tables: &Kernel, at })
+        }
+    };
 }
 
 macro_rules! family {
     (
         $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
-        $open:ident, $way:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
+        $open:ident, $way:ident, $known:ident, $take_port:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -153,7 +167,8 @@ macro_rules! family {
 
         step!($open, $addr, service::open);
         step!($way, $addr, nat::way);
-        step!($map, $addr, nat::map);
+        step!($take_port, $addr, nat::take,);
+        step!($map, $addr, nat::map,);
         step!($put, $addr, nat::put);
 
         #[unsafe(no_mangle)]
@@ -166,16 +181,8 @@ macro_rules! family {
             0
         }
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $follow(work: *mut Work<$addr>, at: *const Arrival) -> u32 {
-            // SAFETY: as above.
-            let (Some(work), Some(at)) = (unsafe { work.as_mut() }, unsafe { at.as_ref() }) else {
-                return 0;
-            };
-            nat::follow(work, &Context { tables: &Kernel, at });
-            1
-        }
+        step!($known, $addr, nat::known,);
+        step!($follow, $addr, nat::follow,);
 
         impl InArrays for $addr {
             const FLOWS: &'static Array<Entry<Self>> = &$flows;
@@ -216,8 +223,18 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn map(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
-                $map(work, at, outcome)
+            fn known(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $known(work, at)
+            }
+
+            #[inline(always)]
+            fn take_port(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $take_port(work, at)
+            }
+
+            #[inline(always)]
+            fn map(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $map(work, at)
             }
 
             #[inline(always)]
@@ -239,10 +256,10 @@ macro_rules! family {
 }
 
 family!(
-    Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_map4,
+    Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_known4, nat_take4, nat_map4,
     nat_remember4, nat_put4, nat_follow4
 );
 family!(
-    Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_map6,
+    Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_known6, nat_take6, nat_map6,
     nat_remember6, nat_put6, nat_follow6
 );

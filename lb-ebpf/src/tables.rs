@@ -225,8 +225,18 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
-    fn nat_map(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> u32 {
-        A::map(work, at, outcome)
+    fn nat_known(&self, work: &mut Work<A>, at: &Arrival) -> u32 {
+        A::known(work, at)
+    }
+
+    #[inline(always)]
+    fn nat_take(&self, work: &mut Work<A>, at: &Arrival) -> u32 {
+        A::take_port(work, at)
+    }
+
+    #[inline(always)]
+    fn nat_map(&self, work: &mut Work<A>, at: &Arrival) -> u32 {
+        A::map(work, at)
     }
 
     #[inline(always)]

@@ -289,6 +289,11 @@ impl Agent {
         }
         self.lock.note(self.wish.intent.revision);
         self.deadline = self.next_deadline();
+        if self.ids.waits() {
+            // What it waits for has just gone.
+            self.behind = true;
+            self.retry = Some(Instant::now() + if ops.is_empty() { RETRY } else { Duration::ZERO });
+        }
         if self.neighbours.changed() {
             self.ask.get_or_insert(Instant::now() + ASK_LATER);
         }

@@ -3,11 +3,14 @@
 //! Invariant: what it accepts, `run` accepts, as far as files alone tell.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::SystemTime;
 
+use ipnet::IpNet;
+
 use crate::config::{self, Config, Error, Errors};
-use crate::intent::{EndpointState, HookChoice, Port, ServicePort};
+use crate::intent::{EndpointState, HookChoice, Nat, Port, ServicePort, Translation};
 use crate::source::manifests::{Manifests, Scope};
 
 /// A readable summary, or everything that is wrong.
@@ -31,15 +34,18 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         line(&format!("port {}", p.name), port(p));
     }
     if let Some(switch) = &config.internal_switch {
-        let address = switch.address.map_or(String::new(), |a| format!(", address {a}"));
-        line("internal switch", format!("{}{address}", switch.interface));
+        let addresses: String = switch.addresses.iter().map(|a| format!(", address {a}")).collect();
+        line("internal switch", format!("{}{addresses}", switch.interface));
+        for text in translations(&config.nat) {
+            line("translated", text);
+        }
     }
     if !config.inside.is_empty() {
         line("inside", config.inside.join(", "));
     }
     let ranges =
         |ranges: &[crate::intent::ServiceRange]| ranges.iter().map(config::show).collect::<Vec<_>>().join(", ");
-    let subnets = |nets: &[ipnet::IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let subnets = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for (name, text) in [
         ("node IPs", ranges(&config.node_ranges)),
         ("service IPs", ranges(&config.service_ranges)),
@@ -49,6 +55,9 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         if !text.is_empty() {
             line(name, text);
         }
+    }
+    for forward in &config.published {
+        line("published", published(forward));
     }
     if let (Some(services), Some(path)) = (services, &config.manifests) {
         let ports = if services.len() == 1 { "port" } else { "ports" };
@@ -69,9 +78,46 @@ fn port(port: &Port) -> String {
         HookChoice::Xdp => "xdp",
         HookChoice::Tc => "tc",
     };
-    let gateway = port.gateway.map_or(String::new(), |g| format!(", gateway {g}"));
+    let gateways: String = port.gateways.iter().map(|g| format!(", gateway {g}")).collect();
+    let outside: String = port.nat_addresses.iter().map(|a| format!(", translates to {a}")).collect();
     let compute = if port.compute { ", compute" } else { "" };
-    format!("{}{gateway}{compute}, hook {hook}", port.interface)
+    format!("{}{gateways}{outside}{compute}, hook {hook}", port.interface)
+}
+
+/// How each family is translated, where it is.
+fn translations(nat: &Nat) -> Vec<String> {
+    let nets = |name: &str, nets: &[IpNet], v4: bool| {
+        let nets: Vec<_> = nets.iter().filter(|net| net.addr().is_ipv4() == v4).map(ToString::to_string).collect();
+        if nets.is_empty() { String::new() } else { format!(", {name} {}", nets.join(", ")) }
+    };
+    let mut all = Vec::new();
+    for v4 in [true, false] {
+        let family = if v4 { "IPv4" } else { "IPv6" };
+        let direct = nets("but to", &nat.direct, v4);
+        match nat.of(v4) {
+            Translation::Off => {}
+            Translation::Masquerade => {
+                let filtering = format!("{:?}", nat.filtering).to_lowercase();
+                let beside = nets("also of", &nat.subnets, v4);
+                let quota = nat.quota;
+                all.push(format!(
+                    "{family} masquerade{beside}{direct}, {quota} ports a host, filtering by {filtering}"
+                ));
+            }
+            Translation::Prefix => {
+                let pairs = nat.prefixes.iter().map(|pair| format!("{} as {}", pair.inside, pair.outside));
+                all.extend(pairs.map(|pair| format!("{family} prefix {pair}{direct}")));
+            }
+        }
+    }
+    all
+}
+
+/// `203.0.113.5:8443/TCP to 10.20.0.7:443`
+fn published(forward: &ServicePort) -> String {
+    let protocol = format!("{:?}", forward.protocol).to_uppercase();
+    let to = forward.endpoints.iter().map(|e| SocketAddr::new(e.addr, e.port).to_string()).collect::<Vec<_>>();
+    format!("{}:{}/{protocol} to {}", forward.name, forward.port, to.join(", "))
 }
 
 fn service(service: &ServicePort) -> String {
@@ -108,10 +154,12 @@ node            edge-1
 port Port2      eth0, gateway 203.0.113.1, hook auto
 port Port3      eth1, compute, hook auto
 internal switch br-int, address 10.20.0.1/24
+translated      IPv4 masquerade, also of 172.27.0.0/16, 8192 ports a host, filtering by address
 node IPs        192.168.20.10-192.168.20.12
 service IPs     192.168.20.100-192.168.20.120
 pod subnet      172.27.0.0/16
 service subnet  172.28.0.0/16
+published       203.0.113.2:8443/TCP to 10.20.0.7:443
 services        2 ports in CLUSTER
                 default/db:5432 172.28.0.20 port 5432/TCP, affinity 600 s: 1 ready
                 default/web:http 172.28.0.10, 192.168.20.100 port 80/TCP: 2 ready, 1 draining

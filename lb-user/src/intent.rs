@@ -4,9 +4,10 @@
 //! links, addresses, neighbours and routes. Both are plain data without IO.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::SystemTime;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 
 /// The whole wish, with a revision that rises with every change.
@@ -19,6 +20,7 @@ pub struct Intent {
     pub internal_switch: Option<InternalSwitch>,
     /// Names or `*` patterns of further inside interfaces (a pod's veth).
     pub inside: Vec<String>,
+    pub nat: Nat,
     /// Addresses that services may have: dropped where no service has them.
     pub service_ranges: Vec<ServiceRange>,
     pub services: Vec<ServicePort>,
@@ -32,9 +34,19 @@ pub struct Port {
     pub name: String,
     /// `eth0`
     pub interface: String,
-    pub gateway: Option<IpAddr>,
+    /// One of a family at the most: with one the port leads out.
+    pub gateways: Vec<IpAddr>,
+    /// Addresses of the port that translated packets get; none of a family: [`crate::plan`] chooses one.
+    pub nat_addresses: Vec<IpAddr>,
     pub compute: bool,
     pub hook: HookChoice,
+}
+
+impl Port {
+    /// Whether what is of this family leads out here.
+    pub fn leads_out(&self, v4: bool) -> bool {
+        self.gateways.iter().any(|gateway| gateway.is_ipv4() == v4)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -50,7 +62,74 @@ pub enum HookChoice {
 #[derive(Clone, Debug, PartialEq)]
 pub struct InternalSwitch {
     pub interface: String,
-    pub address: Option<IpNet>,
+    pub addresses: Vec<IpNet>,
+}
+
+/// How inside and outside are translated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nat {
+    pub ipv4: Translation,
+    pub ipv6: Translation,
+    /// What is inside beside the internal switch's own networks.
+    pub subnets: Vec<IpNet>,
+    /// What goes there goes untranslated.
+    pub direct: Vec<IpNet>,
+    /// Of [`Translation::Prefix`].
+    pub prefixes: Vec<PrefixPair>,
+    /// Ports that one host may have.
+    pub quota: u32,
+    pub filtering: Filtering,
+    /// A file that is told of mappings.
+    pub log: Option<PathBuf>,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Nat {
+            ipv4: Translation::Masquerade,
+            ipv6: Translation::Off,
+            subnets: Vec::new(),
+            direct: Vec::new(),
+            prefixes: Vec::new(),
+            quota: 8_192,
+            filtering: Filtering::Address,
+            log: None,
+        }
+    }
+}
+
+impl Nat {
+    pub fn of(&self, v4: bool) -> Translation {
+        if v4 { self.ipv4 } else { self.ipv6 }
+    }
+}
+
+/// How a family is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Translation {
+    Off,
+    /// Hosts share the addresses of a port that leads out.
+    Masquerade,
+    /// Prefixes are exchanged (RFC 6296).
+    Prefix,
+}
+
+/// A prefix inside and the one that it has outside, of one length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixPair {
+    pub inside: Ipv6Net,
+    pub outside: Ipv6Net,
+}
+
+/// Who may send to a mapping (RFC 4787 §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filtering {
+    /// Anybody.
+    None,
+    /// Addresses that were sent to.
+    Address,
+    /// Addresses and ports that were sent to.
+    Port,
 }
 
 /// First and last address, inclusive.
@@ -97,6 +176,14 @@ pub struct ServicePort {
 }
 
 impl ServicePort {
+    /// The namespace of what the configuration publishes itself.
+    pub const PUBLISH: &str = "publish";
+
+    /// Whether it is a port that the configuration forwards to a host inside.
+    pub fn is_published(&self) -> bool {
+        self.namespace == Self::PUBLISH
+    }
+
     /// `namespace/name:port`, where port is its name or, without one, its number.
     pub fn full_name(&self) -> String {
         if self.port_name.is_empty() {

@@ -149,15 +149,29 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     Ok(Verdict::Continue)
 }
 
+/// Whether an error about a connection is the kernel's to deal with: its own TTL ends here, or it is
+/// translated where it leaves.
+#[inline(never)]
+pub fn is_kernels<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool {
+    let Work { parsed, hit, .. } = work;
+    let out = hit.flow.is(Flow::<A>::OUT) && context.at.hook != Hook::Egress;
+    if parsed.ttl > 1 && !out {
+        return false;
+    }
+    let index = context.tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
+    let hop = context.tables.next_hop(index).unwrap_or_default();
+    expires(parsed, context, &hop) || (out && !transmits(parsed, context, &hop))
+}
+
 /// Whether the packet's TTL ends at this node.
 #[inline(always)]
-pub fn expires<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
+fn expires<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
     parsed.ttl <= 1 && hop.kind == NextHop::LINK && context.at.hook != Hook::Egress
 }
 
 /// Whether we transmit it ourselves.
 #[inline(always)]
-pub fn transmits<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
+fn transmits<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
     if hop.kind != NextHop::LINK {
         if hop.kind == NextHop::KERNEL {
             context.tables.note(Note::NextHopUnresolved);

@@ -10,7 +10,7 @@ use super::parse::{Header, Ip, Parsed, Part, Query};
 use super::{Context, Work, addressed, crosses, deliver, flow, nat};
 use crate::apply::{Diff, Packet, Rewrite, fold, link, rewrite};
 use crate::drop::{Drop, Note};
-use crate::table::{Flow, FlowKey, NextHop, Owned};
+use crate::table::{Flow, FlowKey, Owned};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Outcome, Verdict};
 use crate::wire::header::{SCTP, TCP, UDP};
@@ -121,17 +121,11 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     if !about(&quoted, tables, work) {
         return false;
     }
-    let Work { parsed, hit, .. } = work;
-    // Before the quote changes: what goes to the kernel goes as it came, an error whose own TTL ends here
-    // and one that is translated where it leaves.
-    let out = hit.flow.is(Flow::<A>::OUT) && context.at.hook != Hook::Egress;
-    if parsed.ttl <= 1 || out {
-        let index = tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
-        let hop = tables.next_hop(index).unwrap_or_default();
-        if deliver::expires(parsed, context, &hop) || (out && !deliver::transmits(parsed, context, &hop)) {
-            return false;
-        }
+    // Before the quote changes: what the kernel gets, it gets as it came.
+    if deliver::is_kernels(work, context) {
+        return false;
     }
+    let Work { parsed, hit, .. } = work;
     if let Err(reason) = translate(packet, parsed, &quoted, &hit.flow) {
         *outcome = Outcome::drop(reason);
         return false;

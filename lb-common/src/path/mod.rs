@@ -47,6 +47,8 @@ pub struct Work<A: Addr> {
     pub backend: Backend<A>,
     /// Of a translated one: the first entry of its address and protocol in the port table.
     pub entries: u32,
+    /// The one that was taken for its source.
+    pub entry: u32,
     /// The state that its mapping follows it to.
     pub follow: u32,
     /// A [`Next`].
@@ -194,7 +196,7 @@ fn special<A: Ip, P: Packet, T: Tables<A>>(
         icmp::message(packet, work, context, outcome);
     } else {
         connection(packet, work, context, outcome);
-        if outcome.action != Action::Pass {
+        if !matches!(outcome.action, Action::Pass | Action::Drop) {
             fragment::remember(work, context);
         }
     }
@@ -269,11 +271,11 @@ fn crosses<A: Ip, T: Tables<A>>(tables: &T, parsed: &Parsed<A>, at: &Arrival) ->
     }
     let set = |bit: u32| tables.filter(bit) >> (bit % 64) & 1 != 0;
     let key = &parsed.key;
-    // Exchanged prefixes leave ports as they are, and so do protocols without.
-    let ported = !A::IS_V6 && matches!(parsed.proto, TCP | UDP);
+    let ported = matches!(parsed.proto, TCP | UDP) || parsed.proto == A::ICMP;
     let used = |port: Be16| !ported || settings.translates_to(port);
+    // Exchanged prefixes leave ports as they are.
     set(filter::inside_bit(key.src))
-        || (used(key.dport) && set(filter::outside_bit(key.dst)))
+        || ((A::IS_V6 || used(key.dport)) && set(filter::outside_bit(key.dst)))
         || (at.own != 0 && used(key.sport) && set(filter::outside_bit(key.src)))
 }
 

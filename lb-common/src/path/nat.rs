@@ -11,10 +11,10 @@
 
 use super::flow::claim;
 use super::parse::{Ip, Parsed, Query};
-use super::{Context, Work, crosses, deliver};
+use super::{Context, Work, claimed, crosses, deliver};
 use crate::apply::Packet;
 use crate::drop::{Drop, Note};
-use crate::flow_table::{self, NONE, PutError, touch};
+use crate::flow_table::{self, MULTIPLIERS, NONE, PutError, touch};
 use crate::hash;
 use crate::port_table::{self, CHARGED, Mapping, Meta, OVER_QUOTA, base, class, home};
 use crate::table::{Flow, FlowKey, MappingEvent, NextHop, Owned, Settings, Uplink};
@@ -26,6 +26,8 @@ use crate::wire::{Addr, Be16};
 
 /// A query is one packet, and its answer the end: such a mapping is short (RFC 4787 REQ-5a).
 const DNS: Be16 = Be16::new(53);
+/// Free ports that are looked at for one that no service has.
+const SEARCHES: u32 = 2;
 /// Beside a [`Flow::MEMORY`]'s protocol: no packet's key is like that.
 const MEMORY: u32 = 1 << 8;
 
@@ -43,19 +45,31 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
     if way == NO_WAY {
         return;
     }
-    let filtered = way & ASK != 0 && !tables.look_up(&work.other_key, &mut work.other);
+    let unasked = way & ASK != 0 && !tables.look_up(&work.other_key, &mut work.other);
+    let filtered = unasked || way & FILTERED != 0;
+    if way & SHARE != 0
+        && !filtered
+        && let Some(owner) = tables.owner(work.entries.wrapping_add(work.parsed.key.dport.get() as u32))
+    {
+        owner.share(owner.meta());
+    }
     // Also a packet that is filtered gives its sender a port, and lets in who it was for: that is how two
     // hosts inside meet.
     if way & MAP != 0 {
-        let mapped = tables.nat_map(work, at, outcome);
+        let mut mapped = tables.nat_known(work, at);
         if mapped == UNMAPPED {
-            return;
+            work.entry = tables.nat_take(work, at);
+            if work.entry & FAILED != 0 {
+                *outcome = Outcome { action: Action::Drop, value: work.entry & !FAILED };
+                return;
+            }
+            mapped = tables.nat_map(work, at);
         }
         if mapped == REMEMBER {
             tables.nat_remember(work);
         }
     }
-    if filtered || way & FILTERED != 0 {
+    if filtered {
         *outcome = Outcome::drop(Drop::NatFiltered);
     } else if tables.nat_put(work, at, outcome) {
         deliver::outlined(packet, work, context, outcome);
@@ -72,6 +86,8 @@ pub const MAP: u32 = 2;
 pub const ASK: u32 = 4;
 /// but for that nobody may, who has no connection.
 pub const FILTERED: u32 = 8;
+/// It uses the mapping of its destination.
+pub const SHARE: u32 = 16;
 
 /// Finds out which way a packet goes, and what it becomes.
 #[inline(always)]
@@ -98,7 +114,7 @@ fn try_way<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Res
         return inward(work, context, from, to);
     }
     if to.is(Owned::PREFIX_OUTSIDE) {
-        return to_prefix(work, context, to);
+        return to_prefix(work, context, from, to);
     }
     let own = context.at.own != 0 && from.is(Owned::OUTSIDE);
     if leaves(from, to) || own { outward(work, context, from) } else { Ok(NO_WAY) }
@@ -132,7 +148,8 @@ fn outward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: 
     };
     if !begins(parsed, from) {
         // This node's own stack may say what it likes.
-        return if from.is(Owned::OUTSIDE) { Ok(NO_WAY) } else { Err(Drop::NatUntranslatable) };
+        let reason = if parsed.proto == TCP { Drop::StrayReset } else { Drop::NatUntranslatable };
+        return if from.is(Owned::OUTSIDE) { Ok(NO_WAY) } else { Err(reason) };
     }
     hit.flow = Flow {
         src: key.src,
@@ -180,7 +197,19 @@ fn begins<A: Ip>(parsed: &Parsed<A>, from: Owned) -> bool {
 
 #[inline(always)]
 fn first_state<A: Ip>(parsed: &Parsed<A>) -> u8 {
-    if parsed.proto == TCP && parsed.flags & TCP_SYN == 0 { tcp::MID_STREAM } else { tcp::NEW }
+    match parsed.proto {
+        TCP if parsed.flags & TCP_SYN == 0 => tcp::MID_STREAM,
+        TCP => tcp::NEW,
+        UDP if parsed.key.dport == DNS => tcp::NEW,
+        _ => tcp::WAITING,
+    }
+}
+
+/// The state of a mapping: of what isn't TCP, it lasts as long as if it were answered (RFC 4787 REQ-5, RFC
+/// 5508 REQ-2).
+#[inline(always)]
+fn mapping_state(state: u8) -> u8 {
+    if state == tcp::WAITING { tcp::ESTABLISHED } else { state }
 }
 
 /// The address of the pool that a host has, always the same one (RFC 4787 REQ-2), and its plane.
@@ -206,10 +235,8 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
         return Ok(NO_WAY);
     };
     let plane = base(to.index as u32, class);
-    let Some(owner) = tables.owner(plane.wrapping_add(key.dport.get() as u32)) else {
-        return Ok(NO_WAY);
-    };
-    let Some((inside, port, remote)) = owner.whose() else {
+    let owner = tables.owner(plane.wrapping_add(key.dport.get() as u32));
+    let Some((inside, port, remote)) = owner.and_then(|owner| owner.whose()) else {
         return Ok(NO_WAY);
     };
     if inside == key.dst {
@@ -244,23 +271,33 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
         flags: Flow::<A>::NAT | back,
         epoch: settings.epoch,
     };
-    if let Some(meta) = owner.of(inside, port) {
-        owner.share(meta);
-    }
     *entries = plane;
-    Ok(PUT | filter | if hairpin { MAP } else { 0 })
+    Ok(PUT | SHARE | filter | if hairpin { MAP } else { 0 })
 }
 
 /// To a prefix that one of the inside has outside: anybody may (RFC 6296 §3).
 #[inline(always)]
-fn to_prefix<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, to: Owned) -> Result<u32, Drop> {
+fn to_prefix<A: Ip, T: Tables<A>>(
+    work: &mut Work<A>,
+    context: &Context<T>,
+    from: Owned,
+    to: Owned,
+) -> Result<u32, Drop> {
     let tables = context.tables;
     let Work { parsed, hit, .. } = work;
     let key = &parsed.key;
     let pair = tables.prefix_pair(to.index as u32).ok_or(Drop::NatUntranslatable)?;
     let inside = key.dst.exchange(pair, true).ok_or(Drop::NatUntranslatable)?;
+    // Both sides inside: each knows the other by its address outside (RFC 6296 §5.3).
+    let mut src = key.src;
+    let mut back = 0;
+    if from.is(Owned::PREFIX_INSIDE) {
+        let pair = tables.prefix_pair(from.index as u32).ok_or(Drop::NatUntranslatable)?;
+        src = key.src.exchange(pair, false).ok_or(Drop::NatUntranslatable)?;
+        back = Flow::<A>::OUT;
+    }
     hit.flow = Flow {
-        src: key.src,
+        src,
         dst: inside,
         sport: key.sport,
         dport: key.dport,
@@ -269,58 +306,74 @@ fn to_prefix<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, to: 
         next_hop: tables.route(inside).unwrap_or(NextHop::UNRESOLVED),
         last: context.at.now,
         state: first_state(parsed),
-        flags: Flow::<A>::NAT,
+        flags: Flow::<A>::NAT | back,
         epoch: tables.settings().epoch,
     };
     Ok(PUT)
 }
 
-/// What [`map`] answers: the outcome says why there is no port,
+/// What [`known`] answers, and [`map`] but for the first: there is no port,
 pub const UNMAPPED: u32 = 0;
 /// the source has one,
 pub const MAPPED: u32 = 1;
 /// and [`remember`] is to be called for it.
 pub const REMEMBER: u32 = 2;
 
-/// Gives the packet's source its port outside: the one that it has, or a new one.
+/// Gives the packet's source the port outside that it has already.
 #[inline(always)]
-pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) -> u32 {
+pub fn known<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
     let Work { parsed, hit, other, other_key, entries, .. } = work;
     let key = &parsed.key;
-    let home = home(&tables.settings(), key.sport);
-    let Some(owner) = tables.owner(entries.wrapping_add(home)) else {
-        *outcome = Outcome::drop(Drop::NatPortsExhausted);
+    let mut port = home(&tables.settings(), key.sport);
+    let Some(at_home) = tables.owner(entries.wrapping_add(port)) else {
         return UNMAPPED;
     };
-    if let Some(meta) = owner.of(key.src, key.sport) {
-        owner.share(meta);
-        owner.keep(meta, meta.state(), now);
-        return again(work, context, home);
-    }
-    if owner.meta().marked() {
+    let mut owner = at_home;
+    let mut found = owner.of(key.src, key.sport);
+    if found.is_none() && owner.meta().marked() {
         *other_key = away_key(key.src, key.sport, key.proto);
-        if tables.look_up(other_key, other) {
-            let port = other.flow.sport;
-            if let Some(owner) = tables.owner(entries.wrapping_add(port.get() as u32))
-                && let Some(meta) = owner.of(key.src, key.sport)
-            {
-                touch(tables, other, now);
-                owner.share(meta);
-                owner.keep(meta, meta.state(), now);
-                return again(work, context, port.get() as u32);
-            }
+        if !tables.look_up(other_key, other) {
+            return UNMAPPED;
         }
+        touch(tables, other, now);
+        port = other.flow.sport.get() as u32;
+        match tables.owner(entries.wrapping_add(port)) {
+            Some(there) => owner = there,
+            None => return UNMAPPED,
+        }
+        found = owner.of(key.src, key.sport);
     }
-    let index = take(parsed, context, *entries, home);
-    if index & FAILED != 0 {
-        *outcome = Outcome { action: Action::Drop, value: index & !FAILED };
+    let Some(meta) = found else {
         return UNMAPPED;
+    };
+    owner.share(meta);
+    owner.keep(owner.meta(), mapping_state(hit.flow.state), now);
+    hit.flow.sport = Be16::new(port as u16);
+    // A further address that it sends to is remembered for whoever filters by address.
+    let remote = owner.whose().map_or(key.dst, |(_, _, remote)| remote);
+    if remote == key.dst || tables.settings().nat(Settings::FILTER_NONE | Settings::FILTER_PORT) {
+        return MAPPED;
     }
+    *other_key = sent_key(key.dst, key.src, key.sport, key.proto);
+    if tables.look_up(other_key, other) {
+        touch(tables, other, now);
+        return MAPPED;
+    }
+    other.flow = memory(&hit.flow, tcp::WAITING);
+    REMEMBER
+}
+
+/// Gives the packet's source the port that was taken for it.
+#[inline(always)]
+pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
+    let (tables, now) = (context.tables, context.at.now);
+    let Work { parsed, hit, other, other_key, entries, entry, .. } = work;
+    let (key, index) = (&parsed.key, *entry);
+    let home = home(&tables.settings(), key.sport);
     let port = Be16::new(index as u16);
     let away = port.get() as u32 != home;
-    let lasts = key.proto != TCP as u32 && key.dport != DNS;
-    let state = if lasts { tcp::ESTABLISHED } else { hit.flow.state };
+    let state = mapping_state(hit.flow.state);
     port_table::own(tables, index, &Mapping { inside: key.src, remote: key.dst, port: key.sport, state, away, now });
     tables.note(Note::NatMapped);
     if tables.settings().nat(Settings::NAT_LOG) {
@@ -330,7 +383,9 @@ pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcom
     if !away {
         return MAPPED;
     }
-    owner.mark();
+    if let Some(owner) = tables.owner(entries.wrapping_add(home)) {
+        owner.mark();
+    }
     *other_key = away_key(key.src, key.sport, key.proto);
     other.flow = memory(&hit.flow, tcp::ESTABLISHED);
     REMEMBER
@@ -340,10 +395,14 @@ pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outcom
 const FAILED: u32 = 1 << 31;
 
 /// Takes a free port for a host that may have one more: its home, another, or one past its time.
-#[inline(never)]
-fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32, home: u32) -> u32 {
+#[inline(always)]
+pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
-    let (inside, proto) = (parsed.key.src, parsed.proto);
+    let Work { parsed, hit, entries, .. } = work;
+    let home = home(&tables.settings(), parsed.key.sport);
+    let (inside, proto, base) = (parsed.key.src, parsed.proto, *entries);
+    // A service's port, or a published one, is nobody's.
+    let served = |index: u32| claimed(tables, hit.flow.src, Be16::new(index as u16), proto);
     // This node's own connections are not counted.
     let quota = if context.at.own != 0 { u32::MAX } else { tables.settings().nat_quota };
     match port_table::charge(tables, inside, quota) {
@@ -352,17 +411,26 @@ fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32
         _ => return FAILED | Drop::NatHostsFull as u32,
     }
     let index = base.wrapping_add(home);
-    if port_table::take(tables, index) {
+    if !served(index) && port_table::take(tables, index) {
         return index;
     }
-    let hash = hash::tuple(&parsed.key).wrapping_add(now);
-    let index = port_table::search(tables, base, home, hash);
-    if index != port_table::NONE {
-        return index;
+    // Nobody can tell which port comes next (RFC 7857 §9).
+    let secret = tables.multiplier(MULTIPLIERS - 1);
+    let mut hash = ((hash::tuple(&parsed.key) as u64).wrapping_mul(secret) >> 32) as u32;
+    for _ in 0..SEARCHES {
+        let index = port_table::search(tables, base, home, hash);
+        if index == port_table::NONE {
+            break;
+        }
+        if !served(index) {
+            return index;
+        }
+        port_table::clear(tables, index);
+        hash = hash.wrapping_mul(0x9e37_79b9);
     }
     let index = port_table::stale(tables, base, hash, proto, now);
     if let Some(owner) = tables.owner(index)
-        && end_mapping(context, index, owner.meta())
+        && end_mapping(context, index, owner.meta(), hit.flow.src, parsed.key.proto)
     {
         tables.note(Note::NatReclaimed);
         if port_table::take(tables, index) {
@@ -373,9 +441,9 @@ fn take<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, base: u32
     FAILED | Drop::NatPortsExhausted as u32
 }
 
-/// Ends a mapping; false where another CPU has.
+/// Ends a mapping to a port of `outside`; false where another CPU has.
 #[inline(always)]
-fn end_mapping<A: Ip, T: Tables<A>>(context: &Context<T>, index: u32, meta: Meta) -> bool {
+fn end_mapping<A: Ip, T: Tables<A>>(context: &Context<T>, index: u32, meta: Meta, outside: A, proto: u32) -> bool {
     let tables = context.tables;
     let Some((inside, _)) = tables.owner(index).and_then(|owner| owner.addrs(meta)) else {
         return false;
@@ -385,6 +453,10 @@ fn end_mapping<A: Ip, T: Tables<A>>(context: &Context<T>, index: u32, meta: Meta
     }
     port_table::refund(tables, inside);
     tables.note(Note::NatUnmapped);
+    if tables.settings().nat(Settings::NAT_LOG) {
+        let port = Be16::new(index as u16);
+        tables.nat_event(&event(inside, meta.port(), outside, port, proto, MappingEvent::<A>::ENDS));
+    }
     true
 }
 
@@ -398,29 +470,6 @@ fn event<A: Addr>(
     what: u16,
 ) -> MappingEvent<A> {
     MappingEvent { inside, outside, inside_port, outside_port, what, proto: proto as u16 }
-}
-
-/// A mapping is there already, and used by one more connection, maybe to a further address: that is
-/// remembered for whoever filters by address.
-#[inline(always)]
-fn again<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, port: u32) -> u32 {
-    let tables = context.tables;
-    let Work { parsed, hit, other, other_key, entries, .. } = work;
-    let key = &parsed.key;
-    hit.flow.sport = Be16::new(port as u16);
-    let Some((_, _, remote)) = tables.owner(entries.wrapping_add(port)).and_then(|owner| owner.whose()) else {
-        return MAPPED;
-    };
-    if remote == key.dst || tables.settings().nat(Settings::FILTER_NONE | Settings::FILTER_PORT) {
-        return MAPPED;
-    }
-    *other_key = sent_key(key.dst, key.src, key.sport, key.proto);
-    if tables.look_up(other_key, other) {
-        touch(tables, other, context.at.now);
-        return MAPPED;
-    }
-    other.flow = memory(&hit.flow, tcp::NEW);
-    REMEMBER
 }
 
 /// What is remembered of a mapping, as that of a connection's entry says it.
@@ -482,7 +531,14 @@ fn try_put<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Res
 
 /// The mapping of a connection goes with it to the state [`Work::follow`]: it is kept, or ended.
 #[inline(always)]
-pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
+pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
+    try_follow(work, context);
+    // A function of its own in the kernel answers something.
+    0
+}
+
+#[inline(always)]
+fn try_follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     let (tables, now) = (context.tables, context.at.now);
     let Work { parsed, hit, other, other_key, follow, .. } = work;
     let state = *follow as u8;
@@ -505,10 +561,7 @@ pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
         return;
     };
     if matches!(state, tcp::CLOSED | tcp::RESET) {
-        if !meta.shared() && end_mapping(context, index, meta) {
-            if tables.settings().nat(Settings::NAT_LOG) {
-                tables.nat_event(&event(inside, port, outside, outside_port, key.proto, MappingEvent::<A>::ENDS));
-            }
+        if !meta.shared() && end_mapping(context, index, meta, outside, key.proto) {
             *other_key = away_key(inside, port, key.proto);
             if meta.away() && tables.look_up(other_key, other) {
                 flow_table::remove(tables, other);
@@ -516,7 +569,7 @@ pub fn follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
         }
         return;
     }
-    owner.keep(meta, state, now);
+    owner.keep(meta, mapping_state(state), now);
     *other_key = away_key(inside, port, key.proto);
     if meta.away() && tables.look_up(other_key, other) {
         touch(tables, other, now);

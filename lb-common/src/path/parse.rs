@@ -187,18 +187,19 @@ impl Ip for Ip4 {
         })
     }
 
-    /// RFC 792: destination unreachable, source quench, redirect, time exceeded, parameter problem.
+    /// RFC 792: destination unreachable, redirect, time exceeded, parameter problem; source quench is of the
+    /// past (RFC 6633).
     #[inline(always)]
     fn is_error(icmp_type: u8) -> bool {
-        matches!(icmp_type, 3 | 4 | 5 | 11 | 12)
+        matches!(icmp_type, 3 | 5 | 11 | 12)
     }
 
-    /// Echo, timestamp, information and address mask (RFC 792, RFC 950).
+    /// Echo, timestamp and address mask (RFC 792, RFC 950); information is of the past (RFC 5508 REQ-10c).
     #[inline(always)]
     fn query(icmp_type: u8) -> Query {
         match icmp_type {
-            8 | 13 | 15 | 17 => Query::Request,
-            0 | 14 | 16 | 18 => Query::Reply,
+            8 | 13 | 17 => Query::Request,
+            0 | 14 | 18 => Query::Reply,
             _ => Query::None,
         }
     }
@@ -357,6 +358,10 @@ fn exchange_prefix(addr: Ip6, pair: &PrefixPair<Ip6>, back: bool) -> Option<Ip6>
         let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0).to_be();
         words[i] = to[i] & mask | words[i] & !mask;
     }
+    // An interface's id of zeros stands for all routers of a subnet (§3.7).
+    if pair.len > 48 && words[2] == 0 && words[3] == 0 {
+        return None;
+    }
     let halves = |word: u32| -> [u16; 2] { zerocopy::transmute!(word) };
     let added = |word: u16| match fold(word as u64 + adjust as u64) {
         0xffff => 0,
@@ -465,5 +470,36 @@ impl<A: Addr> Parsed<A> {
         let [a, b, c, d] = word.to_ne_bytes();
         self.key.sport = Be16::from_raw(u16::from_ne_bytes([a, b]));
         self.key.dport = Be16::from_raw(u16::from_ne_bytes([c, d]));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::net::Ipv6Addr;
+
+    fn ip(text: &str) -> Ip6 {
+        text.parse::<Ipv6Addr>().unwrap().into()
+    }
+
+    #[test]
+    fn prefixes_are_exchanged_as_in_rfc_6296() {
+        // §3.1's and §3.2's own example is the first.
+        for (len, inside, outside, from, to) in [
+            (48, "fd01:203:405::", "2001:db8:1::", "fd01:203:405:1::1234", "2001:db8:1:d550::1234"),
+            (40, "fd01:203::", "2001:db8::", "fd01:203:5:1::1234", "2001:db8:5:d14c::1234"),
+            (64, "fd01:203:405:1::", "2001:db8:1:2::", "fd01:203:405:1::1234", "2001:db8:1:2:d54e::1234"),
+            (64, "fd01:203:405:1::", "2001:db8:1:2::", "fd01:203:405:1:ffff:0:0:9", "2001:db8:1:2:ffff:d54e:0:9"),
+        ] {
+            let pair = PrefixPair::new(ip(inside), ip(outside), len);
+            let there = ip(from).exchange(&pair, false).unwrap();
+            assert_eq!(Ipv6Addr::from(there), to.parse::<Ipv6Addr>().unwrap(), "/{len}");
+            assert_eq!(there.exchange(&pair, true), Some(ip(from)), "/{len} back");
+            // No checksum over the address changes.
+            let diff = Diff::of_addrs((ip(from), Ip6::default()), (there, Ip6::default()));
+            assert_eq!(diff.applied(0x1234), 0x1234, "/{len}");
+        }
+        let pair = PrefixPair::new(ip("fd01:203:405::"), ip("2001:db8:1::"), 48);
+        assert_eq!(ip("fd01:203:405:ffff::1").exchange(&pair, false), None, "all ones can't be told from zero");
     }
 }

@@ -21,7 +21,7 @@ plain! {
         pub ticks_per_second: u32,
         /// TCP established, idle (RFC 5382 REQ-5: at least 2 h 4 min).
         pub tcp_established: u32,
-        /// TCP half-open or half-closed (RFC 5382 REQ-5: at least 4 min).
+        /// TCP half-open (RFC 5382 REQ-5: at least 4 min).
         pub tcp_transitory: u32,
         /// TCP after FIN both ways.
         pub tcp_closed: u32,
@@ -79,10 +79,11 @@ impl Settings {
         (port.get() as u32).wrapping_sub(first) < count
     }
 
-    /// How long a connection may be silent (RFC 5382 REQ-5 for TCP, RFC 4787 REQ-5 for UDP).
+    /// How long a connection may be silent (RFC 5382 REQ-5 for TCP, where half-closed is established;
+    /// RFC 4787 REQ-5 for UDP).
     #[inline(always)]
     pub fn idle_limit(&self, proto: u8, state: u8) -> u32 {
-        let answered = state == tcp::ESTABLISHED;
+        let answered = tcp::protected(state) || state == tcp::WAITING;
         match proto {
             TCP if state == tcp::CLOSED => self.tcp_closed,
             TCP if answered => self.tcp_established,

@@ -1,8 +1,9 @@
-//! The internal switch: a bridge with its address, made where there is none.
+//! The internal switch: a bridge with its addresses, made where there is none.
 //!
 //! Invariant: what was there is used as it is; what is made is recorded, so that `unload` removes it.
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 
 use crate::apply::{Paths, State};
 use crate::intent::{InternalSwitch, Link, Network};
@@ -41,12 +42,11 @@ pub fn ensure(paths: &Paths, switch: &InternalSwitch) -> Result<()> {
     }
     let network = mirror.network();
     let link = network.links.iter().find(|l| l.name == *name).with_context(|| format!("{name} has vanished"))?.index;
-    let Some(net) = switch.address else { return Ok(()) };
-    if network.addresses.iter().any(|a| a.link == link && a.net == net) {
-        return Ok(());
+    let missing = |net: &&IpNet| !network.addresses.iter().any(|a| a.link == link && a.net == **net);
+    for &net in switch.addresses.iter().filter(missing) {
+        state.change(paths, |state| state.addresses.extend([(name.clone(), net)]))?;
+        write::add_address(&mut connection, link, net).with_context(|| format!("adding {net} to {name}"))?;
+        tracing::info!("added {net} to {name}");
     }
-    state.change(paths, |state| state.addresses.extend([(name.clone(), net)]))?;
-    write::add_address(&mut connection, link, net).with_context(|| format!("adding {net} to {name}"))?;
-    tracing::info!("added {net} to {name}");
     Ok(())
 }

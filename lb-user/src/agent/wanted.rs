@@ -73,11 +73,10 @@ impl Neighbours {
             needed: HashMap::new(),
             changed: true,
         };
-        let gateways = intent.ports.iter().filter_map(|port| port.gateway);
-        let endpoints = intent.services.iter().flat_map(endpoints);
-        let ways = endpoints.chain(gateways).filter_map(|addr| all.to(addr));
+        let ways = intent.services.iter().flat_map(endpoints).filter_map(|addr| all.to(addr));
         let hops = network.routes.iter().filter_map(|route| Some((route.link, route.gateway?)));
-        let found: Vec<_> = ways.chain(hops.filter(|hop| all.is_neighbour(hop))).collect();
+        let hops = hops.chain(gateways(intent, network)).filter(|hop| all.is_neighbour(hop));
+        let found: Vec<_> = ways.chain(hops).collect();
         for entry in found {
             *all.needed.entry(entry).or_insert(0) += 1;
         }
@@ -125,6 +124,15 @@ impl Neighbours {
     }
 }
 
+/// The ports' gateways, each on its port's link, also while no route leads there: what is translated leaves
+/// by one of them at once when another fails.
+fn gateways<'n>(intent: &'n Intent, network: &'n Network) -> impl Iterator<Item = (u32, IpAddr)> + 'n {
+    intent.ports.iter().flat_map(|port| {
+        let link = network.links.iter().find(|link| link.name == port.interface);
+        link.into_iter().flat_map(|link| port.gateways.iter().map(|&gateway| (link.index, gateway)))
+    })
+}
+
 fn endpoints(service: &ServicePort) -> impl Iterator<Item = IpAddr> {
     service.endpoints.iter().map(|e| e.addr)
 }
@@ -132,7 +140,7 @@ fn endpoints(service: &ServicePort) -> impl Iterator<Item = IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intent::{Address, Endpoint, EndpointState, Link, Protocol};
+    use crate::intent::{Address, Endpoint, EndpointState, HookChoice, Link, Port, Protocol};
 
     fn link(index: u32, up: bool) -> Link {
         Link {
@@ -151,6 +159,39 @@ mod tests {
     fn route(prefix: &str, gateway: Option<&str>, link: u32, metric: u32) -> Route {
         let gateway = gateway.map(|g| g.parse().expect("an address"));
         Route { prefix: prefix.parse().expect("a prefix"), gateway, link, metric, source: None }
+    }
+
+    #[test]
+    fn gateways_of_ports_are_asked_for_without_a_route_or_a_service() {
+        let port = |index: u32, gateways: &[&str]| Port {
+            name: format!("Port{index}"),
+            interface: format!("eth{index}"),
+            gateways: gateways.iter().map(|g| g.parse().expect("an address")).collect(),
+            nat_addresses: vec![],
+            compute: false,
+            hook: HookChoice::Auto,
+        };
+        // A link that is down has no neighbours, and one is not there.
+        let ports = vec![
+            port(1, &["10.0.0.254", "fe80::1"]),
+            port(2, &["10.2.0.1"]),
+            port(3, &["10.3.0.1"]),
+            port(4, &["10.4.0.1"]),
+            port(5, &[]),
+        ];
+        let mut network = Network {
+            links: vec![link(1, true), link(2, true), link(3, false), link(5, true)],
+            routes: vec![route("0.0.0.0/0", Some("10.2.0.1"), 2, 10)],
+            ..Network::default()
+        };
+        let intent = Intent { ports, ..Intent::default() };
+        let wanted = |network: &Network| -> Vec<String> {
+            let wanted = Neighbours::new(&intent, network).take().into_iter().flatten();
+            wanted.map(|(link, addr)| format!("{link} {addr}")).collect()
+        };
+        assert_eq!(wanted(&network), ["1 10.0.0.254", "1 fe80::1", "2 10.2.0.1"]);
+        network.links[2].up = true;
+        assert_eq!(wanted(&network), ["1 10.0.0.254", "1 fe80::1", "2 10.2.0.1", "3 10.3.0.1"]);
     }
 
     #[test]

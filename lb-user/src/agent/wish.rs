@@ -92,7 +92,8 @@ impl Wish {
         notices(&update.notices);
         if self.refused {
             let undo = Undo::All(Box::new((self.intent.clone(), self.config.clone(), self.manifests.clone())));
-            self.intent.services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
+            let services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
+            self.intent.services = self.config.with_published(services);
             self.intent.revision += 1;
             return Ok(Some(undo));
         }

@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use super::Config;
 use super::at::{At, Log};
 use super::error::{Error, Place};
+use super::nat;
 use super::value::{self, MAX_RANGE, show};
-use crate::intent::ServiceRange;
+use crate::intent::{Port, ServiceRange, Translation};
 
 /// What a range of addresses is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,10 @@ pub(super) enum Use {
     Pods,
     Cluster,
     Switch,
+    /// Translated beside the switch's own.
+    Nat,
+    PrefixInside,
+    PrefixOutside,
 }
 
 /// A range of addresses, and where it was said.
@@ -31,10 +36,14 @@ pub(super) struct Extent {
     pub range: ServiceRange,
 }
 
-/// Nodes and pods may be in the internal switch's network, where they are; everything else is
-/// apart.
+/// Nodes and pods may be in the internal switch's network, where they are, and whatever hosts have may be
+/// translated; everything else is apart.
 fn may_overlap(a: Use, b: Use) -> bool {
-    matches!((a, b), (Use::Switch, Use::Nodes | Use::Pods) | (Use::Nodes | Use::Pods, Use::Switch))
+    use Use::{Nat, Nodes, Pods, PrefixInside, Services, Switch};
+    let either = |one: Use, others: &[Use]| (a == one && others.contains(&b)) || (b == one && others.contains(&a));
+    either(Switch, &[Nodes, Pods])
+        || either(Nat, &[Nodes, Services, Pods, Switch, Nat, PrefixInside])
+        || either(PrefixInside, &[Nodes, Pods, Switch])
 }
 
 pub(super) fn whole(config: &Config, root: &At<'_>, log: &mut Log) {
@@ -44,6 +53,8 @@ pub(super) fn whole(config: &Config, root: &At<'_>, log: &mut Log) {
     }
     interfaces(config, log);
     gateways(config, log);
+    nat::whole(config, log);
+    published(config, log);
     overlaps(config, log);
     for extent in config.places.extents.iter().filter(|e| e.used == Use::Cluster) {
         if value::size(&extent.range) > MAX_RANGE {
@@ -82,18 +93,19 @@ fn interfaces(config: &Config, log: &mut Log) {
 }
 
 fn gateways(config: &Config, log: &mut Log) {
-    let mut ports: Vec<_> =
-        config.ports.iter().filter_map(|port| Some((format!("ports.{}.gateway", port.name), port.gateway?))).collect();
-    ports.sort_by_key(|(path, _)| config.places.by_path.get(path));
-    let mut seen: BTreeMap<bool, String> = BTreeMap::new();
-    for (path, gateway) in &ports {
-        if let Some(first) = seen.get(&gateway.is_ipv4()) {
+    let mut all = Vec::new();
+    for port in &config.ports {
+        let list = format!("ports.{}.gateway", port.name);
+        all.extend(port.gateways.iter().enumerate().map(|(i, gateway)| (config.member(&list, i), *gateway, port)));
+    }
+    all.sort_by_key(|(path, ..)| config.places.by_path.get(path));
+    for (i, (path, gateway, port)) in all.iter().enumerate() {
+        let same =
+            |(_, other, its): &&(String, IpAddr, &Port)| its.name == port.name && other.is_ipv4() == gateway.is_ipv4();
+        if let Some((first, ..)) = all[..i].iter().find(same) {
             let family = family(*gateway);
-            let message =
-                format!("`{gateway}` is a second {family} default gateway beside {first}; expected one a family");
+            let message = format!("`{gateway}` is a second {family} gateway beside {first}; expected one a family");
             log.errors.push(config.error_at(path, message));
-        } else {
-            seen.insert(gateway.is_ipv4(), path.clone());
         }
         if let Some(inside) =
             config.places.extents.iter().find(|e| value::contains(&e.range, *gateway) && e.used != Use::Nodes)
@@ -106,22 +118,43 @@ fn gateways(config: &Config, log: &mut Log) {
             log.errors.push(config.error_at(path, message));
         }
     }
-    let Some(inside) = config.internal_switch.as_ref().and_then(|s| s.address) else {
+    let Some((path, gateway, _)) = all.first() else {
         return;
     };
-    let wanted = inside.addr();
-    if !ports.is_empty() && ports.iter().all(|(_, gateway)| gateway.is_ipv4() != wanted.is_ipv4()) {
-        let (path, gateway) = &ports[0];
-        let message = format!(
-            "`{gateway}` is {}, but internalSwitch.address ({inside}) is {}; expected a gateway of that family",
-            family(*gateway),
-            family(wanted)
-        );
-        log.errors.push(config.error_at(path, message));
+    for (i, inside) in config.internal_switch.iter().flat_map(|switch| &switch.addresses).enumerate() {
+        let v4 = inside.addr().is_ipv4();
+        if config.nat.of(v4) != Translation::Off && all.iter().all(|(_, gateway, _)| gateway.is_ipv4() != v4) {
+            let message = format!(
+                "`{gateway}` is {}, but {} ({inside}) is {}; expected a gateway of that family",
+                family(*gateway),
+                config.member("internalSwitch.address", i),
+                family(inside.addr())
+            );
+            log.errors.push(config.error_at(path, message));
+        }
     }
 }
 
-fn family(addr: IpAddr) -> &'static str {
+/// A port forward is not at an address that the cluster gives, and none leads to a service.
+fn published(config: &Config, log: &mut Log) {
+    let extents = || config.places.extents.iter().filter(|e| matches!(e.used, Use::Services | Use::Cluster));
+    for (i, service) in config.published.iter().enumerate() {
+        let path = config.member("publish", i);
+        let of_cluster = |addr: &IpAddr| extents().find(|e| e.used == Use::Cluster && value::contains(&e.range, *addr));
+        if let Some((addr, extent)) = service.addresses.iter().find_map(|addr| Some((addr, of_cluster(addr)?))) {
+            let message = format!("`{addr}` is inside {} ({}); expected another one", extent.path, show(&extent.range));
+            log.errors.push(config.error_at(&path, message));
+        }
+        let of_services = |addr: IpAddr| extents().find(|e| value::contains(&e.range, addr));
+        if let Some((to, extent)) = service.endpoints.iter().find_map(|to| Some((to.addr, of_services(to.addr)?))) {
+            let message =
+                format!("`{to}` is inside {} ({}); expected a host's address", extent.path, show(&extent.range));
+            log.errors.push(config.error_at(&path, message));
+        }
+    }
+}
+
+pub(super) fn family(addr: IpAddr) -> &'static str {
     if addr.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 

@@ -8,6 +8,8 @@
 mod at;
 mod check;
 mod error;
+mod nat;
+mod publish;
 mod read;
 mod value;
 mod verify;
@@ -20,7 +22,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::intent::{Intent, InternalSwitch, Port, ServicePort, ServiceRange, Tuning};
+use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, Tuning};
 
 use crate::source::manifests::Rules;
 
@@ -39,6 +41,9 @@ pub struct Config {
     pub ports: Vec<Port>,
     pub internal_switch: Option<InternalSwitch>,
     pub inside: Vec<String>,
+    pub nat: Nat,
+    /// Ports that are forwarded to hosts inside.
+    pub published: Vec<ServicePort>,
     pub node_ranges: Vec<ServiceRange>,
     /// Addresses that load-balancer services get.
     pub service_ranges: Vec<ServiceRange>,
@@ -60,8 +65,22 @@ pub struct Config {
 struct Places {
     /// By key path.
     by_path: BTreeMap<String, Place>,
+    /// The key paths of a list's members, by the list's.
+    members: BTreeMap<String, Vec<String>>,
     /// Every range and subnet.
     extents: Vec<check::Extent>,
+}
+
+impl Places {
+    fn note(&mut self, at: &At<'_>) {
+        self.by_path.insert(at.to_string(), at.place());
+    }
+
+    /// Notes a member of a list, which may stand there without a list, once it is taken.
+    fn note_member(&mut self, list: &At<'_>, at: &At<'_>) {
+        self.note(at);
+        self.members.entry(list.to_string()).or_default().push(at.to_string());
+    }
 }
 
 impl Config {
@@ -70,9 +89,12 @@ impl Config {
         let file: Arc<str> = path.display().to_string().into();
         let text = std::fs::read_to_string(path).map_err(|e| Errors::of_file(&file, cannot_read(&e)))?;
         let mut config = Config::parse(&file, &text)?;
-        if let (Some(manifests), Some(folder)) = (&config.manifests, path.parent()) {
-            config.manifests = Some(folder.join(manifests.strip_prefix(".").unwrap_or(manifests)));
-        }
+        let beside = |named: &Option<PathBuf>| {
+            let named = named.as_deref()?;
+            Some(path.parent()?.join(named.strip_prefix(".").unwrap_or(named)))
+        };
+        config.manifests = beside(&config.manifests);
+        config.nat.log = beside(&config.nat.log);
         Ok(config)
     }
 
@@ -98,15 +120,30 @@ impl Config {
             ports: self.ports.clone(),
             internal_switch: self.internal_switch.clone(),
             inside: self.inside.clone(),
+            nat: self.nat.clone(),
             service_ranges: self.service_ranges.iter().copied().chain(cluster).collect(),
-            services,
+            services: self.with_published(services),
             tuning: self.tuning.clone(),
         }
     }
 
+    /// The cluster's services and those that the configuration publishes itself, ordered by namespace and name.
+    pub fn with_published(&self, mut services: Vec<ServicePort>) -> Vec<ServicePort> {
+        services.extend(self.published.iter().cloned());
+        services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        services
+    }
+
     /// What the manifests' source needs of it.
     pub fn rules(&self) -> Rules {
-        Rules { service_ranges: self.service_ranges.clone(), draining: self.draining }
+        let published = self.published.iter().flat_map(|service| service.addresses.iter().copied()).collect();
+        Rules { service_ranges: self.service_ranges.clone(), published, draining: self.draining }
+    }
+
+    /// The key path of a list's member.
+    fn member(&self, list: &str, index: usize) -> String {
+        let path = self.places.members.get(list).and_then(|members| members.get(index));
+        path.cloned().unwrap_or_else(|| list.to_owned())
     }
 
     /// An error about the value at a key path.

@@ -3,6 +3,7 @@
 //! Invariant: every key that is accepted is in a `KEYS` list here and in docs/configuration.md.
 //! Not here: the form of single values ([`super::value`]), rules between values ([`super::check`]).
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,14 +15,15 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places};
-use crate::intent::{Capacity, HookChoice, InternalSwitch, Port, ServiceRange, Tuning};
+use super::{Config, Places, nat, publish};
+use crate::intent::{Capacity, HookChoice, Nat, Port, ServiceRange, Tuning};
 
 const KEYS: &[&str] = &[
     "node",
     "ports",
     "internalSwitch",
     "inside",
+    "publish",
     "cluster",
     "timeouts",
     "snatPorts",
@@ -30,8 +32,7 @@ const KEYS: &[&str] = &[
     "log",
     "draining",
 ];
-const PORT_KEYS: &[&str] = &["interface", "gateway", "compute", "hook"];
-const SWITCH_KEYS: &[&str] = &["interface", "address"];
+const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook"];
 const CLUSTER_KEYS: &[&str] = &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests"];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
@@ -44,7 +45,7 @@ const TIMEOUT_KEYS: &[&str] = &[
     "fragment",
 ];
 const CAPACITY_KEYS: &[&str] =
-    &["connections", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments"];
+    &["connections", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments", "natAddresses"];
 
 /// As the kernel's `dev_valid_name` wants it.
 const INTERFACE: &str = "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
@@ -59,6 +60,8 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         ports: Vec::new(),
         internal_switch: None,
         inside: Vec::new(),
+        nat: Nat::default(),
+        published: Vec::new(),
         node_ranges: Vec::new(),
         service_ranges: Vec::new(),
         pod_subnets: Vec::new(),
@@ -84,10 +87,14 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.node = at.value(log, node, node_name).unwrap_or_default();
     }
     if let Some(at) = root.get("ports") {
+        config.places.note(&at);
         ports(config, &at, log);
     }
     if let Some(at) = root.get("internalSwitch") {
-        config.internal_switch = internal_switch(&mut config.places, &at, log);
+        config.internal_switch = nat::internal_switch(&mut config.nat, &mut config.places, &at, log);
+    }
+    if let Some(at) = root.get("publish") {
+        config.published = publish::forwards(&mut config.places, &at, log);
     }
     if let Some(at) = root.get("inside") {
         config.inside = at.list_or_one().iter().filter_map(|at| at.value(log, PATTERN, interface_name)).collect();
@@ -101,6 +108,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.draining = Duration::from_secs(seconds.into());
     }
     tuning(&mut config.tuning, root, log);
+    if let Some(at) = root.get("capacity").as_ref().and_then(|at| at.get("natAddresses")) {
+        config.places.note(&at);
+    }
 }
 
 fn node_name(text: &str) -> Result<String, String> {
@@ -118,9 +128,9 @@ fn interface_name(text: &str) -> Result<String, String> {
 }
 
 /// An interface's own name, remembered for [`super::verify`].
-fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
+pub(super) fn interface(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<String> {
     let at = at.require(log, "interface", INTERFACE)?;
-    places.by_path.insert(at.to_string(), at.place());
+    places.note(&at);
     at.value(log, INTERFACE, |text| match text {
         "lo" => Err("is the loopback".into()),
         text if text.contains('*') => Err(String::new()),
@@ -138,22 +148,36 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
             continue;
         }
         let interface = interface(&mut config.places, &at, log);
-        let gateway = at.get("gateway").and_then(|at| {
-            config.places.by_path.insert(at.to_string(), at.place());
-            at.value(log, ADDRESS, value::address)
-        });
+        let gateways = addresses(&mut config.places, &at, "gateway", log);
+        let nat_addresses = addresses(&mut config.places, &at, "natAddresses", log);
         let compute = at.get("compute").and_then(|at| at.value(log, "true or false", value::boolean));
         let hook = at.get("hook").and_then(|at| at.value(log, "auto, xdp or tc", hook));
         if let Some(interface) = interface {
             config.ports.push(Port {
                 name: name.to_owned(),
                 interface,
-                gateway,
+                gateways,
+                nat_addresses,
                 compute: compute.unwrap_or(false),
                 hook: hook.unwrap_or_default(),
             });
         }
     }
+}
+
+/// An address or several, each remembered for [`super::check`] and [`super::verify`].
+fn addresses(places: &mut Places, at: &At<'_>, key: &str, log: &mut Log) -> Vec<IpAddr> {
+    let Some(list) = at.get(key) else {
+        return Vec::new();
+    };
+    let mut all = Vec::new();
+    for at in list.list_or_one() {
+        if let Some(addr) = at.value(log, ADDRESS, value::address) {
+            places.note_member(&list, &at);
+            all.push(addr);
+        }
+    }
+    all
 }
 
 fn hook(text: &str) -> Result<HookChoice, String> {
@@ -163,21 +187,6 @@ fn hook(text: &str) -> Result<HookChoice, String> {
         "tc" => Ok(HookChoice::Tc),
         _ => Err(String::new()),
     }
-}
-
-fn internal_switch(places: &mut Places, at: &At<'_>, log: &mut Log) -> Option<InternalSwitch> {
-    if !at.only(log, SWITCH_KEYS) {
-        return None;
-    }
-    let interface = interface(places, at, log);
-    let right = "the switch's own address with its prefix length, such as 10.20.0.1/24";
-    let address = at.get("address").and_then(|at| {
-        let net = at.value(log, right, value::interface_address)?;
-        let range = value::of_net(net.trunc());
-        places.extents.push(Extent { used: Use::Switch, path: at.to_string(), place: at.place(), range });
-        Some(net)
-    });
-    Some(InternalSwitch { interface: interface?, address })
 }
 
 fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
@@ -190,7 +199,7 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     config.pod_subnets = subnets(extents, at, "podSubnet", Use::Pods, log);
     config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
     if let Some(at) = at.get("manifests") {
-        config.places.by_path.insert(at.to_string(), at.place());
+        config.places.note(&at);
         config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
     }
 }
@@ -221,15 +230,26 @@ fn subnets(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &m
     };
     let mut all = Vec::new();
     for at in at.list_or_one() {
-        if let Some((net, cleared)) = at.value(log, PREFIX, value::subnet) {
-            if cleared {
-                log.notice(&at, format!("{} has bits behind its prefix; taken as {net}", at.node.describe()));
-            }
+        if let Some(net) = subnet(&at, PREFIX, value::subnet, log) {
             extents.push(Extent { used, path: at.to_string(), place: at.place(), range: value::of_net(net) });
             all.push(net);
         }
     }
     all
+}
+
+/// A subnet, with a notice where bits behind its prefix were cleared.
+pub(super) fn subnet(
+    at: &At<'_>,
+    right: &str,
+    read: impl FnOnce(&str) -> Result<(IpNet, bool), String>,
+    log: &mut Log,
+) -> Option<IpNet> {
+    let (net, cleared) = at.value(log, right, read)?;
+    if cleared {
+        log.notice(at, format!("{} has bits behind its prefix; taken as {net}", at.node.describe()));
+    }
+    Some(net)
 }
 
 fn tuning(tuning: &mut Tuning, root: &At<'_>, log: &mut Log) {
@@ -294,8 +314,11 @@ fn capacity(capacity: &mut Capacity, at: &At<'_>, log: &mut Log) {
     for (key, field) in CAPACITY_KEYS.iter().zip(fields) {
         set(field, at.get(key).and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))));
     }
+    let right = "a number of addresses from 1 to 64";
+    let addresses = at.get("natAddresses").and_then(|at| at.value(log, right, |s| value::integer(s, 1, 64)));
+    set(&mut capacity.nat_addresses, addresses);
 }
 
-fn set<T: Copy>(field: &mut T, value: Option<T>) {
+pub(super) fn set<T: Copy>(field: &mut T, value: Option<T>) {
     *field = value.unwrap_or(*field);
 }

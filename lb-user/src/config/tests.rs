@@ -35,9 +35,9 @@ fn whole_file() {
     let ports: Vec<_> = intent
         .ports
         .iter()
-        .map(|p| format!("{} {} {:?} {} {:?}", p.name, p.interface, p.gateway, p.compute, p.hook))
+        .map(|p| format!("{} {} {:?} {} {:?}", p.name, p.interface, p.gateways, p.compute, p.hook))
         .collect();
-    assert_eq!(ports, ["Port2 eth0 Some(203.0.113.1) false Auto", "Port3 eth1 None true Tc"]);
+    assert_eq!(ports, ["Port2 eth0 [203.0.113.1] false Auto", "Port3 eth1 [] true Tc"]);
     let ranges: Vec<_> = intent.service_ranges.iter().map(show).collect();
     assert_eq!(ranges, ["192.168.20.100-192.168.20.120", "fd00:20::100-fd00:20::1ff", "172.28.0.0-172.28.255.255"]);
     let tuning = &intent.tuning;
@@ -65,4 +65,5 @@ fn least_file() {
 }
 
 mod kernel;
+mod nat;
 mod wrong;

@@ -3,7 +3,7 @@
 //! Each says what is wrong with a text, or nothing (an empty message) where it simply isn't such a
 //! value; the caller adds what would be right. Not here: how values go together.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
@@ -17,6 +17,7 @@ pub const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
 pub const PREFIX: &str = "a subnet such as 172.27.0.0/16 or fd00::/64";
 pub const RANGE: &str = "a range such as 192.168.20.10-192.168.20.20, a subnet or an address";
 pub const DURATION: &str = "a time from 1s to 20d, such as 30, 90s or 2h4m";
+pub const ENDPOINT: &str = "an address and a port such as 203.0.113.5:8443 or [2001:db8::5]:8443";
 pub const PORTS: &str = "two port numbers such as 1024-29999";
 
 /// Seconds, or numbers with d, h, m, s.
@@ -59,6 +60,18 @@ pub fn address(text: &str) -> Result<IpAddr, String> {
     match unusable(addr) {
         Some(why) => Err(why),
         None => Ok(addr),
+    }
+}
+
+/// An address that a single host can have, and a port.
+pub fn endpoint(text: &str) -> Result<SocketAddr, String> {
+    let Ok(endpoint) = text.parse::<SocketAddr>() else {
+        return Err(if address(text).is_ok() { "has no port".into() } else { String::new() });
+    };
+    match unusable(endpoint.ip()) {
+        Some(why) => Err(why),
+        None if endpoint.port() == 0 => Err("has port 0".into()),
+        None => Ok(endpoint),
     }
 }
 

@@ -5,6 +5,8 @@
 //! address for good: one from DHCP is refused, and so are slaves of a bond or team, whose packets
 //! are their master's.
 
+use std::net::IpAddr;
+
 use crate::intent::{Address, Link, Network, Port, Route};
 
 use super::{Config, Error};
@@ -34,7 +36,12 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
             );
             errors.push(config.error_at(&path, message));
         }
-        errors.extend(gateway(config, network, port, link));
+        let list = format!("ports.{}.gateway", port.name);
+        let gateways = port.gateways.iter().enumerate();
+        errors.extend(
+            gateways.filter_map(|(i, &addr)| gateway(config, network, port, link, addr, &config.member(&list, i))),
+        );
+        errors.extend(nat_addresses(config, network, port, link));
     }
     if let Some(switch) = &config.internal_switch {
         find(config, network, "internalSwitch.interface", &switch.interface, &mut errors);
@@ -44,9 +51,8 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
 
 /// A gateway that the port can't reach: of another family than its addresses, in none of its
 /// networks, or this node itself.
-fn gateway(config: &Config, network: &Network, port: &Port, link: &Link) -> Option<Error> {
-    let gateway = port.gateway?;
-    let error = |message: String| Some(config.error_at(&format!("ports.{}.gateway", port.name), message));
+fn gateway(config: &Config, network: &Network, port: &Port, link: &Link, gateway: IpAddr, path: &str) -> Option<Error> {
+    let error = |message: String| Some(config.error_at(path, message));
     if let Some(own) = network.addresses.iter().find(|a| a.net.addr() == gateway) {
         let on = network.links.iter().find(|l| l.index == own.link).map_or("?", |l| l.name.as_str());
         return error(format!("`{gateway}` is this node's own address on `{on}`; expected its router's"));
@@ -67,6 +73,20 @@ fn gateway(config: &Config, network: &Network, port: &Port, link: &Link) -> Opti
         return None;
     }
     error(format!("`{gateway}` is in none of the networks of `{interface}` ({have}); expected a router in one of them"))
+}
+
+/// Addresses for translated packets that the port doesn't have.
+fn nat_addresses(config: &Config, network: &Network, port: &Port, link: &Link) -> Vec<Error> {
+    let mine: Vec<_> = network.addresses.iter().filter(|a| a.link == link.index && !is_link_local(a)).collect();
+    let list = format!("ports.{}.natAddresses", port.name);
+    let wrong = port.nat_addresses.iter().enumerate().filter(|(_, addr)| mine.iter().all(|a| a.net.addr() != **addr));
+    let error = |(i, addr): (usize, &IpAddr)| {
+        let have: Vec<_> = mine.iter().map(|a| a.net.addr().to_string()).collect();
+        let have = if have.is_empty() { "which has none".to_owned() } else { format!("such as {}", have.join(", ")) };
+        let message = format!("`{addr}` is not an address of `{}`; expected one of its own, {have}", port.interface);
+        config.error_at(&config.member(&list, i), message)
+    };
+    wrong.map(error).collect()
 }
 
 fn is_link_local(address: &Address) -> bool {

@@ -65,6 +65,15 @@ pub enum FamilyOp<A: Addr> {
         addr: A,
         plane: u32,
     },
+    /// Ends the translated connections that have an address of this prefix outside.
+    EndPrefix(Prefix<A>),
+    /// Ends the translated connections that have one of these addresses outside, and a port that is not in
+    /// the range from first to last; each with its plane.
+    EndPorts {
+        planes: BTreeMap<A, u32>,
+        first: u16,
+        last: u16,
+    },
 }
 
 /// One change. Idempotent; a list of them is safe to stop behind any of its members.

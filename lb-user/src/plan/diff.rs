@@ -5,20 +5,24 @@
 //! change on the way in; services, owned addresses, backends, next hops, filter bits, hooks on the
 //! way out. A link gets its first programs before there are services: else one link would translate
 //! what goes to a service, while the answer passes another as it came. A link that carries an older
-//! agent's programs keeps them until the tables are full.
+//! agent's programs keeps them until the tables are full. Translation between inside and outside comes
+//! with what it needs: exchanged prefixes, then what is on which side, then uplinks, then the setting
+//! that says so; that goes first on the way out, then uplinks, connections, and what was on which side.
 //! Invariants, behind every operation: a service's row lies wholly on active backends; the filter
 //! has the bits of all that is in the tables; no index leads to nothing; once a backend's state
 //! says that it leaves, no row holds it; a backend's connections are ended before its entry goes,
-//! so that an agent that stops in between still knows of them.
+//! so that an agent that stops in between still knows of them; so are those of an address outside,
+//! once no uplink has it.
 //! It relies on the plan: a changed row stands at a place that no service uses, and a number has
 //! a new owner only after [`super::Ids::applied`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::table::{Backend, Settings};
+use lb_common::table::{Backend, Owned, Settings};
 use lb_common::wire::Addr;
 
 use super::contents::{Change, Contents, Family, FamilyOp, Op};
+use super::ids::outside;
 
 /// The operations that turn `from` into `to`; none if they are equal.
 pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
@@ -33,20 +37,29 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     set(&from.names, &to.names, &mut ops, Op::Name);
     ops.extend(changed(&from.rows, &to.rows).map(|(&first, _, row)| Op::Row { first, backends: row.clone() }));
     // Behind the routes: a flow that sees the new epoch also sees the new routes.
-    if from.settings != to.settings {
-        ops.push(Op::Settings(to.settings));
+    let begins = to.settings.nat(Settings::NAT) && !from.settings.nat(Settings::NAT);
+    let nat = if begins { to.settings.nat & !Settings::NAT } else { to.settings.nat };
+    if from.settings != (Settings { nat, ..to.settings }) {
+        ops.push(Op::Settings(Settings { nat, ..to.settings }));
     }
+    end_ports(from, to, &from.v4, &mut ops, Op::V4);
+    end_ports(from, to, &from.v6, &mut ops, Op::V6);
     let hooks = |first| {
         let set = changed(&from.hooks, &to.hooks).filter(move |(_, old, _)| old.is_none() == first);
         set.map(|(&link, _, hooks)| Op::Hooks(Change::Set(link, hooks.clone())))
     };
     ops.extend(hooks(true));
+    set(&from.prefixes, &to.prefixes, &mut ops, Op::Prefix);
     switch(&from.v4, &to.v4, &mut ops, Op::V4);
     switch(&from.v6, &to.v6, &mut ops, Op::V6);
+    if begins {
+        ops.push(Op::Settings(to.settings));
+    }
     ops.extend(hooks(false));
 
     leave(&from.v4, &to.v4, &mut ops, Op::V4);
     leave(&from.v6, &to.v6, &mut ops, Op::V6);
+    remove(&from.prefixes, &to.prefixes, &mut ops, Op::Prefix);
     end_flows(from, to, &mut ops);
     remove(&from.v4.backends, &to.v4.backends, &mut ops, |c| Op::V4(FamilyOp::Backend(c)));
     remove(&from.v6.backends, &to.v6.backends, &mut ops, |c| Op::V6(FamilyOp::Backend(c)));
@@ -142,15 +155,37 @@ fn starts_to_leave<A: Addr>(old: Option<&Backend<A>>, new: &Backend<A>) -> bool 
     new.state != active && old.is_some_and(|old| old.state == active)
 }
 
-/// Services and owned addresses that come or change.
+/// Services, owned addresses and uplinks that come or change.
 fn switch<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
     set(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
-    set(&from.owned, &to.owned, ops, |c| op(FamilyOp::Owned(c)));
+    for (prefix, old, new) in changed(&from.owned, &to.owned) {
+        if !old.is_some_and(|old| ends(old, Some(new))) {
+            ops.push(op(FamilyOp::Owned(Change::Set(*prefix, *new))));
+        }
+    }
+    set(&from.uplinks, &to.uplinks, ops, |c| op(FamilyOp::Uplink(c)));
 }
 
-/// Services and owned addresses that go; backends that drain; those that go get nothing new from here on.
+/// Whether an entry stood for connections that end with it: those of an address outside or of an exchanged
+/// prefix, which is no such thing any more, or is it by another number.
+fn ends(old: &Owned, new: Option<&Owned>) -> bool {
+    let kinds = old.kind & (Owned::OUTSIDE | Owned::PREFIX_OUTSIDE);
+    kinds != 0 && !new.is_some_and(|new| new.is(kinds) && new.index == old.index)
+}
+
+/// Services, owned addresses and uplinks that go; backends that drain; those that go get nothing new from
+/// here on.
 fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
     remove(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
+    remove(&from.uplinks, &to.uplinks, ops, |c| op(FamilyOp::Uplink(c)));
+    for (&prefix, old, new) in beside(&from.owned, &to.owned).filter(|(_, old, new)| ends(old, *new)) {
+        ops.push(op(if old.is(Owned::OUTSIDE) {
+            FamilyOp::EndOutside { addr: prefix.addr, plane: old.index.into() }
+        } else {
+            FamilyOp::EndPrefix(prefix)
+        }));
+        ops.extend(new.map(|new| op(FamilyOp::Owned(Change::Set(prefix, *new)))));
+    }
     remove(&from.owned, &to.owned, ops, |c| op(FamilyOp::Owned(c)));
     for (&id, old, new) in beside(&from.backends, &to.backends) {
         let new = match new {
@@ -159,6 +194,21 @@ fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl 
             _ => continue,
         };
         ops.push(op(FamilyOp::Backend(Change::Set(id, new))));
+    }
+}
+
+/// Translated connections whose ports are not those of translated connections any more.
+fn end_ports<A: Addr>(
+    from: &Contents,
+    to: &Contents,
+    family: &Family<A>,
+    ops: &mut Vec<Op>,
+    op: impl Fn(FamilyOp<A>) -> Op,
+) {
+    let (first, last) = (to.settings.snat_first, to.settings.snat_last);
+    let planes: BTreeMap<A, u32> = outside(family).collect();
+    if (from.settings.snat_first, from.settings.snat_last) != (first, last) && !planes.is_empty() {
+        ops.push(op(FamilyOp::EndPorts { planes, first, last }));
     }
 }
 

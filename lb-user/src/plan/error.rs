@@ -6,6 +6,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 /// Why [`super::plan`] refuses a wish as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PlanError {
@@ -21,6 +23,8 @@ pub enum PlanError {
     Range { first: IpAddr, last: IpAddr },
     /// A range of service addresses too long for the filter.
     RangeTooLong { first: IpAddr, last: IpAddr },
+    /// A translated subnet too large for the filter.
+    Inside { net: IpNet },
 }
 
 impl fmt::Display for PlanError {
@@ -43,6 +47,9 @@ impl fmt::Display for PlanError {
                     f,
                     "service range {first}-{last} is too long: at most 65,536 blocks of /24 (IPv4) or /112 (IPv6)"
                 )
+            }
+            PlanError::Inside { net } => {
+                write!(f, "the subnet {net} is too large to be translated: at most a /8 (IPv4) or a /48 (IPv6)")
             }
         }
     }

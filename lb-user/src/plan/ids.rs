@@ -1,4 +1,5 @@
-//! Numbers that stay: ids of services and backends, indexes of next hops, places of rows.
+//! Numbers that stay: ids of services and backends, indexes of next hops and of exchanged prefixes,
+//! places of rows, planes of addresses outside.
 //!
 //! Invariant: the same thing keeps its number as long as it is wished for, also over a restart of
 //! the agent ([`Ids::recover`]). The lowest free number is given out, and a number is free only
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use lb_common::table::{Name, NextHop, Prefix, ServiceKey};
+use lb_common::table::{Name, NextHop, Owned, Prefix, ServiceKey};
 use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
 use super::contents::{Contents, Family};
@@ -68,6 +69,12 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
         self.draft.resize(self.draft.len().max(number as usize + 1), false);
         let first_time = !std::mem::replace(&mut self.draft[number as usize], true);
         (number, first_time)
+    }
+
+    /// The same, if that number is below `limit`.
+    pub fn number_below(&mut self, key: K, limit: u32) -> Option<u32> {
+        let number = self.find(&key).unwrap_or_else(|| self.lowest_free());
+        (number < limit).then(|| self.number(key).0)
     }
 
     fn lowest_free(&mut self) -> u32 {
@@ -169,6 +176,13 @@ pub struct Ids {
     pub(super) backends: Numbers<(u32, IpAddr, u16)>,
     /// By link and the neighbour's link-layer address.
     pub(super) next_hops: Numbers<(u32, Mac)>,
+    /// By address outside, a space each for IPv4 and IPv6.
+    planes4: Numbers<IpAddr>,
+    planes6: Numbers<IpAddr>,
+    /// By prefix inside, prefix outside, and their length.
+    pub(super) prefixes: Numbers<(Ip6, Ip6, u32)>,
+    /// Something wished for waits for a number that is still another's.
+    pub(super) waits: bool,
     pub(super) rows: Rows,
     /// Deadlines of draining backends, in ticks.
     pub(super) deadlines: HashMap<u32, u32>,
@@ -182,6 +196,10 @@ impl Default for Ids {
             services: Numbers::new(1),
             backends: Numbers::new(1),
             next_hops: Numbers::new(NextHop::FIRST as usize),
+            planes4: Numbers::new(0),
+            planes6: Numbers::new(0),
+            prefixes: Numbers::new(0),
+            waits: false,
             rows: Rows::default(),
             deadlines: HashMap::new(),
             routing: Default::default(),
@@ -200,12 +218,17 @@ impl Ids {
         for (&index, hop) in contents.next_hops.range(NextHop::FIRST..) {
             ids.next_hops.recover((hop.ifindex, hop.dst), index);
         }
+        for (&index, pair) in &contents.prefixes {
+            ids.prefixes.recover((pair.inside, pair.outside, pair.len), index);
+        }
         ids.routing = (contents.next_hops.clone(), contents.v4.routes.clone(), contents.v6.routes.clone());
         ids.epoch = contents.settings.epoch;
         ids
     }
 
     fn recover_family<A: Addr>(&mut self, contents: &Contents, family: &Family<A>) {
+        let planes = self.planes(A::IS_V6);
+        outside(family).for_each(|(addr, plane)| planes.recover(addr.to_ip(), plane));
         for (&ServiceKey { proto, .. }, service) in &family.services {
             if let Some(&name) = contents.names.get(&service.id) {
                 self.services.recover((name, proto), service.id);
@@ -224,11 +247,23 @@ impl Ids {
         }
     }
 
+    pub(super) fn planes(&mut self, v6: bool) -> &mut Numbers<IpAddr> {
+        if v6 { &mut self.planes6 } else { &mut self.planes4 }
+    }
+
+    /// Whether the last plan left something out whose number is free once its operations are applied.
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
     /// The operations that lead to the last plan have all been applied: what it gave up is free.
     pub fn applied(&mut self) {
         self.services.release(|_| false);
         self.backends.release(|_| false);
         self.next_hops.release(|_| false);
+        self.planes4.release(|_| false);
+        self.planes6.release(|_| false);
+        self.prefixes.release(|_| false);
         self.rows.release(|_, _| false);
     }
 
@@ -250,13 +285,20 @@ impl Ids {
         });
         self.backends.release(|id| real.v4.backends.contains_key(&id) || real.v6.backends.contains_key(&id));
         self.next_hops.release(|index| real.next_hops.contains_key(&index));
+        self.planes4.release(|plane| outside(&real.v4).any(|(_, taken)| taken == plane));
+        self.planes6.release(|plane| outside(&real.v6).any(|(_, taken)| taken == plane));
+        self.prefixes.release(|index| real.prefixes.contains_key(&index));
         self.rows.release(|first, len| rows.range(..first + len).next_back().is_some_and(|(_, &end)| end > first));
     }
 
     pub(super) fn begin(&mut self) {
+        self.waits = false;
         self.services.begin();
         self.backends.begin();
         self.next_hops.begin();
+        self.planes4.begin();
+        self.planes6.begin();
+        self.prefixes.begin();
         self.rows.begin();
     }
 
@@ -264,6 +306,9 @@ impl Ids {
         self.services.commit();
         self.backends.commit();
         self.next_hops.commit();
+        self.planes4.commit();
+        self.planes6.commit();
+        self.prefixes.commit();
         self.rows.commit();
         self.deadlines = deadlines(&contents.v4).chain(deadlines(&contents.v6)).collect();
         if self.epoch != contents.settings.epoch {
@@ -277,6 +322,9 @@ impl Ids {
         self.services.begin_without(before.names.keys().copied());
         self.backends.begin_without(before.v4.backends.keys().chain(before.v6.backends.keys()).copied());
         self.next_hops.begin_without(std::iter::empty());
+        self.planes4.begin_without(std::iter::empty());
+        self.planes6.begin_without(std::iter::empty());
+        self.prefixes.begin_without(std::iter::empty());
         self.rows.begin();
     }
 
@@ -284,6 +332,9 @@ impl Ids {
         self.services.commit_part();
         self.backends.commit_part();
         self.next_hops.commit_part();
+        self.planes4.commit_part();
+        self.planes6.commit_part();
+        self.prefixes.commit_part();
         self.rows.commit_part(before.names.keys().copied());
         for (id, _) in deadlines(&before.v4).chain(deadlines(&before.v6)) {
             self.deadlines.remove(&id);
@@ -303,8 +354,17 @@ impl Ids {
         self.services.rollback();
         self.backends.rollback();
         self.next_hops.rollback();
+        self.planes4.rollback();
+        self.planes6.rollback();
+        self.prefixes.rollback();
         self.rows.rollback();
     }
+}
+
+/// The addresses outside, and their planes.
+pub(super) fn outside<A: Addr>(family: &Family<A>) -> impl Iterator<Item = (A, u32)> {
+    let whole = family.owned.iter().filter(|(prefix, owned)| prefix.len == A::BITS && owned.is(Owned::OUTSIDE));
+    whole.map(|(prefix, owned)| (prefix.addr, owned.index.into()))
 }
 
 fn deadlines<A: Addr>(family: &Family<A>) -> impl Iterator<Item = (u32, u32)> {

@@ -11,6 +11,7 @@ pub mod error;
 mod hooks;
 pub mod ids;
 pub mod maglev;
+mod nat;
 mod owned;
 #[expect(clippy::module_inception, reason = "the plan itself, beside what it is made of")]
 pub mod plan;

@@ -2,7 +2,7 @@
 //!
 //! Invariants: an address of the node itself is never owned here, also not inside a service range;
 //! the filter has the bits of whatever stands in the service, backend and owned tables
-//! (`lb_common::table::filter`).
+//! (`lb_common::table::filter`). Not here: what is inside and outside ([`super::nat`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,6 +14,7 @@ use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::contents::Family;
 use super::error::PlanError;
+use super::nat::Sides;
 use crate::intent::ServiceRange;
 
 /// Longest part of a range whose addresses are in the filter one by one.
@@ -43,14 +44,14 @@ pub(super) fn unused<A: Addr>(
     Ok(())
 }
 
-fn number(addr: IpAddr) -> u128 {
+pub(super) fn number(addr: IpAddr) -> u128 {
     match addr {
         IpAddr::V4(a) => u128::from(a.to_bits()),
         IpAddr::V6(a) => a.to_bits(),
     }
 }
 
-fn address(number: u128, like: IpAddr) -> IpAddr {
+pub(super) fn address(number: u128, like: IpAddr) -> IpAddr {
     if like.is_ipv4() { IpAddr::V4((number as u32).into()) } else { IpAddr::V6(number.into()) }
 }
 
@@ -89,8 +90,9 @@ fn subnets(first: IpAddr, last: IpAddr) -> Vec<IpNet> {
 }
 
 /// The filter's words.
-pub(super) fn filter(ranges: &[ServiceRange], v4: &Family<Ip4>, v6: &Family<Ip6>) -> BTreeMap<u32, u64> {
+pub(super) fn filter(ranges: &[ServiceRange], sides: &Sides, v4: &Family<Ip4>, v6: &Family<Ip6>) -> BTreeMap<u32, u64> {
     let mut bits = bits(v4, v6);
+    bits.extend(sides.bits());
     ranges_bits(ranges, &mut bits);
     bits.sort_unstable();
     let mut words: Vec<(u32, u64)> = Vec::new();

@@ -14,6 +14,7 @@ use super::contents::{Contents, Family};
 use super::error::PlanError;
 use super::hooks::hooks;
 use super::ids::Ids;
+use super::nat;
 use super::owned;
 use super::routing::Routing;
 use super::services::{World, services};
@@ -77,11 +78,14 @@ fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Res
         v6: Family { routes: routing.table(), ..Family::default() },
         hooks: hooks(intent, network),
     };
-    let world = World::new(intent, network, routing, clock);
+    let sides = nat::translate(intent, network, ids, &mut to)?;
+    let world = World::new(intent, network, routing, sides, clock);
     services(&intent.services, &world, ids, &mut to)?;
     owned::unused(&intent.service_ranges, &world.routing.local, &mut to.v4)?;
     owned::unused(&intent.service_ranges, &world.routing.local, &mut to.v6)?;
-    to.filter = owned::filter(&intent.service_ranges, &to.v4, &to.v6);
+    nat::own(&world.sides.v4, &mut to.v4);
+    nat::own(&world.sides.v6, &mut to.v6);
+    to.filter = owned::filter(&intent.service_ranges, &world.sides, &to.v4, &to.v6);
     to.settings.epoch = ids.epoch_of(&to);
     fits(&intent.tuning.capacity, ids, [Sizes::of(&to.v4), Sizes::of(&to.v6)])?;
     Ok((to, world))

@@ -18,6 +18,7 @@ use super::error::PlanError;
 use super::hooks::{Role, role};
 use super::ids::Ids;
 use super::maglev::{self, Member};
+use super::nat::Sides;
 use super::routing::Routing;
 use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
 
@@ -25,6 +26,7 @@ use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServiceP
 #[derive(Clone, Debug)]
 pub(super) struct World {
     pub routing: Routing,
+    pub sides: Sides,
     pub clock: Clock,
     /// Addresses at which node ports are reached.
     pub node_addresses: Vec<IpAddr>,
@@ -35,7 +37,7 @@ pub(super) struct World {
 }
 
 impl World {
-    pub fn new(intent: &Intent, network: &Network, routing: Routing, clock: Clock) -> Self {
+    pub fn new(intent: &Intent, network: &Network, routing: Routing, sides: Sides, clock: Clock) -> Self {
         let links = |wanted: fn(Role<'_>) -> bool| -> Vec<u32> {
             network.links.iter().filter(|l| wanted(role(intent, l))).map(|l| l.index).collect()
         };
@@ -47,7 +49,7 @@ impl World {
             (port_links.contains(&a.link) || switch == Some(a.link)) && !is_link_local(a.net.addr())
         };
         let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).collect();
-        World { routing, clock, node_addresses, port_links, inside_links }
+        World { routing, sides, clock, node_addresses, port_links, inside_links }
     }
 }
 
@@ -136,7 +138,7 @@ fn family<A: Addr>(
             made_of.push((backend_id, weight));
         }
         let deadline = deadline.map(|until| world.clock.deadline(until, ids.deadlines.get(&backend_id).copied()));
-        if let Some(backend) = backend(endpoint, id, deadline, world) {
+        if let Some(backend) = backend(endpoint, id, deadline, port.is_published(), world) {
             to.backends.insert(backend_id, backend);
         }
     }
@@ -187,12 +189,21 @@ fn living<A: Addr>(
     living
 }
 
-fn backend<A: Addr>(endpoint: &Endpoint, service: u32, deadline: Option<u32>, world: &World) -> Option<Backend<A>> {
+fn backend<A: Addr>(
+    endpoint: &Endpoint,
+    service: u32,
+    deadline: Option<u32>,
+    published: bool,
+    world: &World,
+) -> Option<Backend<A>> {
     let to = endpoint.addr;
     let addr = A::from_ip(to)?;
     let way = world.routing.find(to);
     let local = world.routing.local.contains(&to);
+    // Whoever is translated on its way out has this node for its gateway: its answers come here anyway.
+    let behind = published && world.sides.is_inside(to);
     let remote = !local
+        && !behind
         && way.is_none_or(|way| {
             let inside = world.inside_links.contains(&way.link);
             world.port_links.contains(&way.link) || (way.gateway.is_some() && !inside)

@@ -1,7 +1,7 @@
 //! The plan kept, so that a change of a few services costs these few.
 //!
 //! Contents are the sum of what each service has (its keys, backends, rows, name), of what the
-//! ranges hold and of the network's part. A change plans the changed services alone, cuts their
+//! ranges and the translation hold and of the network's part. A change plans the changed services alone, cuts their
 //! part out of the contents, and [`diff()`]s part against part: the order of operations is the same.
 //! Invariant: contents, ids and operations are those of [`super::plan()`] and [`diff()`] over the
 //! whole; only the deadlines of services that stay are not corrected where the clocks drift.
@@ -18,6 +18,7 @@ use super::contents::{Contents, Family, Op};
 use super::diff::diff;
 use super::error::PlanError;
 use super::ids::Ids;
+use super::nat;
 use super::owned;
 use super::plan::{Clock, Sizes, fits, whole};
 use super::services::{World, number_key, services};
@@ -42,7 +43,7 @@ struct Parts<A: Addr> {
     /// By service id.
     of: HashMap<u32, Part<A>>,
     /// What is owned where no service has it.
-    unused: BTreeMap<Prefix<A>, Owned>,
+    rest: BTreeMap<Prefix<A>, Owned>,
 }
 
 #[derive(Clone, Debug)]
@@ -59,11 +60,12 @@ impl Planned {
     /// Plans everything, as [`super::plan()`] does.
     pub fn new(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<Self, PlanError> {
         let (contents, world) = whole(intent, network, ids, clock)?;
-        let v4 = Parts::new(&contents.v4, &intent.service_ranges, &world)?;
-        let v6 = Parts::new(&contents.v6, &intent.service_ranges, &world)?;
+        let v4 = Parts::new(&contents.v4, &intent.service_ranges, &world, &world.sides.v4)?;
+        let v6 = Parts::new(&contents.v6, &intent.service_ranges, &world, &world.sides.v6)?;
         let mut needed = vec![0; BITS as usize];
         let mut bits = owned::bits(&contents.v4, &contents.v6);
         owned::ranges_bits(&intent.service_ranges, &mut bits);
+        bits.extend(world.sides.bits());
         bits.into_iter().for_each(|bit| needed[bit as usize] += 1);
         let mut leaving = Leaving::default();
         leaving.add(&intent.services, clock.now);
@@ -236,10 +238,16 @@ fn exchange_family<A: Addr>(family: &mut Family<A>, before: Family<A>, after: Fa
 }
 
 impl<A: Addr> Parts<A> {
-    fn new(family: &Family<A>, ranges: &[ServiceRange], world: &World) -> Result<Self, PlanError> {
-        let mut ranges_alone = Family::default();
-        owned::unused(ranges, &world.routing.local, &mut ranges_alone)?;
-        let mut parts = Parts { of: HashMap::new(), unused: ranges_alone.owned };
+    fn new(
+        family: &Family<A>,
+        ranges: &[ServiceRange],
+        world: &World,
+        side: &BTreeMap<Prefix<A>, Owned>,
+    ) -> Result<Self, PlanError> {
+        let mut no_services = Family::default();
+        owned::unused(ranges, &world.routing.local, &mut no_services)?;
+        nat::own(side, &mut no_services);
+        let mut parts = Parts { of: HashMap::new(), rest: no_services.owned };
         parts.note(family);
         Ok(parts)
     }
@@ -280,7 +288,7 @@ impl<A: Addr> Parts<A> {
             if there.any(|(key, _)| !before.services.contains_key(key)) {
                 after.owned.insert(prefix, Owned::of(Owned::VIP));
             } else {
-                after.owned.extend(self.unused.get(&prefix).map(|&owned| (prefix, owned)));
+                after.owned.extend(self.rest.get(&prefix).map(|&owned| (prefix, owned)));
             }
         }
     }

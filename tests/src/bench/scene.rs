@@ -39,7 +39,8 @@ pub fn fill(kernel: &mut Kernel, capacity: Capacity) -> Result<()> {
         ports: vec![Port {
             name: "Port3".into(),
             interface: "port".into(),
-            gateway: None,
+            gateways: vec![],
+            nat_addresses: vec![],
             compute: true,
             hook: HookChoice::Xdp,
         }],

@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use lb_common::port_table::class;
+use lb_common::table::Settings;
 use lb_common::wire::Addr;
-use lb_user::apply::kernel::is_outside;
+use lb_user::apply::kernel::{contains, is_not_of, is_outside, outside};
 use lb_user::plan::{Apply, Change, Contents, Family, FamilyOp, Op};
 
 use super::{Fake, InFake};
@@ -132,10 +134,28 @@ impl Fake {
             // What it has counted goes to its service's past.
             self.tally.borrow_mut().backends.remove(id);
         }
-        if let FamilyOp::EndOutside { addr, plane } = op {
-            A::flows(self).remove_where(|key, flow| is_outside(key, flow, *addr));
-            A::ports(self).empty(*plane);
-            return Ok(());
+        match op {
+            FamilyOp::EndOutside { addr, plane } => {
+                A::flows(self).remove_where(|key, flow| is_outside(key, flow, *addr));
+                A::ports(self).empty(*plane);
+                return Ok(());
+            }
+            FamilyOp::EndPrefix(prefix) => {
+                let gone = |addr| contains(prefix, addr);
+                A::flows(self).remove_where(|key, flow| outside(key, flow).is_some_and(|(addr, _)| gone(addr)));
+                return Ok(());
+            }
+            FamilyOp::EndPorts { planes, first, last } => {
+                let settings = Settings { snat_first: *first, snat_last: *last, ..Settings::default() };
+                A::flows(self).remove_where(|key, flow| {
+                    let gone = |addr, port| planes.contains_key(&addr) && is_not_of(&settings, port);
+                    class(key.proto).is_some() && outside(key, flow).is_some_and(|(addr, port)| gone(addr, port))
+                });
+                let ports = A::ports(self);
+                planes.values().for_each(|&plane| ports.empty_where(plane, |port| is_not_of(&settings, port)));
+                return Ok(());
+            }
+            _ => {}
         }
         let family: &mut Family<A> = A::family_mut(self);
         match op {
@@ -144,7 +164,7 @@ impl Fake {
             FamilyOp::Owned(op) => change(&mut family.owned, op, ("owned", capacity.services)),
             FamilyOp::Route(op) => change(&mut family.routes, op, ("routes", capacity.routes)),
             FamilyOp::Uplink(op) => change(&mut family.uplinks, op, ("uplinks", 64)),
-            FamilyOp::EndOutside { .. } => Ok(()),
+            FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => Ok(()),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use lb_common::flow_table::cell::Cell64;
 use lb_common::port_table::{self, HOLDERS, Holder, Owner, PLANE, PortTable, proto};
-use lb_common::wire::Addr;
+use lb_common::wire::{Addr, Be16};
 
 pub struct PortMemory<A: Addr> {
     ports: Vec<Cell64>,
@@ -69,6 +69,11 @@ impl<A: Addr> PortMemory<A> {
     pub fn empty(&self, plane: u32) {
         empty(self, plane);
     }
+
+    /// Gives those of a plane's ports back that are `gone`.
+    pub fn empty_where(&self, plane: u32, gone: impl Fn(Be16) -> bool) {
+        empty_where(self, plane, gone);
+    }
 }
 
 fn filled<T: Default>(count: u32) -> Vec<T> {
@@ -102,7 +107,12 @@ fn taken<A: Addr>(table: &impl PortTable<A>, entries: u32) -> Vec<u32> {
 
 /// Gives all ports of a plane back.
 pub fn empty<A: Addr>(table: &impl PortTable<A>, plane: u32) {
-    for index in taken(table, (plane + 1) * PLANE).into_iter().filter(|index| index / PLANE == plane) {
+    empty_where(table, plane, |_| true);
+}
+
+fn empty_where<A: Addr>(table: &impl PortTable<A>, plane: u32, gone: impl Fn(Be16) -> bool) {
+    let gone = |index: &u32| index / PLANE == plane && gone(Be16::new((index % port_table::PORTS) as u16));
+    for index in taken(table, (plane + 1) * PLANE).into_iter().filter(gone) {
         let Some(owner) = table.owner(index) else { continue };
         let inside = owner.whose().map(|(inside, ..)| inside);
         if port_table::release(table, index, owner.meta()) {

@@ -107,7 +107,7 @@ impl Agent {
     }
     /// Waits until the rows of a listing are as wanted.
     pub fn wait(&mut self, listing: &str, wanted: impl Fn(&[Value]) -> bool) -> Result<()> {
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         let mut last = String::new();
         while Instant::now() < end {
             super::clean::check()?;
@@ -121,7 +121,7 @@ impl Agent {
             }
             std::thread::sleep(Duration::from_millis(30));
         }
-        bail!("stellwerk {listing} is not as wanted after 20 s:\n{last}\nthe agent's log:\n{}", self.log_tail())
+        bail!("stellwerk {listing} is not as wanted after 60 s:\n{last}\nthe agent's log:\n{}", self.log_tail())
     }
 
     /// A count from `drops --json`, by its label; 0 if it isn't listed.

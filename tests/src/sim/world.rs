@@ -71,14 +71,15 @@ impl World {
         let port = Port {
             name: "Port3".into(),
             interface: "eth1".into(),
-            gateway: None,
+            gateways: vec![],
+            nat_addresses: vec![],
             compute: true,
             hook: HookChoice::Auto,
         };
         let intent = Intent {
             node: "edge-1".into(),
             ports: vec![port],
-            internal_switch: Some(InternalSwitch { interface: "br-int".into(), address: None }),
+            internal_switch: Some(InternalSwitch { interface: "br-int".into(), addresses: vec![] }),
             service_ranges: vec![ServiceRange { first: ip("192.168.20.100"), last: ip("192.168.20.120") }],
             services,
             ..Intent::default()

@@ -90,3 +90,22 @@ fn gateways() {
         assert_eq!(gateway(bad), format!("c.yaml:2:41: ports.A.gateway: `{bad}` is {why}"));
     }
 }
+
+#[test]
+fn addresses_for_translated_packets() {
+    let text = "node: n\nports: { A: { interface: eth0, gateway: 10.0.0.1, natAddresses: [10.0.0.2, 10.0.0.3] }, B: { interface: eth1, gateway: 10.1.0.1, natAddresses: 10.1.0.3 } }\n";
+    let mut network = Network {
+        links: vec![link(2, "eth0", None, None), link(3, "eth1", None, None)],
+        addresses: vec![address(2, "10.0.0.2/24", false), address(2, "10.0.0.3/24", false)],
+        ..Network::default()
+    };
+    network.addresses.push(address(3, "10.1.0.2/24", false));
+    let errors = |network: &Network| -> Vec<String> {
+        verify(&parse(text).unwrap(), network).iter().map(ToString::to_string).collect()
+    };
+    let wrong = "c.yaml:2:144: ports.B.natAddresses: `10.1.0.3` is not an address of `eth1`; expected one of its own, such as 10.1.0.2";
+    assert_eq!(errors(&network), [wrong]);
+    network.addresses.remove(1);
+    let missing = "c.yaml:2:76: ports.A.natAddresses[1]: `10.0.0.3` is not an address of `eth0`; expected one of its own, such as 10.0.0.2";
+    assert_eq!(errors(&network), [missing, wrong]);
+}

@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -56,13 +56,13 @@ const CASES: &[(&str, &[&str])] = &[
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),
     (
         "ports: { A: eth0 }",
-        &["c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, compute, hook"],
+        &["c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, natAddresses, compute, hook"],
     ),
     (
         "ports: { A: { } }",
@@ -81,7 +81,7 @@ const CASES: &[(&str, &[&str])] = &[
             "c.yaml:4:33: ports.A.gateway: `203.0.113.300` is not an address such as 192.168.1.1 or fd00::1",
             "c.yaml:4:57: ports.A.compute: `yes` is not true or false",
             "c.yaml:4:68: ports.A.hook: `XDP` is not auto, xdp or tc",
-            "c.yaml:4:73: ports.A.vlan: unknown key; expected one of interface, gateway, compute, hook",
+            "c.yaml:4:73: ports.A.vlan: unknown key; expected one of interface, gateway, natAddresses, compute, hook",
         ],
     ),
     (
@@ -116,9 +116,9 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "ports:\n  A: { interface: a, gateway: 10.0.0.1 }\n  B: { interface: b, gateway: 10.1.0.1 }\n  C: { interface: c, gateway: 'fd00::1' }",
+        "ports: { A: { interface: a, gateway: [10.0.0.1, 'fd00::1', 10.0.0.2] } }",
         &[
-            "c.yaml:5:31: ports.B.gateway: `10.1.0.1` is a second IPv4 default gateway beside ports.A.gateway; expected one a family",
+            "c.yaml:3:60: ports.A.gateway[2]: `10.0.0.2` is a second IPv4 gateway beside ports.A.gateway[0]; expected one a family",
         ],
     ),
     (
@@ -153,6 +153,19 @@ const CASES: &[(&str, &[&str])] = &[
         "internalSwitch: { interface: b, address: 10.0.0.0/24 }",
         &[
             "c.yaml:3:42: internalSwitch.address: `10.0.0.0/24` is the network's own address or its broadcast address; expected the switch's own address with its prefix length, such as 10.20.0.1/24",
+        ],
+    ),
+    (
+        "ports: { A: { interface: a, gateway: 10.0.0.1 } }\ninternalSwitch: { interface: b, address: [10.20.0.1/24, 'fd00:20::1/64'], ipv6: masquerade }",
+        &[
+            "c.yaml:3:38: ports.A.gateway: `10.0.0.1` is IPv4, but internalSwitch.address[1] (fd00:20::1/64) is IPv6; expected a gateway of that family",
+        ],
+    ),
+    (
+        "internalSwitch: { interface: b, address: [10.20.0.1/24, 10.20.0.2/24], adress: 1 }",
+        &[
+            "c.yaml:3:57: internalSwitch.address[1]: 10.20.0.0-10.20.0.255 overlaps internalSwitch.address[0] (10.20.0.0-10.20.0.255); expected addresses of its own",
+            "c.yaml:3:72: internalSwitch.adress: unknown key; expected `address`",
         ],
     ),
     (
@@ -239,7 +252,7 @@ const CASES: &[(&str, &[&str])] = &[
         "capacity: { backends: 1, flows: 9 }",
         &[
             "c.yaml:3:23: capacity.backends: `1` is too small; expected a number of entries from 16 to 16777216",
-            "c.yaml:3:26: capacity.flows: unknown key; expected one of connections, services, backends, slots, routes, nextHops, affinity, fragments",
+            "c.yaml:3:26: capacity.flows: unknown key; expected one of connections, services, backends, slots, routes, nextHops, affinity, fragments, natAddresses",
         ],
     ),
     (

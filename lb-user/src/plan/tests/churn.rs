@@ -4,10 +4,10 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
 
-use super::super::{Contents, Ids, Op, diff, plan};
+use super::super::{Contents, Ids, Op, PlanError, diff, plan};
 use super::world::*;
 use super::{Model, clock, nothing};
-use crate::intent::{Endpoint, EndpointState, Intent, Network, ServicePort};
+use crate::intent::{Endpoint, EndpointState, Filtering, Intent, Nat, Network, PrefixPair, ServicePort, Translation};
 
 const ENDPOINTS: [&str; 8] =
     ["10.20.0.5", "10.20.0.6", "192.168.20.10", "192.168.20.1", "198.51.100.7", "fd10::5", "fd20::10", "fd99::1"];
@@ -65,12 +65,16 @@ pub fn networks() -> impl Strategy<Value = Network> {
         0..=4,
     );
     let macs = select(vec![0x21u8, 0x22, 0x31]);
-    (neighbours, routes, vec(proptest::bool::weighted(0.9), 4), macs, any::<bool>()).prop_map(
-        move |(mut neighbours, routes, up, last, port_there)| {
+    let more = ["203.0.113.2/24", "203.0.113.3/24", "203.0.113.4/24", "2001:db8:7::2/64", "2001:db8:7::3/64"];
+    let outside = subsequence(more.to_vec(), 0..=5);
+    (neighbours, routes, vec(proptest::bool::weighted(0.9), 4), macs, any::<bool>(), outside).prop_map(
+        move |(mut neighbours, routes, up, last, port_there, outside)| {
             let moved = neighbours.iter_mut().filter(|n| n.mac == Some(mac(0x21)));
             moved.for_each(|n| n.mac = Some(mac(last)));
             let mut network = Network { neighbours, routes, ..full.clone() };
             network.links.iter_mut().zip(up).for_each(|(link, up)| link.up = up);
+            network.addresses.retain(|a| a.link != ETH0);
+            network.addresses.extend(outside.iter().map(|net| address(ETH0, net)));
             if !port_there {
                 network.links.retain(|l| l.index != ETH1);
                 network.addresses.retain(|a| a.link != ETH1);
@@ -80,12 +84,66 @@ pub fn networks() -> impl Strategy<Value = Network> {
     )
 }
 
+/// How the inside is translated, which ports lead out, and their addresses for that.
+fn translations() -> impl Strategy<Value = (Nat, [bool; 3], Vec<&'static str>)> {
+    use Translation::{Masquerade, Off, Prefix};
+    let nets = |all: &[&str], max| {
+        let all: Vec<_> = all.iter().map(|net| net.parse().expect("a subnet")).collect();
+        subsequence(all, 0..=max)
+    };
+    let subnets = nets(&["10.20.0.0/22", "172.27.0.0/21", "192.168.20.120/32", "fd27::/60", "fd28::99/128"], 4);
+    let direct = nets(&["10.0.0.0/8", "203.0.113.2/32", "172.28.9.9/32", "2001:db8:7::/64", "fd00::/8"], 4);
+    let pair = |inside: &str, outside: &str| PrefixPair {
+        inside: inside.parse().expect("a prefix"),
+        outside: outside.parse().expect("a prefix"),
+    };
+    let pairs = select(vec![
+        vec![pair("fd10::/64", "2001:db8:7::/64")],
+        vec![pair("fd10::/64", "2001:db8:8::/64"), pair("fd20::/64", "2001:db8:7::/64")],
+        vec![pair("fd10::/64", "2001:db8:10::/64"), pair("fd27::/60", "2001:db8:8::/60")],
+    ]);
+    let ipv4 = select(vec![Masquerade, Masquerade, Off]);
+    let ipv6 = select(vec![Off, Masquerade, Masquerade, Prefix, Prefix]);
+    let filtering = select(vec![Filtering::Address, Filtering::None, Filtering::Port]);
+    let named = subsequence(vec!["203.0.113.3", "203.0.113.4", "203.0.113.2", "2001:db8:7::3"], 0..=3);
+    let gateways = any::<[bool; 3]>();
+    (subnets, direct, pairs, ipv4, ipv6, filtering, named, gateways).prop_map(
+        |(subnets, direct, prefixes, ipv4, ipv6, filtering, named, gateways)| {
+            let nat = Nat { ipv4, ipv6, subnets, direct, prefixes, filtering, ..Nat::default() };
+            (nat, gateways, named)
+        },
+    )
+}
+
+/// Wishes with a translation; the tables have room for three addresses outside.
+pub fn intents(services: impl Strategy<Value = Vec<ServicePort>>) -> impl Strategy<Value = Intent> {
+    let ports = select(vec![(1_024, 29_999), (1_024, 2_047), (40_000, 50_000)]);
+    (services, translations(), ports).prop_map(|(services, (nat, [out4, out6, second], named), (first, last))| {
+        let mut intent = Intent { nat, ..intent(services) };
+        intent.ports[0].gateways.extend(out4.then(|| ip("203.0.113.1")));
+        intent.ports[0].gateways.extend(out6.then(|| ip("2001:db8:7::1")));
+        intent.ports[1].gateways.extend(second.then(|| ip("192.168.20.10")));
+        intent.ports[0].nat_addresses = named.into_iter().map(ip).collect();
+        intent.tuning.capacity.nat_addresses = 3;
+        (intent.tuning.snat_first, intent.tuning.snat_last) = (first, last);
+        intent
+    })
+}
+
 fn rounds() -> impl Strategy<Value = Vec<Round>> {
-    let round =
-        (services(), networks(), 0u32..20, proptest::option::weighted(0.4, 0usize..80), proptest::bool::weighted(0.3));
-    let round = round.prop_map(|(services, network, seconds, fails_at, restart)| {
-        let intent = intent(services);
-        Round { intent, network, seconds, fails_at, restart }
+    let round = (
+        intents(services()),
+        networks(),
+        0u32..20,
+        proptest::option::weighted(0.4, 0usize..80),
+        proptest::bool::weighted(0.3),
+    );
+    let round = round.prop_map(|(intent, network, seconds, fails_at, restart)| Round {
+        intent,
+        network,
+        seconds,
+        fails_at,
+        restart,
     });
     vec(round, 1..6)
 }
@@ -118,28 +176,34 @@ proptest! {
     #[test]
     fn every_prefix_is_safe_and_the_end_is_right(rounds in rounds()) {
         let (mut model, mut ids, mut now) = (Model::new(&nothing()), Ids::default(), 0);
-        for round in rounds {
+        'rounds: for round in rounds {
             now += round.seconds;
             if round.restart {
                 ids = Ids::recover(&model.read());
             }
-            let real = model.read();
-            let to = plan(&round.intent, &round.network, &mut ids, clock(now)).expect("a plan");
-            for (id, owner) in owners(&to) {
-                let before = owners(&real).into_iter().find(|(old, _)| *old == id);
-                prop_assert!(before.is_none_or(|(_, old)| old == owner), "{id} has a new owner while the old one is there");
-            }
-            let ops = diff(&real, &to);
-            if apply(&mut model, &ops, round.fails_at) {
+            let mut fails_at = round.fails_at;
+            for turn in 0.. {
+                prop_assert!(turn < 4, "it never comes to an end");
+                let real = model.read();
+                let to = match plan(&round.intent, &round.network, &mut ids, clock(now)) {
+                    Err(PlanError::Full { table: "nat_addresses", .. }) => continue 'rounds,
+                    to => to.expect("a plan"),
+                };
+                for (id, owner) in owners(&to) {
+                    let before = owners(&real).into_iter().find(|(old, _)| *old == id);
+                    let same = before.is_none_or(|(_, old)| old == owner);
+                    prop_assert!(same, "{id} has a new owner while the old one is there");
+                }
+                let waits = ids.waits();
+                if !apply(&mut model, &diff(&real, &to), fails_at.take()) {
+                    ids.settle(&model.read());
+                    continue;
+                }
                 ids.applied();
-            } else {
-                ids.settle(&model.read());
-                let again = plan(&round.intent, &round.network, &mut ids, clock(now)).expect("a plan");
-                let ops = diff(&model.read(), &again);
-                prop_assert!(apply(&mut model, &ops, None));
-                ids.applied();
-                prop_assert_eq!(model.read(), again);
-                prop_assert_eq!(diff(&model.read(), &plan(&round.intent, &round.network, &mut ids, clock(now)).expect("a plan")), vec![]);
+                prop_assert_eq!(model.read(), to);
+                if !waits {
+                    break;
+                }
             }
             let to = plan(&round.intent, &round.network, &mut ids, clock(now)).expect("a plan");
             prop_assert_eq!(model.read(), to.clone());
@@ -153,10 +217,15 @@ proptest! {
     /// Also from contents that no plan of ours led to.
     #[test]
     fn any_contents_lead_to_any_other(a in rounds(), b in rounds()) {
-        let make = |r: &Round| plan(&r.intent, &r.network, &mut Ids::default(), clock(0)).expect("a plan");
+        let make = |r: &Round| {
+            let mut intent = r.intent.clone();
+            intent.tuning.capacity.nat_addresses = 64;
+            plan(&intent, &r.network, &mut Ids::default(), clock(0)).expect("a plan")
+        };
         let (from, to) = (make(&a[0]), make(&b[0]));
         let mut model = Model::new(&from);
         model.ended.extend(0..1_000);
+        model.planes = None;
         diff(&from, &to).iter().for_each(|op| model.apply(op));
         prop_assert_eq!(model.read(), to);
     }

@@ -1,18 +1,21 @@
 //! Plan and diff, tested together: worlds to plan for, and a model of the kernel's tables.
 
 mod churn;
+mod nat;
 mod plan;
 mod update;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use lb_common::table::filter::{BITS, addr_bit, tuple_bit};
-use lb_common::table::{Backend, Owned, Settings};
+use lb_common::table::filter::{BITS, addr_bit, inside_bit, outside_bit, tuple_bit};
+use lb_common::table::{Backend, Owned, Prefix, Settings};
 use lb_common::wire::Addr;
 
 use super::contents::{Change, Contents, Family, FamilyOp, Hooks, Op};
+use super::ids::outside;
 use super::plan::Clock;
 
 fn clock(seconds: u32) -> Clock {
@@ -42,11 +45,16 @@ struct Model {
     slots: Vec<u32>,
     /// Backends whose connections were ended and that haven't been set since.
     ended: BTreeSet<u32>,
+    /// Who has connections in each plane, by family; None: not looked at.
+    planes: Option<BTreeMap<(bool, u32), IpAddr>>,
 }
 
 impl Model {
     fn new(contents: &Contents) -> Self {
-        let mut model = Model { contents: contents.clone(), slots: Vec::new(), ended: BTreeSet::new() };
+        let planes = outside(&contents.v4).map(|(addr, plane)| ((false, plane), addr.to_ip()));
+        let planes = planes.chain(outside(&contents.v6).map(|(addr, plane)| ((true, plane), addr.to_ip()))).collect();
+        let mut model =
+            Model { contents: contents.clone(), slots: Vec::new(), ended: BTreeSet::new(), planes: Some(planes) };
         contents.rows.iter().for_each(|(&first, row)| model.write(first, row));
         model
     }
@@ -67,8 +75,8 @@ impl Model {
             Op::NextHop(change) => apply(&mut c.next_hops, change),
             Op::Name(change) => apply(&mut c.names, change),
             Op::Prefix(change) => apply(&mut c.prefixes, change),
-            Op::V4(op) => family(&mut c.v4, op, &mut self.ended),
-            Op::V6(op) => family(&mut c.v6, op, &mut self.ended),
+            Op::V4(op) => family(&mut c.v4, op, &mut self.ended, &mut self.planes),
+            Op::V6(op) => family(&mut c.v6, op, &mut self.ended, &mut self.planes),
             Op::Hooks(change) => apply(&mut c.hooks, change),
             Op::EndFlows { backends } => self.ended.extend(backends),
         }
@@ -91,6 +99,9 @@ impl Model {
         let hooked =
             !self.contents.hooks.values().all(|h| *h == Hooks { interface: h.interface.clone(), ..Hooks::default() });
         assert!(!hooked || self.contents.settings.ticks_per_second > 0, "hooks before settings");
+        let c = &self.contents;
+        let crosses = !c.v4.uplinks.is_empty() || !c.v6.uplinks.is_empty() || !c.prefixes.is_empty();
+        assert!(crosses || !c.settings.nat(Settings::NAT), "translated, but to nothing");
     }
 
     fn check_family<A: Addr>(&self, family: &Family<A>) {
@@ -110,11 +121,36 @@ impl Model {
         for (prefix, _) in family.owned.iter().filter(|(_, o)| o.kind == Owned::VIP) {
             assert!(filter(addr_bit(prefix.addr)), "filter lacks {prefix:?}");
         }
+        self.check_sides(family);
         let led_to = family.routes.values().chain(family.backends.values().map(|b| &b.next_hop));
         for index in led_to {
             assert!(self.contents.next_hops.contains_key(index), "no next hop {index}");
         }
         assert!(self.contents.filter.keys().all(|&index| index < BITS / 64));
+    }
+
+    /// Translated packets get what is known to be outside, and the filter lets both sides' through.
+    fn check_sides<A: Addr>(&self, family: &Family<A>) {
+        let filter = |bit: u32| self.contents.filter.get(&(bit / 64)).is_some_and(|w| w >> (bit % 64) & 1 == 1);
+        for (link, uplink) in &family.uplinks {
+            for (&addr, &plane) in uplink.addrs.iter().zip(&uplink.planes).take(uplink.count as usize) {
+                let owned = family.owned.get(&Prefix { len: A::BITS, addr }).copied();
+                let outside = Owned { kind: Owned::OUTSIDE, index: plane as u16 };
+                assert_eq!(owned, Some(outside), "{addr:?} of uplink {link}");
+                assert!(filter(outside_bit(addr)), "filter lacks {addr:?} of uplink {link}");
+            }
+        }
+        for (prefix, owned) in &family.owned {
+            if owned.is(Owned::PREFIX_INSIDE | Owned::PREFIX_OUTSIDE) {
+                assert!(self.contents.prefixes.contains_key(&owned.index.into()), "no pair of {prefix:?}");
+            }
+            let inside = owned.is(Owned::INSIDE | Owned::PREFIX_INSIDE);
+            assert!(!inside || filter(inside_bit(prefix.addr)), "filter lacks the inside {prefix:?}");
+            let outside = owned.is(Owned::OUTSIDE | Owned::PREFIX_OUTSIDE);
+            assert!(!outside || filter(outside_bit(prefix.addr)), "filter lacks the outside {prefix:?}");
+            let alone = owned.is(Owned::VIP | Owned::UNUSED);
+            assert!(!alone || owned.kind.is_power_of_two(), "{prefix:?} is a service's and more");
+        }
     }
 }
 
@@ -125,7 +161,37 @@ fn apply<K: Ord + Clone, V: Clone>(table: &mut BTreeMap<K, V>, change: &Change<K
     }
 }
 
-fn family<A: Addr>(family: &mut Family<A>, op: &FamilyOp<A>, ended: &mut BTreeSet<u32>) {
+/// Connections of a plane are those of one address, until they are ended.
+fn note_planes<A: Addr>(family: &Family<A>, op: &FamilyOp<A>, planes: &mut BTreeMap<(bool, u32), IpAddr>) {
+    let has = |addr: A| family.uplinks.values().any(|u| u.addrs[..u.count as usize].contains(&addr));
+    match op {
+        FamilyOp::Owned(Change::Set(prefix, owned)) if owned.is(Owned::OUTSIDE) => {
+            let old = planes.insert((A::IS_V6, owned.index.into()), prefix.addr.to_ip());
+            assert!(old.is_none_or(|old| old == prefix.addr.to_ip()), "{prefix:?} gets a plane of {old:?}");
+        }
+        FamilyOp::Owned(Change::Set(prefix, _) | Change::Remove(prefix)) => {
+            let addr = prefix.addr.to_ip();
+            let left = prefix.len == A::BITS && planes.iter().any(|(&(v6, _), a)| v6 == A::IS_V6 && *a == addr);
+            assert!(!left, "{prefix:?} has connections that nothing tells of");
+        }
+        FamilyOp::EndOutside { addr, plane } => {
+            assert!(!has(*addr), "{addr:?} gets new connections");
+            planes.remove(&(A::IS_V6, *plane));
+        }
+        FamilyOp::EndPrefix(prefix) => assert!(family.owned.contains_key(prefix), "{prefix:?} is not there"),
+        _ => {}
+    }
+}
+
+fn family<A: Addr>(
+    family: &mut Family<A>,
+    op: &FamilyOp<A>,
+    ended: &mut BTreeSet<u32>,
+    planes: &mut Option<BTreeMap<(bool, u32), IpAddr>>,
+) {
+    if let Some(planes) = planes {
+        note_planes(family, op, planes);
+    }
     match op {
         FamilyOp::Service(change) => apply(&mut family.services, change),
         FamilyOp::Backend(change) => {
@@ -139,6 +205,6 @@ fn family<A: Addr>(family: &mut Family<A>, op: &FamilyOp<A>, ended: &mut BTreeSe
         FamilyOp::Owned(change) => apply(&mut family.owned, change),
         FamilyOp::Route(change) => apply(&mut family.routes, change),
         FamilyOp::Uplink(change) => apply(&mut family.uplinks, change),
-        FamilyOp::EndOutside { .. } => {}
+        FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => {}
     }
 }

@@ -6,7 +6,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::super::{Ids, Op, Planned, diff, plan};
-use super::churn::{apply, networks, services};
+use super::churn::{apply, intents, networks, services};
 use super::world::*;
 use super::{Model, clock, nothing};
 use crate::intent::{Intent, ServicePort};
@@ -78,8 +78,14 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_part_is_planned_as_the_whole_would_be(steps in steps(), network in networks(), slots in 300u32..4_000) {
-        let mut intent: Intent = intent(vec![]);
+    fn a_part_is_planned_as_the_whole_would_be(
+        steps in steps(),
+        wish in intents(Just(vec![])),
+        network in networks(),
+        slots in 300u32..4_000,
+    ) {
+        let mut intent: Intent = wish;
+        intent.tuning.capacity.nat_addresses = 64;
         intent.tuning.capacity.slots = slots;
         intent.service_ranges.push(crate::intent::ServiceRange { first: ip("fd28::90"), last: ip("fd28::99") });
         let (mut ids, mut now) = (Ids::default(), 0);

@@ -35,7 +35,7 @@ pub fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
     }
 }
 
-fn address(link: u32, net: &str) -> Address {
+pub fn address(link: u32, net: &str) -> Address {
     Address { link, net: net.parse().expect("a prefix"), temporary: false }
 }
 
@@ -105,14 +105,15 @@ pub fn intent(services: Vec<ServicePort>) -> Intent {
     let port = |name: &str, interface: &str, compute| Port {
         name: name.into(),
         interface: interface.into(),
-        gateway: None,
+        gateways: vec![],
+        nat_addresses: vec![],
         compute,
         hook: HookChoice::Auto,
     };
     Intent {
         node: "edge-1".into(),
         ports: vec![port("Port2", "eth0", false), port("Port3", "eth1", true)],
-        internal_switch: Some(InternalSwitch { interface: "br-int".into(), address: None }),
+        internal_switch: Some(InternalSwitch { interface: "br-int".into(), addresses: vec![] }),
         inside: vec!["pod*".into()],
         service_ranges: vec![ServiceRange { first: ip("192.168.20.100"), last: ip("192.168.20.120") }],
         services,

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
+use super::Rules;
 use super::document::{Service, ServiceName};
 use crate::config::{self, Error};
 use crate::intent::ServiceRange;
@@ -17,10 +18,12 @@ pub(super) type Given = BTreeMap<ServiceName, Vec<IpAddr>>;
 
 pub(super) fn allocate<'s>(
     services: impl Iterator<Item = &'s Arc<Service>> + Clone,
-    ranges: &[ServiceRange],
+    rules: &Rules,
     had: &Given,
 ) -> (Given, Vec<Error>) {
-    let mut used: HashSet<IpAddr> = services.clone().flat_map(|s| s.addresses.iter().copied()).collect();
+    let ranges = &rules.service_ranges[..];
+    let named = services.clone().flat_map(|s| &s.addresses);
+    let mut used: HashSet<IpAddr> = named.chain(&rules.published).copied().collect();
     let mut given = Given::new();
     let mut asking: Vec<(&Service, &[bool])> = services.filter_map(|s| Some((&**s, s.wants.as_deref()?))).collect();
     asking.sort_by(|a, b| a.0.name.cmp(&b.0.name));

@@ -35,6 +35,8 @@ use crate::intent::{ServicePort, ServiceRange};
 pub struct Rules {
     /// Addresses that load balancers without one get.
     pub service_ranges: Vec<ServiceRange>,
+    /// Addresses that are given to none of them.
+    pub published: BTreeSet<IpAddr>,
     /// How long a terminating endpoint keeps its connections.
     pub draining: Duration,
 }
@@ -162,7 +164,7 @@ impl Manifests {
         update.notices.extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
         let given = if self.all || asks(old) != asks(new) {
             let services = self.index.services.values().flatten();
-            let (given, notices) = allocate::allocate(services, &self.rules.service_ranges, &self.given);
+            let (given, notices) = allocate::allocate(services, &self.rules, &self.given);
             affected.extend(
                 given.iter().filter(|(name, a)| self.given.get(*name) != Some(a)).map(|(name, _)| name.clone()),
             );

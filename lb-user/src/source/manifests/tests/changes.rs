@@ -143,4 +143,10 @@ fn addresses_stay() {
     again.set_rules(Rules { service_ranges: vec![range], ..rules() });
     assert_eq!(again.load(&Scope::Files(BTreeSet::new()), at(6)).unwrap().changed.len(), 2);
     assert_eq!(show(&again.services())[0], "default/m:80 80/TCP [10.8.0.1] -> ");
+    // One that is published is nobody else's any more.
+    let published = ["10.8.0.1", "10.8.0.3"].map(|addr| addr.parse().unwrap()).into();
+    again.set_rules(Rules { service_ranges: vec![range], published, ..rules() });
+    again.load(&Scope::Files(BTreeSet::new()), at(7)).unwrap();
+    let given: Vec<_> = again.services().iter().map(|s| format!("{} {}", s.name, s.addresses[0])).collect();
+    assert_eq!(given, ["m 10.8.0.4", "x 10.9.0.1", "y 10.8.0.2"]);
 }
