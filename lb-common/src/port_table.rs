@@ -467,6 +467,7 @@ pub const HOSTS_FULL: u32 = 2;
 fn place<A: Addr, T: PortTable<A>>(table: &T, inside: A, make: bool) -> u32 {
     let words = A::pair(inside, A::default());
     let start = hash::client(inside, 0);
+    let mut free = NONE;
     for i in 0..PROBES {
         let index = start.wrapping_add(i) % HOLDERS;
         let Some(holder) = table.holder(index) else {
@@ -476,15 +477,22 @@ fn place<A: Addr, T: PortTable<A>>(table: &T, inside: A, make: bool) -> u32 {
         if state == Holder::<A>::VALID && holder.addr.holds(&words) {
             return index;
         }
-        if make && state == 0 && holder.state.swap_if(0, Holder::<A>::CLAIMED) {
-            holder.ports.store(0);
-            holder.denied.store(0);
-            holder.addr.store(words);
-            let _ = holder.state.swap_if(Holder::<A>::CLAIMED, Holder::<A>::VALID);
-            return index;
+        if state == 0 && free == NONE {
+            free = index;
         }
     }
-    NONE
+    let Some(holder) = table.holder(free).filter(|_| make) else {
+        return NONE;
+    };
+    // Where it fails another host took it just now: this one's next packet finds another.
+    if !holder.state.swap_if(0, Holder::<A>::CLAIMED) {
+        return NONE;
+    }
+    holder.ports.store(0);
+    holder.denied.store(0);
+    holder.addr.store(words);
+    let _ = holder.state.swap_if(Holder::<A>::CLAIMED, Holder::<A>::VALID);
+    free
 }
 
 /// Counts one more port of a host, if it may have it.

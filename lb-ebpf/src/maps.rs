@@ -106,7 +106,7 @@ pub static OWNERS6: Array<Owner<Ip6>> = Array::with_max_entries(PLANE, BPF_F_MMA
 pub static HOLDERS4: Array<Holder<Ip4>> = Array::with_max_entries(HOLDERS, BPF_F_MMAPABLE);
 #[map]
 pub static HOLDERS6: Array<Holder<Ip6>> = Array::with_max_entries(HOLDERS, BPF_F_MMAPABLE);
-/// Mappings that begin and end, where they are logged, IPv4 ones as long as IPv6 ones: packets write, the
+/// Mappings that begin and end, where they are logged, told apart by their lengths: packets write, the
 /// agent reads; full: one is lost, and counted.
 #[map]
 pub static NAT_LOG: RingBuf = RingBuf::with_byte_size(1 << 20, 0);

@@ -17,7 +17,7 @@ use crate::drop::{Drop, Note};
 use crate::flow_table::{self, MULTIPLIERS, NONE, PutError, touch};
 use crate::hash;
 use crate::port_table::{self, CHARGED, Mapping, Meta, OVER_QUOTA, base, class, home};
-use crate::table::{Flow, FlowKey, MappingEvent, NextHop, Owned, Settings, Uplink};
+use crate::table::{Flow, FlowKey, MappingEvent, NextHop, Owned, ServiceKey, Settings, Uplink};
 use crate::tables::Tables;
 use crate::tcp;
 use crate::verdict::{Action, Hook, Outcome};
@@ -402,7 +402,10 @@ pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
     let home = home(&tables.settings(), parsed.key.sport);
     let (inside, proto, base) = (parsed.key.src, parsed.proto, *entries);
     // A service's port, or a published one, is nobody's.
-    let served = |index: u32| claimed(tables, hit.flow.src, Be16::new(index as u16), proto);
+    let served = |index: u32| {
+        let key = ServiceKey { addr: hit.flow.src, port: Be16::new(index as u16), proto, pad: 0 };
+        claimed(tables, key.addr, key.port, proto) && tables.service(&key).is_some()
+    };
     // This node's own connections are not counted.
     let quota = if context.at.own != 0 { u32::MAX } else { tables.settings().nat_quota };
     match port_table::charge(tables, inside, quota) {
