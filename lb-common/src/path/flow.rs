@@ -78,6 +78,10 @@ fn refresh<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> boo
         return true;
     }
     let both = tables.look_up(&work.other_key, &mut work.other);
+    if both && !is_pair(work) {
+        // Another connection has its tuple by now.
+        return false;
+    }
     let over = |last| settings.is_over(work.parsed.proto, state, last, now);
     if over(last) && (!both || over(work.other.flow.last)) {
         return false;
@@ -129,7 +133,9 @@ fn change<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, state: 
         touch(tables, hit, now);
     }
     if tables.look_up(other_key, other) {
-        set_state(tables, other, state, now);
+        if pairs(&parsed.key, other) {
+            set_state(tables, other, state, now);
+        }
     } else if tcp::protected(state) {
         // It was pushed out while nothing protected it.
         other.flow = reverse(&parsed.key, &hit.flow);
@@ -157,9 +163,22 @@ pub fn is_reply<A: Addr>(flow: &Flow<A>) -> bool {
 #[inline(always)]
 pub fn remove<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     flow_table::remove(context.tables, &work.hit);
-    if context.tables.look_up(&work.other_key, &mut work.other) {
+    if context.tables.look_up(&work.other_key, &mut work.other) && is_pair(work) {
         flow_table::remove(context.tables, &work.other);
     }
+}
+
+/// Whether the entry that was found for the other direction is of the same connection.
+#[inline(always)]
+fn is_pair<A: Ip>(work: &Work<A>) -> bool {
+    pairs(&work.parsed.key, &work.other)
+}
+
+/// Whether an entry leads back to where a packet of this key comes from.
+#[inline(always)]
+fn pairs<A: Addr>(key: &FlowKey<A>, other: &Hit<A>) -> bool {
+    let Flow { src, dst, sport, dport, .. } = other.flow;
+    src == key.dst && dst == key.src && sport == key.dport && dport == key.sport
 }
 
 /// The other direction's entry, made anew from this one's.
@@ -217,9 +236,8 @@ fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 
 /// out; it then serves again.
 #[inline(always)]
 fn readopted<A: Ip, T: Tables<A>>(key: &FlowKey<A>, hit: &Hit<A>, other: &mut Hit<A>, context: &Context<T>) -> bool {
-    let Flow { src, dst, sport, dport, flags, state, .. } = other.flow;
-    let same = src == key.dst && dst == key.src && sport == key.dport && dport == key.sport;
-    if !same || flags != reverse(key, &hit.flow).flags || tcp::protected(state) {
+    let Flow { flags, state, .. } = other.flow;
+    if !pairs(key, other) || flags != reverse(key, &hit.flow).flags || tcp::protected(state) {
         return false;
     }
     touch(context.tables, other, context.at.now);

@@ -52,6 +52,8 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
         && let Some(owner) = tables.owner(work.entries.wrapping_add(work.parsed.key.dport.get() as u32))
     {
         owner.share(owner.meta());
+        let meta = owner.meta();
+        owner.keep(meta, meta.state(), at.now);
     }
     // Also a packet that is filtered gives its sender a port, and lets in who it was for: that is how two
     // hosts inside meet.
@@ -235,11 +237,14 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
         return Ok(NO_WAY);
     };
     let plane = base(to.index as u32, class);
-    let owner = tables.owner(plane.wrapping_add(key.dport.get() as u32));
-    let Some((inside, port, remote)) = owner.and_then(|owner| owner.whose()) else {
+    let settings = tables.settings();
+    let Some(owner) = tables.owner(plane.wrapping_add(key.dport.get() as u32)) else {
         return Ok(NO_WAY);
     };
-    if inside == key.dst {
+    let Some((inside, port, remote)) = owner.whose() else {
+        return Ok(NO_WAY);
+    };
+    if inside == key.dst || owner.is_over(&settings, parsed.proto, context.at.now) {
         return Ok(NO_WAY);
     }
     if parsed.proto == TCP && parsed.flags & (TCP_SYN | TCP_ACK | TCP_RST) != TCP_SYN {
@@ -249,7 +254,6 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
     // A host inside is known to others inside by the address that it has outside (RFC 4787 REQ-9).
     let sender = if hairpin { key.dst } else { key.src };
     *other_key = sent_key(sender, inside, port, key.proto);
-    let settings = tables.settings();
     let filter = if settings.nat(Settings::FILTER_PORT) {
         FILTERED
     } else if settings.nat(Settings::FILTER_NONE) || remote == sender {
@@ -343,6 +347,10 @@ pub fn known<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u
             None => return UNMAPPED,
         }
         found = owner.of(key.src, key.sport);
+        if found.is_none() {
+            // Of a port that it has no more.
+            flow_table::remove(tables, other);
+        }
     }
     let Some(meta) = found else {
         return UNMAPPED;
