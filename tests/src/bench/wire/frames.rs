@@ -29,11 +29,11 @@ impl Path {
         attach_counter(self)?;
         let (gateway, back) = (neighbour(&client_ns)?, neighbour(&server_ns)?);
         // Each connection is opened and answered once, so that it is established.
-        self.script(&Script::udp4(target, false, in_turn).link(gateway.2, gateway.1))?;
+        self.script(&Script::udp4(None, target, false, in_turn).link(gateway.2, gateway.1))?;
         send(&mut self.ebpf, &client_ns, gateway, FLOWS)?;
-        self.script(&Script::udp4(server, true, in_turn).link(back.2, back.1))?;
+        self.script(&Script::udp4(None, server, true, in_turn).link(back.2, back.1))?;
         send(&mut self.ebpf, &server_ns, back, FLOWS)?;
-        self.script(&Script::udp4(target, false, Order::random(FLOWS)).link(gateway.2, gateway.1))?;
+        self.script(&Script::udp4(None, target, false, Order::random(FLOWS)).link(gateway.2, gateway.1))?;
         send(&mut self.ebpf, &client_ns, gateway, FLOWS)?;
         let (before, begin) = (self.arrived()?, Instant::now());
         while begin.elapsed() < time {
