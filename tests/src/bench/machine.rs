@@ -71,6 +71,8 @@ pub struct Run {
 /// Programs of the bench's object: at XDP and at TC.
 const XDP: [&str; 6] = ["wrap4", "wrap6", "stub", "parse", "limit", "fresh"];
 const TC: [&str; 7] = ["wrap4_tc", "wrap6_tc", "stub_tc", "parse_tc", "limit_tc", "limit_helper_tc", "fresh_tc"];
+/// Room for what the limit of new connections inserts, so that it evicts nothing.
+const FRESH: u32 = 1 << 20;
 /// What the wrapper returns when it can't call.
 const ABORTED_XDP: u32 = 0;
 const ABORTED_TC: u32 = -2i32 as u32;
@@ -112,8 +114,11 @@ impl Machine {
         let kernel = Kernel::load(&Paths::new(lab.pins()), capacity, false)?;
         let bytes = object("bench")?;
         let mut loader = EbpfLoader::new();
-        for name in ["LIMIT4", "LIMIT6", "FRESH4", "FRESH6"] {
+        for name in ["LIMIT4", "LIMIT6"] {
             loader.map_max_entries(name, capacity.connections * 2);
+        }
+        for name in ["FRESH4", "FRESH6"] {
+            loader.map_max_entries(name, (capacity.connections * 2).max(FRESH));
         }
         let mut bench = loader.load(&bytes).context("loading bench.o")?;
         for name in XDP {
