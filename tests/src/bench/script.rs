@@ -17,7 +17,7 @@ pub struct Clients {
 }
 
 /// Clients of services.
-const CLIENTS: Clients =
+pub const CLIENTS: Clients =
     Clients { v4: Ipv4Addr::new(10, 128, 0, 0), v6: Ipv6Addr::new(0xfd10, 0x128, 0, 0, 0, 0, 0x0a80, 0) };
 
 /// As the program `bench.rs` of lb-ebpf has it.
@@ -79,16 +79,10 @@ impl Script {
         Script::of(clients, v6, peer, (17, &[0, 20, 0x12, 0x34, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), false, order)
     }
 
-    /// UDP packets without checksum, of clients to a peer or of the peer to clients.
-    pub fn udp4(clients: Option<Clients>, peer: Peer, reply: bool, order: Order) -> Script {
-        Script::of(
-            clients.unwrap_or(CLIENTS),
-            false,
-            peer,
-            (17, &[0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
-            reply,
-            order,
-        )
+    /// UDP packets without checksum, of clients to a peer or, to those named, of the peer.
+    pub fn udp4(peer: Peer, answered: Option<Clients>, order: Order) -> Script {
+        let l4 = (17, &[0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Script::of(answered.unwrap_or(CLIENTS), false, peer, l4, answered.is_some(), order)
     }
 
     /// `l4`: the protocol, and what comes behind its ports.

@@ -1,6 +1,7 @@
 //! `bench nat`: net ns a packet of the translation between inside and outside, on the real, loaded
 //! programs, beside the floor and the limit.
 //!
+//! Beside them: what passes through a box that translates, measured as `bench wire` does it.
 //! Invariant: out goes by the inside link's TC program, back comes by the uplink's XDP program; every row
 //! proves by notes, drops, tables and its last packet that its figure is of the path that it says.
 
@@ -23,6 +24,7 @@ use super::scene::STRANGER;
 use super::script::{ACK, Order, SYN, SYN_ACK, Script};
 use super::series::median;
 use super::turns::{Case, Measured, Turns, chunks, version};
+use super::wire;
 use scene::{Hosts, POOL};
 
 const TC_OK: u32 = 0;
@@ -48,6 +50,9 @@ struct Bench<'a> {
 }
 
 pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
+    // In a thread of its own, since it binds itself to a CPU and goes into namespaces.
+    let wire = std::thread::scope(|scope| scope.spawn(|| wire::nat(quick, only)).join());
+    let wire = wire.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
     let capacity = Capacity { nat_addresses: POOL, ..Capacity::default() };
     let mut machine = Machine::new(&capacity)?;
     let hosts = Hosts::find()?;
@@ -70,6 +75,7 @@ pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
     let Turns { machine, mut rows, .. } = bench.turns;
     rows.sort_by_key(|row| row.name.starts_with("v6"));
     machine.close()?;
+    rows.extend(wire);
     Ok(Report { bench: "nat", rows })
 }
 

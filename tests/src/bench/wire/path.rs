@@ -1,6 +1,7 @@
 //! One way from a client to a server: three namespaces in a row, and what the one in the middle does.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,10 @@ pub enum Way {
     Xdp(u32),
     /// stellwerk, by TC.
     Tc(u32),
+    /// nftables' masquerade of what the client sends.
+    Masquerade,
+    /// stellwerk's, as its configuration makes it without further words.
+    Nat,
 }
 
 impl Way {
@@ -49,11 +54,19 @@ impl Way {
         Way::Tc(10_000),
     ];
 
+    /// Beside masquerades.
+    pub const NAT: [Way; 4] = [Way::Forward, Way::BareTc, Way::Masquerade, Way::Nat];
+
     fn services(self) -> Option<u32> {
         match self {
-            Way::Forward | Way::BareXdp | Way::BareTc => None,
+            Way::Forward | Way::BareXdp | Way::BareTc | Way::Masquerade | Way::Nat => None,
             Way::Nft(n) | Way::Iptables(n) | Way::Xdp(n) | Way::Tc(n) => Some(n),
         }
+    }
+
+    /// Whom the server answers, if not the client itself.
+    pub fn answered(self) -> Option<[u8; 4]> {
+        matches!(self, Way::Masquerade | Way::Nat).then_some(OUTSIDE)
     }
 
     /// Whether packets meet XDP, which loses the mark "checksum to be done".
@@ -76,6 +89,8 @@ impl fmt::Display for Way {
             Way::Iptables(n) => write!(f, "iptables, {n}"),
             Way::Xdp(n) => write!(f, "stellwerk XDP, {n}"),
             Way::Tc(n) => write!(f, "stellwerk TC, {n}"),
+            Way::Masquerade => f.write_str("nftables masquerade"),
+            Way::Nat => f.write_str("stellwerk"),
         }
     }
 }
@@ -93,10 +108,13 @@ pub struct Path {
     pub failed: AtomicU64,
     agent: Option<Proc>,
     pub middle: Ns,
-    _servers: Servers,
+    servers: Servers,
 }
 
 pub const SERVER: [u8; 4] = [10, 2, 0, 2];
+const CLIENT: [u8; 4] = [10, 1, 0, 2];
+/// The box, where the server is.
+const OUTSIDE: [u8; 4] = [10, 2, 0, 1];
 pub const PORT: u16 = 8080;
 /// The port that iperf3 listens on.
 pub const IPERF: u16 = 5201;
@@ -126,22 +144,19 @@ impl Path {
             Way::Iptables(n) => rules::iptables(&middle, lab, n)?,
             Way::Xdp(n) => agent = Some(rules::stellwerk(&middle, lab, n, "xdp")?),
             Way::Tc(n) => agent = Some(rules::stellwerk(&middle, lab, n, "tc")?),
+            Way::Masquerade => rules::masquerade(&middle, lab)?,
+            Way::Nat => agent = Some(rules::translating(&middle, lab)?),
         }
         let target = way.services().map_or((SERVER, PORT), |n| (rules::address(n / 2), 80));
         let iperf = if way.services().is_some() { 81 } else { IPERF };
         let servers = Servers::start(&server)?;
-        Ok(Path {
-            way,
-            ebpf,
-            client,
-            server,
-            target,
-            iperf,
-            agent,
-            failed: AtomicU64::new(0),
-            middle,
-            _servers: servers,
-        })
+        Ok(Path { way, ebpf, client, server, target, iperf, agent, failed: AtomicU64::new(0), middle, servers })
+    }
+
+    /// Whether the server sees the client that it is to see, if it has seen one.
+    pub fn seen_as(&self) -> (Ipv4Addr, bool) {
+        let (seen, client) = (self.servers.seen(), self.way.answered().unwrap_or(CLIENT));
+        (seen, seen.is_unspecified() || seen == Ipv4Addr::from(client))
     }
 
     /// Whether the counter is always on the server's link.
