@@ -121,6 +121,22 @@ impl Path {
         })
     }
 
+    /// The same of a client whose ports are those that Linux gives by default.
+    pub fn connections_by_default(&mut self, time: Duration) -> Result<f64> {
+        self.with_ports("32768 60999", time)
+    }
+
+    /// The same of a client that has nearly twice as many ports as there are outside, so that the next
+    /// connection of a port outside is one of another port inside.
+    pub fn connections_of_all_ports(&mut self, time: Duration) -> Result<f64> {
+        self.with_ports("10000 65000", time)
+    }
+
+    fn with_ports(&mut self, ports: &str, time: Duration) -> Result<f64> {
+        self.client.sysctls(&[("net/ipv4/ip_local_port_range", ports)])?;
+        self.connections(time)
+    }
+
     /// Requests on connections that stay.
     pub fn requests(&mut self, time: Duration) -> Result<f64> {
         let at = self.at();

@@ -85,21 +85,33 @@ const KINDS: [Kind; 5] = [
 ];
 
 /// What [`nat`] measures.
-const NAT: [Kind; 4] = [
+const NAT: [Kind; 5] = [
     Kind {
         name: "live frames",
         unit: "frames/s",
         ways: &Way::NAT,
         measure: Path::frames,
-        held: &[(Way::Nat, Way::Masquerade, Reach::AtLeast(3.5))],
+        held: &[
+            (Way::NatXdp, Way::BareXdp, Reach::AtLeast(0.75)),
+            (Way::NatXdp, Way::Masquerade, Reach::AtLeast(3.5)),
+            (Way::NatTc, Way::Masquerade, Reach::AtLeast(3.5)),
+        ],
         time: (250, 1000),
     },
     Kind {
         name: "connections",
         unit: "1/s",
         ways: &Way::NAT,
-        measure: Path::connections,
-        held: &[(Way::Nat, Way::Masquerade, Reach::AtLeast(1.15))],
+        measure: Path::connections_by_default,
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.15))],
+        time: (300, 1500),
+    },
+    Kind {
+        name: "connections, more ports inside than outside",
+        unit: "1/s",
+        ways: &[Way::Masquerade, Way::NatTc],
+        measure: Path::connections_of_all_ports,
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.15))],
         time: (300, 1500),
     },
     Kind {
@@ -107,15 +119,15 @@ const NAT: [Kind; 4] = [
         unit: "1/s",
         ways: &Way::NAT,
         measure: Path::requests,
-        held: &[(Way::Nat, Way::Masquerade, Reach::AtLeast(1.05))],
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.05))],
         time: (300, 1500),
     },
     Kind {
         name: "throughput",
         unit: "Gbit/s",
-        ways: &Way::NAT,
+        ways: &[Way::Forward, Way::BareTc, Way::Masquerade, Way::NatTc],
         measure: Path::throughput,
-        held: &[(Way::Nat, Way::Masquerade, Reach::AtLeast(1.2))],
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.2))],
         time: (500, 2000),
     },
 ];

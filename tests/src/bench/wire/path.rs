@@ -36,8 +36,10 @@ pub enum Way {
     Tc(u32),
     /// nftables' masquerade of what the client sends.
     Masquerade,
-    /// stellwerk's, as its configuration makes it without further words.
-    Nat,
+    /// stellwerk's, as its configuration makes it without further words: by TC.
+    NatTc,
+    /// stellwerk's, where the client is behind a port that has XDP.
+    NatXdp,
 }
 
 impl Way {
@@ -55,23 +57,23 @@ impl Way {
     ];
 
     /// Beside masquerades.
-    pub const NAT: [Way; 4] = [Way::Forward, Way::BareTc, Way::Masquerade, Way::Nat];
+    pub const NAT: [Way; 6] = [Way::Forward, Way::BareXdp, Way::BareTc, Way::Masquerade, Way::NatXdp, Way::NatTc];
 
     fn services(self) -> Option<u32> {
         match self {
-            Way::Forward | Way::BareXdp | Way::BareTc | Way::Masquerade | Way::Nat => None,
+            Way::Forward | Way::BareXdp | Way::BareTc | Way::Masquerade | Way::NatXdp | Way::NatTc => None,
             Way::Nft(n) | Way::Iptables(n) | Way::Xdp(n) | Way::Tc(n) => Some(n),
         }
     }
 
     /// Whom the server answers, if not the client itself.
     pub fn answered(self) -> Option<[u8; 4]> {
-        matches!(self, Way::Masquerade | Way::Nat).then_some(OUTSIDE)
+        matches!(self, Way::Masquerade | Way::NatXdp | Way::NatTc).then_some(OUTSIDE)
     }
 
     /// Whether packets meet XDP, which loses the mark "checksum to be done".
     fn is_xdp(self) -> bool {
-        matches!(self, Way::BareXdp | Way::Xdp(_))
+        matches!(self, Way::BareXdp | Way::Xdp(_) | Way::NatXdp)
     }
 
     fn short(self) -> String {
@@ -90,7 +92,8 @@ impl fmt::Display for Way {
             Way::Xdp(n) => write!(f, "stellwerk XDP, {n}"),
             Way::Tc(n) => write!(f, "stellwerk TC, {n}"),
             Way::Masquerade => f.write_str("nftables masquerade"),
-            Way::Nat => f.write_str("stellwerk"),
+            Way::NatXdp => f.write_str("stellwerk XDP"),
+            Way::NatTc => f.write_str("stellwerk TC"),
         }
     }
 }
@@ -145,7 +148,8 @@ impl Path {
             Way::Xdp(n) => agent = Some(rules::stellwerk(&middle, lab, n, "xdp")?),
             Way::Tc(n) => agent = Some(rules::stellwerk(&middle, lab, n, "tc")?),
             Way::Masquerade => rules::masquerade(&middle, lab)?,
-            Way::Nat => agent = Some(rules::translating(&middle, lab)?),
+            Way::NatXdp => agent = Some(rules::translating(&middle, lab, true)?),
+            Way::NatTc => agent = Some(rules::translating(&middle, lab, false)?),
         }
         let target = way.services().map_or((SERVER, PORT), |n| (rules::address(n / 2), 80));
         let iperf = if way.services().is_some() { 81 } else { IPERF };

@@ -112,11 +112,19 @@ pub fn stellwerk(ns: &Ns, lab: &Lab, services: u32, hook: &str) -> Result<Proc> 
     agent(ns, lab, &config, &if services == 1 { hook.into() } else { format!("{hook}{services}") })
 }
 
-/// The agent as a masquerade: the client is inside, with the addresses that frames come from.
-pub fn translating(ns: &Ns, lab: &Lab) -> Result<Proc> {
-    let config = "node: edge-1\nports:\n  Port2: { interface: eth1, gateway: 10.2.0.2 }\n\
-                  internalSwitch:\n  interface: eth0\n  address: 10.1.0.1/24\n  natSubnets: [10.128.0.0/24]\n";
-    agent(ns, lab, config, "nat")
+/// The agent as a masquerade: the client is inside, with the addresses that frames come from. Inside is the
+/// internal switch, or what is behind a port that has XDP.
+pub fn translating(ns: &Ns, lab: &Lab, xdp: bool) -> Result<Proc> {
+    let config = if xdp {
+        ns.ip("link add br0 type bridge\nlink set br0 up")?;
+        "node: edge-1\nports:\n  Port2: { interface: eth1, gateway: 10.2.0.2, hook: xdp }\n  \
+         Port3: { interface: eth0, compute: true, hook: xdp }\n\
+         internalSwitch:\n  interface: br0\n  natSubnets: [10.1.0.0/24, 10.128.0.0/24]\n"
+    } else {
+        "node: edge-1\nports:\n  Port2: { interface: eth1, gateway: 10.2.0.2 }\n\
+         internalSwitch:\n  interface: eth0\n  address: 10.1.0.1/24\n  natSubnets: [10.128.0.0/24]\n"
+    };
+    agent(ns, lab, config, if xdp { "nat-xdp" } else { "nat-tc" })
 }
 
 /// Starts the agent, with pins of its own.
