@@ -8,7 +8,7 @@ use aya::maps::{Array, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use stellwerk_tests::netns::Ns;
 
-use super::path::{PORT, Path, SERVER, attach_xdp, link, way};
+use super::path::{PORT, Path, attach_xdp, link, way};
 use crate::bench::machine::pin_cpu;
 use crate::bench::scene::STRANGER;
 use crate::bench::script::{CLIENTS, Clients, Order, Peer, Script};
@@ -22,7 +22,7 @@ impl Path {
     /// Frames a second from the client to the server on one core, the generator's work included.
     pub fn frames(&mut self, time: Duration) -> Result<f64> {
         let target = Peer { v4: self.target.0.into(), port: self.target.1, ..STRANGER };
-        let server = Peer { v4: SERVER.into(), port: PORT, ..STRANGER };
+        let server = Peer { v4: self.address.into(), port: PORT, ..STRANGER };
         // A masquerade that finds a client's port free keeps it.
         let answered = self.way.answered().map_or(CLIENTS, |v4| Clients { v4: v4.into(), ..CLIENTS });
         let in_turn = Order { count: FLOWS, first: 0, shuffled: false };

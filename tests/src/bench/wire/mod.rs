@@ -17,7 +17,7 @@ use stellwerk_tests::netns::Lab;
 
 use super::report::{Reach, Report, Row};
 use super::series::{median, ratio};
-use path::{Path, Way};
+use path::{FAR, Path, SERVER, Way};
 
 /// A kind of measurement: one figure of one path.
 type Measure = fn(&mut Path, Duration) -> Result<f64>;
@@ -133,15 +133,15 @@ const NAT: [Kind; 5] = [
 ];
 
 pub fn run(quick: bool) -> Result<Report> {
-    Ok(Report { bench: "wire", rows: rows(&Way::ALL, &KINDS, quick, None)? })
+    Ok(Report { bench: "wire", rows: rows(&Way::ALL, SERVER, &KINDS, quick, None)? })
 }
 
 /// The same of a box that gives what comes from the inside its own address.
 pub fn nat(quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
-    rows(&Way::NAT, &NAT, quick, only)
+    rows(&Way::NAT, FAR, &NAT, quick, only)
 }
 
-fn rows(ways: &[Way], kinds: &[Kind], quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
+fn rows(ways: &[Way], server: [u8; 4], kinds: &[Kind], quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
     let wanted = |kind: &&Kind| only.is_none_or(|only| kind.name.contains(only));
     let mut kinds = kinds.iter().filter(wanted).peekable();
     if kinds.peek().is_none() {
@@ -150,7 +150,7 @@ fn rows(ways: &[Way], kinds: &[Kind], quick: bool, only: Option<&str>) -> Result
     let lab = Lab::new()?;
     let mut paths = Vec::new();
     for &way in ways {
-        paths.push(Path::new(&lab, way).with_context(|| way.to_string())?);
+        paths.push(Path::new(&lab, way, server).with_context(|| way.to_string())?);
     }
     let rounds = if quick { 3 } else { 9 };
     let mut rows = Vec::new();

@@ -104,6 +104,8 @@ pub struct Path {
     pub ebpf: Ebpf,
     pub client: Ns,
     pub server: Ns,
+    /// The server's address: of the box's own network, or one behind that.
+    pub address: [u8; 4],
     /// Where the client sends: the service's address, or the server's own.
     pub target: ([u8; 4], u16),
     pub iperf: u16,
@@ -115,6 +117,8 @@ pub struct Path {
 }
 
 pub const SERVER: [u8; 4] = [10, 2, 0, 2];
+/// The same host as one far away, as what leaves a masquerade is.
+pub const FAR: [u8; 4] = [198, 51, 100, 2];
 const CLIENT: [u8; 4] = [10, 1, 0, 2];
 /// The box, where the server is.
 const OUTSIDE: [u8; 4] = [10, 2, 0, 1];
@@ -123,11 +127,15 @@ pub const PORT: u16 = 8080;
 pub const IPERF: u16 = 5201;
 
 impl Path {
-    pub fn new(lab: &Lab, way: Way) -> Result<Path> {
+    pub fn new(lab: &Lab, way: Way, address: [u8; 4]) -> Result<Path> {
         let short = way.short();
         let (client, middle, server) =
             (lab.ns(&format!("{short}-c"))?, lab.ns(&format!("{short}-b"))?, lab.ns(&format!("{short}-s"))?);
         wires(lab, &client, &middle, &server)?;
+        if address == FAR {
+            server.ip("addr add 198.51.100.2/32 dev eth0")?;
+            middle.ip("route add default via 10.2.0.2")?;
+        }
         let mut ebpf = Ebpf::load(&object("bench")?).context("loading bench.o")?;
         if way.is_xdp() {
             for (ns, link) in [(&client, "eth0"), (&server, "eth0")] {
@@ -151,10 +159,22 @@ impl Path {
             Way::NatXdp => agent = Some(rules::translating(&middle, lab, true)?),
             Way::NatTc => agent = Some(rules::translating(&middle, lab, false)?),
         }
-        let target = way.services().map_or((SERVER, PORT), |n| (rules::address(n / 2), 80));
+        let target = way.services().map_or((address, PORT), |n| (rules::address(n / 2), 80));
         let iperf = if way.services().is_some() { 81 } else { IPERF };
         let servers = Servers::start(&server)?;
-        Ok(Path { way, ebpf, client, server, target, iperf, agent, failed: AtomicU64::new(0), middle, servers })
+        Ok(Path {
+            way,
+            ebpf,
+            client,
+            server,
+            address,
+            target,
+            iperf,
+            agent,
+            failed: AtomicU64::new(0),
+            middle,
+            servers,
+        })
     }
 
     /// Whether the server sees the client that it is to see, if it has seen one.
