@@ -213,6 +213,12 @@ impl Machine {
         self.kernel.maps.drops.sum(reason as u32)
     }
 
+    /// All reasons that packets were dropped for, and how many were.
+    pub fn all_dropped(&self) -> Result<Vec<(&'static str, u64)>> {
+        let all = Drop::ALL.iter().map(|&reason| Ok((reason.label(), self.dropped(reason)?)));
+        Ok(all.collect::<Result<Vec<_>>>()?.into_iter().filter(|(_, count)| *count > 0).collect())
+    }
+
     pub fn noted(&self, note: Note) -> Result<u64> {
         self.kernel.maps.notes.sum(note as u32)
     }

@@ -25,7 +25,7 @@ use super::script::{ACK, Order, SYN, SYN_ACK, Script};
 use super::series::median;
 use super::turns::{Case, Measured, Turns, chunks, version};
 use super::wire;
-use scene::{Hosts, POOL};
+use scene::{HOSTS, Hosts, POOL};
 
 const TC_OK: u32 = 0;
 const TC_SHOT: u32 = 2;
@@ -111,10 +111,12 @@ impl Bench<'_> {
             if !self.turns.wanted(&name) {
                 continue;
             }
+            // More than a row has packets.
+            let order = Order::chunk(0, HOSTS << 14);
             let script = if udp {
-                Script::udp_of(self.hosts.inside, v6, STRANGER, Order::endless())
+                Script::udp_of(self.hosts.inside, v6, STRANGER, order)
             } else {
-                self.tcp(v6, SYN, false, Order::endless())
+                self.tcp(v6, SYN, false, order)
             };
             let lanes = [Lane::Stellwerk, Lane::Fresh];
             let case = Case::new(&name, At::Tc, v6, script, &lanes, self.turns.effort.new, TC_REDIRECT).cleared();
@@ -139,12 +141,13 @@ impl Bench<'_> {
                 }
             }
             let (now, half) = self.turns.machine.entries(v6);
-            let drops = self.turns.machine.drops()?;
             ensure!(
                 now - before == (to - from) as usize * 2,
-                "{} entries came instead of {}; {half} are not answered, {drops} packets were dropped",
+                "{}: {} entries came instead of {}; {half} are not answered, dropped so far: {:?}",
+                version(v6),
                 now - before,
-                (to - from) * 2
+                (to - from) * 2,
+                self.turns.machine.all_dropped()?
             );
         }
         Ok(())

@@ -16,6 +16,9 @@ use crate::bench::script::Clients;
 
 /// Addresses outside, and so hosts whose replies are known.
 pub const POOL: u32 = 4;
+/// Hosts that rows of new connections take turns with. They are few, and so are the filter's bits for their
+/// subnets: a port whose own bit is one of those is not given to anybody, since it could be a service's.
+pub const HOSTS: u32 = 64;
 const UPLINK: u32 = 2;
 const SWITCH: u32 = 3;
 
@@ -30,8 +33,8 @@ pub struct Hosts {
 impl Hosts {
     pub fn find() -> Result<Hosts> {
         let inside = Clients {
-            v4: first(|i| Ipv4Addr::new(10, 20, (i >> 8) as u8, i as u8), |addr| Ip4::from(addr))?,
-            v6: first(|i| Ipv6Addr::new(0xfd10, 20, 0, 0, 0, 0, 0, i as u16), |addr| Ip6::from(addr))?,
+            v4: first(|i| Ipv4Addr::new(10, 20, (i >> 8) as u8, i as u8), Ip4::from)?,
+            v6: first(|i| Ipv6Addr::new(0xfd10, 20, 0, 0, 0, 0, 0, i as u16), Ip6::from)?,
         };
         Ok(Hosts { inside, outside: Clients { v4: Ipv4Addr::new(203, 0, 113, 16), v6: outside6(0) } })
     }
@@ -66,13 +69,19 @@ fn outside6(host: u16) -> Ipv6Addr {
 fn first<I: Copy, A: Addr>(address: impl Fn(u32) -> I, addr: impl Fn(I) -> A) -> Result<I> {
     let place = |i| hash::slot(hash::client(addr(address(i)), 1), POOL);
     let fits = |start: &u32| (0..POOL).all(|i| place(start + i) == i);
-    (16..0xf000).find(fits).map(address).context("no row of hosts has the pool's addresses in their order")
+    // All hosts of a row lie in one /24.
+    (0..0x1_0000)
+        .filter(|start| (16..=256 - HOSTS).contains(&(start % 256)))
+        .find(fits)
+        .map(address)
+        .context("no row of hosts has the pool's addresses in their order")
 }
 
 pub fn fill(kernel: &mut Kernel, hosts: Hosts, quota: u32, capacity: Capacity) -> Result<()> {
     let gateway4 = IpAddr::from(Ipv4Addr::new(203, 0, 113, 254));
     let gateway6 = IpAddr::from(Ipv6Addr::new(0x2001, 0xdb8, 113, 0, 0, 0, 0, 0xfe));
-    let inside = ["10.20.255.254/16", "fd10:14::ffff/64"];
+    let [a, b, c, _] = hosts.inside.v4.octets();
+    let inside = [format!("{a}.{b}.{c}.1/24"), "fd10:14::ffff/64".into()];
     let intent = Intent {
         node: "bench".into(),
         ports: vec![Port {
@@ -95,7 +104,7 @@ pub fn fill(kernel: &mut Kernel, hosts: Hosts, quota: u32, capacity: Capacity) -
     let outside = outside.map(|addr| address(UPLINK, &format!("{addr}/{}", if addr.is_ipv4() { 24 } else { 64 })));
     let network = Network {
         links: vec![link(UPLINK, "uplink"), link(SWITCH, "switch")],
-        addresses: outside.chain(inside.map(|net| address(SWITCH, net))).collect(),
+        addresses: outside.chain(inside.iter().map(|net| address(SWITCH, net))).collect(),
         neighbours: [neighbour(UPLINK, gateway4), neighbour(UPLINK, gateway6)]
             .into_iter()
             .chain(Hosts::all(hosts.inside).map(|host| neighbour(SWITCH, host)))
@@ -105,7 +114,7 @@ pub fn fill(kernel: &mut Kernel, hosts: Hosts, quota: u32, capacity: Capacity) -
             route("::/0", Some(gateway6), UPLINK),
             route("203.0.113.0/24", None, UPLINK),
             route("2001:db8:71::/64", None, UPLINK),
-            route("10.20.0.0/16", None, SWITCH),
+            route(&format!("{a}.{b}.{c}.0/24"), None, SWITCH),
             route("fd10:14::/64", None, SWITCH),
         ],
     };
