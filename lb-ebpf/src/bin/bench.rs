@@ -8,10 +8,12 @@
 
 #[path = "bench/flow.rs"]
 mod flow;
+#[path = "bench/tc.rs"]
+mod tc;
 #[path = "bench/wire.rs"]
 mod wire;
 
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, LruHashMap, ProgramArray};
 use aya_ebpf::programs::XdpContext;
@@ -87,10 +89,9 @@ fn next(script: &Script) -> Option<u32> {
 
 /// Writes the script's packet with the next connection's address and port.
 #[inline(always)]
-fn write<const WORDS: usize>(context: &XdpContext, src: u32, dst: u32, check: Option<u32>) -> Option<()> {
+fn write<const WORDS: usize>(mut frame: Frame, src: u32, dst: u32, check: Option<u32>) -> Option<()> {
     let script = SCRIPT.get(0)?;
     let number = next(script)?;
-    let mut frame = frame(context);
     for i in 0..LINK {
         frame.write(i as u32 * 2, script.link[i])?;
     }
@@ -121,14 +122,25 @@ fn call(context: &XdpContext, written: Option<()>) -> u32 {
     XDP_ABORTED
 }
 
+/// An IPv4 packet.
+#[inline(always)]
+fn write4(frame: Frame) -> Option<()> {
+    write::<WORDS4>(frame, 26, 30, Some(24))
+}
+
+#[inline(always)]
+fn write6(frame: Frame) -> Option<()> {
+    write::<WORDS6>(frame, 14 + 20, 14 + 36, None)
+}
+
 #[xdp]
 pub fn wrap4(context: XdpContext) -> u32 {
-    call(&context, write::<WORDS4>(&context, 26, 30, Some(24)))
+    call(&context, write4(frame(&context)))
 }
 
 #[xdp]
 pub fn wrap6(context: XdpContext) -> u32 {
-    call(&context, write::<WORDS6>(&context, 14 + 20, 14 + 36, None))
+    call(&context, write6(frame(&context)))
 }
 
 /// The floor: nothing.
@@ -149,13 +161,17 @@ pub fn parse(context: XdpContext) -> u32 {
 /// The limit of an established connection.
 #[xdp]
 pub fn limit(context: XdpContext) -> u32 {
-    flow::translate(&mut frame(&context)).unwrap_or(XDP_ABORTED)
+    match flow::translate(&mut frame(&context)) {
+        Some(true) => XDP_TX,
+        Some(false) => XDP_DROP,
+        None => XDP_ABORTED,
+    }
 }
 
 /// The limit of a new connection.
 #[xdp]
 pub fn fresh(context: XdpContext) -> u32 {
-    flow::insert(&frame(&context)).unwrap_or(XDP_ABORTED)
+    flow::insert(&frame(&context)).map_or(XDP_ABORTED, |()| XDP_TX)
 }
 
 #[cfg(not(test))]

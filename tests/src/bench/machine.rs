@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, ProgramArray};
-use aya::programs::{ProgramFd, TestRun, TestRunOptions, Xdp};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use lb_common::drop::{Drop, Note};
+use lb_common::port_table::{HOLDERS, Holder, PLANE, PortTable};
 use lb_common::table::{Counters, Flow, FlowKey};
 use lb_common::tcp;
 use lb_common::wire::{Addr, Ip4, Ip6};
@@ -30,10 +32,19 @@ pub enum Lane {
     Parse,
     /// Parses, finds a connection, rewrites.
     Limit,
+    /// The same at TC, with the TCP checksum by the kernel's helper.
+    LimitHelper,
     /// Parses, inserts a connection's two entries.
     Fresh,
     /// The product.
     Stellwerk,
+}
+
+/// Where the programs of a lane get their packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    Xdp,
+    Tc,
 }
 
 pub struct Machine {
@@ -53,7 +64,18 @@ pub struct Run {
     pub ns: f64,
     /// What the last packet's program returned.
     pub code: u32,
+    /// What the last packet became.
+    pub packet: [u8; 80],
 }
+
+/// Programs of the bench's object: at XDP and at TC.
+const XDP: [&str; 6] = ["wrap4", "wrap6", "stub", "parse", "limit", "fresh"];
+const TC: [&str; 7] = ["wrap4_tc", "wrap6_tc", "stub_tc", "parse_tc", "limit_tc", "limit_helper_tc", "fresh_tc"];
+/// Room for what the limit of new connections inserts, so that it evicts nothing.
+const FRESH: u32 = 1 << 20;
+/// What the wrapper returns when it can't call.
+const ABORTED_XDP: u32 = 0;
+const ABORTED_TC: u32 = -2i32 as u32;
 
 /// The object of an eBPF bin.
 pub fn object(name: &str) -> Result<Vec<u8>> {
@@ -92,12 +114,20 @@ impl Machine {
         let kernel = Kernel::load(&Paths::new(lab.pins()), capacity, false)?;
         let bytes = object("bench")?;
         let mut loader = EbpfLoader::new();
-        for name in ["LIMIT4", "LIMIT6", "FRESH4", "FRESH6"] {
+        for name in ["LIMIT4", "LIMIT6"] {
             loader.map_max_entries(name, capacity.connections * 2);
         }
+        for name in ["FRESH4", "FRESH6"] {
+            loader.map_max_entries(name, (capacity.connections * 2).max(FRESH));
+        }
         let mut bench = loader.load(&bytes).context("loading bench.o")?;
-        for name in ["wrap4", "wrap6", "stub", "parse", "limit", "fresh"] {
-            xdp(&mut bench, name)?.load().with_context(|| format!("loading {name}"))?;
+        for name in XDP {
+            let program: &mut Xdp = bench.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("loading {name}"))?;
+        }
+        for name in TC {
+            let program: &mut SchedClassifier = bench.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("loading {name}"))?;
         }
         // A typed table is opened by its pin.
         let dir = lab.pins();
@@ -109,33 +139,53 @@ impl Machine {
     }
 
     /// Runs `repeat` packets of the script set last through a program.
-    pub fn run(&mut self, lane: Lane, v6: bool, repeat: u32) -> Result<Run> {
+    pub fn run(&mut self, lane: Lane, at: At, v6: bool, repeat: u32) -> Result<Run> {
         stellwerk_tests::netns::clean::check()?;
-        let fd = self.target(lane)?;
-        let mut target = ProgramArray::try_from(self.bench.map_mut("TARGET").context("TARGET")?)?;
-        target.set(0, &fd, 0)?;
-        let packet = [0u8; 80];
+        let fd = self.target(lane, at)?;
+        let (wrapper, target) = match (at, v6) {
+            (At::Xdp, false) => ("wrap4", "TARGET"),
+            (At::Xdp, true) => ("wrap6", "TARGET"),
+            (At::Tc, false) => ("wrap4_tc", "TARGET_TC"),
+            (At::Tc, true) => ("wrap6_tc", "TARGET_TC"),
+        };
+        let mut targets = ProgramArray::try_from(self.bench.map_mut(target).context(target)?)?;
+        targets.set(0, &fd, 0)?;
+        let (input, mut packet) = ([0u8; 80], [0u8; 80]);
         let length = if v6 { 74 } else { 64 };
-        let wrapper: &Xdp =
-            self.bench.program(if v6 { "wrap6" } else { "wrap4" }).context("the wrapper")?.try_into()?;
-        let options = TestRunOptions { data_in: Some(&packet[..length]), repeat, ..TestRunOptions::default() };
+        let options = TestRunOptions {
+            data_in: Some(&input[..length]),
+            data_out: Some(&mut packet),
+            repeat,
+            ..TestRunOptions::default()
+        };
+        let wrapper = self.bench.program(wrapper).context(wrapper)?;
         let before = thread_ns();
-        let ran = wrapper.test_run(options)?;
+        let ran = match at {
+            At::Xdp => <&Xdp>::try_from(wrapper)?.test_run(options)?,
+            At::Tc => <&SchedClassifier>::try_from(wrapper)?.test_run(options)?,
+        };
         let ns = (thread_ns() - before) / f64::from(repeat);
-        ensure!(ran.return_value != 0, "{lane:?}: the last packet was aborted");
-        Ok(Run { ns, code: ran.return_value })
+        let aborted = if at == At::Xdp { ABORTED_XDP } else { ABORTED_TC };
+        ensure!(ran.return_value != aborted, "{lane:?}: the last packet was aborted");
+        Ok(Run { ns, code: ran.return_value, packet })
     }
 
-    fn target(&self, lane: Lane) -> Result<ProgramFd> {
-        let (ebpf, name) = match lane {
-            Lane::Stub => (&self.bench, "stub"),
-            Lane::Parse => (&self.bench, "parse"),
-            Lane::Limit => (&self.bench, "limit"),
-            Lane::Fresh => (&self.bench, "fresh"),
-            Lane::Stellwerk => (&self.kernel.ebpf, load::XDP),
+    fn target(&self, lane: Lane, at: At) -> Result<ProgramFd> {
+        let (ebpf, xdp, tc) = match lane {
+            Lane::Stub => (&self.bench, "stub", "stub_tc"),
+            Lane::Parse => (&self.bench, "parse", "parse_tc"),
+            Lane::Limit => (&self.bench, "limit", "limit_tc"),
+            Lane::LimitHelper => (&self.bench, "", "limit_helper_tc"),
+            Lane::Fresh => (&self.bench, "fresh", "fresh_tc"),
+            Lane::Stellwerk => (&self.kernel.ebpf, load::XDP, load::INGRESS),
         };
-        let program: &Xdp = ebpf.program(name).with_context(|| name.to_owned())?.try_into()?;
-        Ok(program.fd()?.try_clone()?)
+        let name = if at == At::Xdp { xdp } else { tc };
+        let program = ebpf.program(name).with_context(|| format!("{lane:?} at {at:?}"))?;
+        let fd = match at {
+            At::Xdp => <&Xdp>::try_from(program)?.fd()?,
+            At::Tc => <&SchedClassifier>::try_from(program)?.fd()?,
+        };
+        Ok(fd.try_clone()?)
     }
 
     pub fn script(&mut self, script: &Script) -> Result<()> {
@@ -158,6 +208,21 @@ impl Machine {
         (0..self.kernel.maps.drops.capacity()).map(|i| self.kernel.maps.drops.sum(i)).sum()
     }
 
+    /// Drops of one reason.
+    pub fn dropped(&self, reason: Drop) -> Result<u64> {
+        self.kernel.maps.drops.sum(reason as u32)
+    }
+
+    /// All reasons that packets were dropped for, and how many were.
+    pub fn all_dropped(&self) -> Result<Vec<(&'static str, u64)>> {
+        let all = Drop::ALL.iter().map(|&reason| Ok((reason.label(), self.dropped(reason)?)));
+        Ok(all.collect::<Result<Vec<_>>>()?.into_iter().filter(|(_, count)| *count > 0).collect())
+    }
+
+    pub fn noted(&self, note: Note) -> Result<u64> {
+        self.kernel.maps.notes.sum(note as u32)
+    }
+
     /// Makes the limit's table hold what the product's holds.
     pub fn fill_limit(&self) -> Result<()> {
         fill(&self.kernel.maps.v4, &self.limit4)?;
@@ -176,14 +241,16 @@ impl Machine {
         self.kernel.maps.v6.flows.remove_entries(|_, flow| !tcp::answered(flow.state));
     }
 
+    /// Removes all connections of a version, and gives all ports back.
+    pub fn clear(&self, v6: bool) {
+        let maps = &self.kernel.maps;
+        if v6 { clear(&maps.v6) } else { clear(&maps.v4) }
+    }
+
     /// Removes all pins.
     pub fn close(self) -> Result<()> {
         unload(&self.kernel.paths).map(drop)
     }
-}
-
-fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    Ok(ebpf.program_mut(name).with_context(|| name.to_owned())?.try_into()?)
 }
 
 fn fill<A: Addr>(from: &FamilyMaps<A>, to: &Table<FlowKey<A>, Flow<A>>) -> Result<()> {
@@ -194,4 +261,14 @@ fn count<A: Addr>(flows: &Flows<A>) -> (usize, usize) {
     let all = flows.entries();
     let answered = all.iter().filter(|(_, hit)| tcp::answered(hit.flow.state)).count();
     (answered, all.len() - answered)
+}
+
+fn clear<A: Addr>(maps: &FamilyMaps<A>) {
+    maps.flows.remove_entries(|_, _| true);
+    for taken in maps.ports.taken(0, maps.ports.planes() * PLANE) {
+        maps.ports.give_back(&taken);
+    }
+    (0..HOLDERS).filter_map(|index| maps.ports.holder(index)).for_each(|holder: &Holder<A>| {
+        holder.forget();
+    });
 }

@@ -2,11 +2,13 @@
 //! should reach stands beside it.
 
 pub mod machine;
+pub mod nat;
 pub mod packet;
 pub mod plot;
 pub mod report;
 pub mod scene;
 pub mod script;
 pub mod series;
+pub mod turns;
 pub mod update;
 pub mod wire;

@@ -52,9 +52,14 @@ pub fn fill(kernel: &mut Kernel, capacity: Capacity) -> Result<()> {
         tuning: Tuning { capacity, ..Tuning::default() },
         ..Intent::default()
     };
+    put(kernel, &intent, &network())
+}
+
+/// Fills the kernel's tables by what the plan makes of a wish and a network.
+pub fn put(kernel: &mut Kernel, intent: &Intent, network: &Network) -> Result<()> {
     let tick = kernel.now()?;
     let clock = Clock { now: SystemTime::now(), tick, ticks_per_second: kernel.ticks_per_second };
-    let wanted = plan(&intent, &network(), &mut Ids::default(), clock).map_err(|e| anyhow!("{e}"))?;
+    let wanted = plan(intent, network, &mut Ids::default(), clock).map_err(|e| anyhow!("{e}"))?;
     let ops = diff(&kernel.read()?, &wanted);
     let ops: Vec<Op> = ops.into_iter().filter(|op| !matches!(op, Op::Hooks(_))).collect();
     kernel.apply_all(&ops)
@@ -83,8 +88,8 @@ fn service(name: &str, at: Peer, backends: Vec<Peer>) -> ServicePort {
     }
 }
 
-fn network() -> Network {
-    let link = |index, name: &str| Link {
+pub fn link(index: u32, name: &str) -> Link {
+    Link {
         index,
         name: name.into(),
         mac: Some([2, 0, 0, 0, 1, index as u8]),
@@ -94,18 +99,24 @@ fn network() -> Network {
         kind: None,
         master_kind: None,
         xdp_transmit: true,
-    };
-    let address = |link, net: &str| Address { link, net: net.parse().expect("an address"), temporary: false };
+    }
+}
+
+pub fn address(link: u32, net: &str) -> Address {
+    Address { link, net: net.parse().expect("an address"), temporary: false }
+}
+
+pub fn route(prefix: &str, gateway: Option<IpAddr>, link: u32) -> Route {
+    Route { prefix: prefix.parse().expect("a prefix"), gateway, link, metric: 0, source: None }
+}
+
+pub fn neighbour(link: u32, addr: IpAddr) -> Neighbour {
+    Neighbour { link, addr, mac: Some([2, 0, 0, 0, 2, link as u8]) }
+}
+
+fn network() -> Network {
     let gateway4 = IpAddr::from(Ipv4Addr::new(192, 168, 20, 254));
     let gateway6 = IpAddr::from(Ipv6Addr::new(0xfd00, 20, 0, 0, 0, 0, 0, 254));
-    let route = |prefix: &str, gateway: Option<IpAddr>, link| Route {
-        prefix: prefix.parse().expect("a prefix"),
-        gateway,
-        link,
-        metric: 0,
-        source: None,
-    };
-    let neighbour = |link, addr: IpAddr| Neighbour { link, addr, mac: Some([2, 0, 0, 0, 2, link as u8]) };
     let pods = (1..=8).map(pod).chain([BACKEND]);
     let pods = pods.flat_map(|p| [neighbour(PODS, p.v4.into()), neighbour(PODS, p.v6.into())]);
     Network {

@@ -1,4 +1,4 @@
-//! What the wrapper writes: TCP packets of numbered connections, in both versions and directions.
+//! What the wrapper writes: packets of numbered connections, in both versions and directions.
 //!
 //! A number's lower 14 bits go into the client's port, the others into its address, so that any
 //! number of connections is told by two words.
@@ -9,8 +9,16 @@ pub const SYN: u8 = 2;
 pub const SYN_ACK: u8 = 0x12;
 pub const ACK: u8 = 0x10;
 
-const CLIENT4: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 0);
-const CLIENT6: Ipv6Addr = Ipv6Addr::new(0xfd10, 0x128, 0, 0, 0, 0, 0x0a80, 0);
+/// The numbered side: the address of number 0 in each version.
+#[derive(Clone, Copy, Debug)]
+pub struct Clients {
+    pub v4: Ipv4Addr,
+    pub v6: Ipv6Addr,
+}
+
+/// Clients of services.
+pub const CLIENTS: Clients =
+    Clients { v4: Ipv4Addr::new(10, 128, 0, 0), v6: Ipv6Addr::new(0xfd10, 0x128, 0, 0, 0, 0, 0x0a80, 0) };
 
 /// As the program `bench.rs` of lb-ebpf has it.
 #[repr(C)]
@@ -59,23 +67,32 @@ impl Order {
 impl Script {
     /// Packets of clients to a peer, or of the peer to clients.
     pub fn tcp(v6: bool, peer: Peer, flags: u8, reply: bool, order: Order) -> Script {
-        let mut packet = if v6 { header6(peer, reply) } else { header4(peer, reply) };
-        let ports = if reply { [peer.port, 0] } else { [0, peer.port] };
-        packet.extend(ports.iter().flat_map(|p| p.to_be_bytes()));
-        packet.extend([0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0x12, 0x34, 0, 0]);
-        Script::new(if v6 { 0x86dd } else { 0x0800 }, &packet, reply, order)
+        Script::tcp_of(CLIENTS, v6, peer, flags, reply, order)
     }
 
-    /// UDP packets without checksum, of clients to a peer or of the peer to clients.
-    pub fn udp4(peer: Peer, reply: bool, order: Order) -> Script {
-        let mut packet = header4(peer, reply);
-        packet[9] = 17;
+    pub fn tcp_of(clients: Clients, v6: bool, peer: Peer, flags: u8, reply: bool, order: Order) -> Script {
+        let header = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0xff, 0xff, 0x12, 0x34, 0, 0];
+        Script::of(clients, v6, peer, (6, &header), reply, order)
+    }
+
+    pub fn udp_of(clients: Clients, v6: bool, peer: Peer, order: Order) -> Script {
+        Script::of(clients, v6, peer, (17, &[0, 20, 0x12, 0x34, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]), false, order)
+    }
+
+    /// UDP packets without checksum, of clients to a peer or, to those named, of the peer.
+    pub fn udp4(peer: Peer, answered: Option<Clients>, order: Order) -> Script {
+        let l4 = (17, &[0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        Script::of(answered.unwrap_or(CLIENTS), false, peer, l4, answered.is_some(), order)
+    }
+
+    /// `l4`: the protocol, and what comes behind its ports.
+    fn of(clients: Clients, v6: bool, peer: Peer, l4: (u8, &[u8; 16]), reply: bool, order: Order) -> Script {
         let ports = if reply { [peer.port, 0] } else { [0, peer.port] };
+        let mut packet =
+            if v6 { header6(clients.v6, peer.v6, l4.0, reply) } else { header4(clients.v4, peer.v4, l4.0, reply) };
         packet.extend(ports.iter().flat_map(|p| p.to_be_bytes()));
-        packet.extend([0, 20, 0, 0]);
-        packet.extend([0; 12]);
-        checksum(&mut packet, reply);
-        Script::new(0x0800, &packet, reply, order)
+        packet.extend(l4.1);
+        Script::new(if v6 { 0x86dd } else { 0x0800 }, &packet, reply, order)
     }
 
     fn new(ethertype: u16, packet: &[u8], reply: bool, order: Order) -> Script {
@@ -105,9 +122,9 @@ impl Script {
     }
 }
 
-fn header4(peer: Peer, reply: bool) -> Vec<u8> {
-    let (src, dst) = if reply { (peer.v4, CLIENT4) } else { (CLIENT4, peer.v4) };
-    let mut header = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, 6, 0, 0];
+fn header4(client: Ipv4Addr, peer: Ipv4Addr, proto: u8, reply: bool) -> Vec<u8> {
+    let (src, dst) = if reply { (peer, client) } else { (client, peer) };
+    let mut header = vec![0x45, 0, 0, 40, 0, 1, 0x40, 0, 64, proto, 0, 0];
     header.extend(src.octets().into_iter().chain(dst.octets()));
     checksum(&mut header, reply);
     header
@@ -128,9 +145,9 @@ fn checksum(header: &mut [u8], reply: bool) {
     header[10..12].copy_from_slice(&(!(sum as u16)).to_be_bytes());
 }
 
-fn header6(peer: Peer, reply: bool) -> Vec<u8> {
-    let (src, dst) = if reply { (peer.v6, CLIENT6) } else { (CLIENT6, peer.v6) };
-    let mut header = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+fn header6(client: Ipv6Addr, peer: Ipv6Addr, proto: u8, reply: bool) -> Vec<u8> {
+    let (src, dst) = if reply { (peer, client) } else { (client, peer) };
+    let mut header = vec![0x60, 0, 0, 0, 0, 20, proto, 64];
     header.extend(src.octets().into_iter().chain(dst.octets()));
     header
 }

@@ -31,6 +31,14 @@ enum What {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// The same of the translation between inside and outside
+    Nat {
+        #[command(flatten)]
+        output: Output,
+        /// Only rows whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Frames, connections, requests and bytes a second through network namespaces
     Wire(Output),
     /// How long a change takes from its file into the kernel
@@ -59,7 +67,7 @@ fn main() -> ExitCode {
     let what = Arguments::parse().what;
     let made = match &what {
         What::Packet { output, svg, .. } => empty(&[output.json.as_ref(), svg.as_ref()]),
-        What::Wire(output) | What::Update(output) => empty(&[output.json.as_ref()]),
+        What::Nat { output, .. } | What::Wire(output) | What::Update(output) => empty(&[output.json.as_ref()]),
     };
     if let Err(error) = made {
         eprintln!("stellwerk-bench: {error:#}");
@@ -73,6 +81,10 @@ fn main() -> ExitCode {
                 Ok(report)
             });
             (output, drawn)
+        }
+        What::Nat { output, only } => {
+            let done = bench::nat::run(output.quick, only.as_deref());
+            (output, done)
         }
         What::Wire(output) => {
             let done = bench::wire::run(output.quick);

@@ -3,15 +3,16 @@
 //! No options, no extension headers, no fragments, no states, no counters: a product that does all
 //! that is measured against this.
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::maps::LruHashMap;
 use lb_common::apply::Diff;
 use lb_common::frame::Frame;
 use lb_common::table::{Flow, FlowKey};
-use lb_common::wire::header::TCP;
+use lb_common::wire::header::{TCP, UDP};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 
 const L3: u32 = 14;
+/// What a TTL less by one adds to a checksum, in memory order.
+const LESS_TTL: Diff = Diff(0xffff - 1);
 
 /// Where the fields of an IP version are.
 trait Version: Addr {
@@ -44,13 +45,14 @@ impl Version for Ip6 {
     const FRESH: &'static LruHashMap<FlowKey<Self>, Flow<Self>> = &crate::FRESH6;
 }
 
-/// A TCP packet's tuple.
+/// A packet's tuple, of TCP, or also of UDP.
 #[inline(always)]
-fn key<A: Version>(frame: &Frame) -> Option<FlowKey<A>> {
+fn key<A: Version>(frame: &Frame, udp: bool) -> Option<FlowKey<A>> {
     if !A::IS_V6 && frame.read::<u8>(L3)? != 0x45 {
         return None;
     }
-    if frame.read::<u8>(A::PROTO)? != TCP {
+    let proto = frame.read::<u8>(A::PROTO)?;
+    if proto != TCP && !(udp && proto == UDP) {
         return None;
     }
     let [ports, _, _, _, _] = frame.read::<[u32; 5]>(A::L4)?;
@@ -59,7 +61,7 @@ fn key<A: Version>(frame: &Frame) -> Option<FlowKey<A>> {
         dst: frame.read::<A>(A::SRC + A::BITS / 8)?,
         sport: Be16::from_raw(ports as u16),
         dport: Be16::from_raw((ports >> 16) as u16),
-        proto: TCP as u32,
+        proto: proto as u32,
     })
 }
 
@@ -81,40 +83,78 @@ pub fn parse(frame: &Frame) -> Option<()> {
 
 #[inline(always)]
 fn parse_version<A: Version>(frame: &Frame) -> Option<()> {
-    let key = key::<A>(frame)?;
+    let key = key::<A>(frame, false)?;
     // A use of every field, or the reads would be left out.
     let sum = key.src.sum() + key.dst.sum() + key.sport.raw() as u64 + key.dport.raw() as u64;
     if sum == 0 { None } else { Some(()) }
 }
 
+/// Finds a connection and rewrites its packet; false: there is none.
 #[inline(always)]
-pub fn translate(frame: &mut Frame) -> Option<u32> {
+pub fn translate(frame: &mut Frame) -> Option<bool> {
     by_version!(frame, translate_version)
 }
 
 #[inline(always)]
-fn translate_version<A: Version>(frame: &mut Frame) -> Option<u32> {
-    let key = key::<A>(frame)?;
+fn translate_version<A: Version>(frame: &mut Frame) -> Option<bool> {
+    let Some((flow, addrs, ports)) = find::<A>(frame)? else {
+        return Some(false);
+    };
+    let check = frame.read::<u16>(A::L4 + 16)?;
+    frame.write(A::L4 + 16, addrs.and(ports).applied(check))?;
+    rewrite(frame, flow, addrs)?;
+    Some(true)
+}
+
+/// What checksums of packets change by.
+pub struct Change {
+    pub addrs: Diff,
+    pub ports: Diff,
+    /// Where the TCP checksum is.
+    pub check: u32,
+}
+
+/// The same, but for the TCP checksum, which is left to the caller.
+#[inline(always)]
+pub fn translate_but_checksum(frame: &mut Frame) -> Option<Option<Change>> {
+    by_version!(frame, translate_but_checksum_version)
+}
+
+#[inline(always)]
+fn translate_but_checksum_version<A: Version>(frame: &mut Frame) -> Option<Option<Change>> {
+    let Some((flow, addrs, ports)) = find::<A>(frame)? else {
+        return Some(None);
+    };
+    rewrite(frame, flow, addrs)?;
+    Some(Some(Change { addrs, ports, check: A::L4 + 16 }))
+}
+
+/// A packet's connection, and what checksums change by: for its addresses and its ports.
+#[inline(always)]
+fn find<A: Version>(frame: &Frame) -> Option<Option<(&'static Flow<A>, Diff, Diff)>> {
+    let key = key::<A>(frame, true)?;
     let Some(flow) = A::LIMIT.get_ptr(&key) else {
-        return Some(XDP_DROP);
+        return Some(None);
     };
     // SAFETY: the element stays readable until this program ends.
     let flow = unsafe { &*flow };
-    let addrs = Diff::of16(0, 0);
-    let addrs = Diff(addrs.0 + key.src.sum() + key.dst.sum() + negative::<A>(flow.src) + negative::<A>(flow.dst));
-    let ports = Diff::of16(flow.sport.raw(), key.sport.raw()).and(Diff::of16(flow.dport.raw(), key.dport.raw()));
-    let check = frame.read::<u16>(A::L4 + 16)?;
-    frame.write(A::L4 + 16, addrs.and(ports).applied(check))?;
+    let addrs = Diff(flow.src.sum() + flow.dst.sum() + negative::<A>(key.src) + negative::<A>(key.dst));
+    let ports = Diff::of16(key.sport.raw(), flow.sport.raw()).and(Diff::of16(key.dport.raw(), flow.dport.raw()));
+    Some(Some((flow, addrs, ports)))
+}
+
+/// All but the TCP checksum.
+#[inline(always)]
+fn rewrite<A: Version>(frame: &mut Frame, flow: &Flow<A>, addrs: Diff) -> Option<()> {
     frame.write(A::L4, [flow.sport, flow.dport])?;
     frame.write(A::SRC, [flow.src, flow.dst])?;
     let ttl = frame.read::<u8>(A::TTL)?;
     frame.write(A::TTL, ttl.wrapping_sub(1))?;
     if !A::IS_V6 {
         let check = frame.read::<u16>(L3 + 10)?;
-        frame.write(L3 + 10, addrs.and(Diff(1)).applied(check))?;
+        frame.write(L3 + 10, addrs.and(LESS_TTL).applied(check))?;
     }
-    frame.write(0, [0x0200_0000u32, 0x0002_0201, 0x0302_0000])?;
-    Some(XDP_TX)
+    frame.write(0, [0x0200_0000u32, 0x0002_0201, 0x0302_0000])
 }
 
 /// An address's negative in one's complement sums.
@@ -124,13 +164,13 @@ fn negative<A: Addr>(addr: A) -> u64 {
 }
 
 #[inline(always)]
-pub fn insert(frame: &Frame) -> Option<u32> {
+pub fn insert(frame: &Frame) -> Option<()> {
     by_version!(frame, insert_version)
 }
 
 #[inline(always)]
-fn insert_version<A: Version>(frame: &Frame) -> Option<u32> {
-    let key = key::<A>(frame)?;
+fn insert_version<A: Version>(frame: &Frame) -> Option<()> {
+    let key = key::<A>(frame, true)?;
     let flow = Flow {
         src: key.src,
         dst: key.dst,
@@ -146,6 +186,5 @@ fn insert_version<A: Version>(frame: &Frame) -> Option<u32> {
     };
     let other = key.reversed();
     A::FRESH.insert(&other, &flow, 0).ok()?;
-    A::FRESH.insert(&key, &flow, 0).ok()?;
-    Some(XDP_TX)
+    A::FRESH.insert(&key, &flow, 0).ok()
 }

@@ -6,7 +6,6 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use lb_common::frame::Frame;
 
 /// Out by which link, with which link-layer addresses; by the link a packet came in on.
 #[repr(C)]
@@ -28,7 +27,7 @@ static ARRIVED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
 /// Frames are recycled as the path under test left them, so that all of it is written.
 #[xdp]
 pub fn generate(context: XdpContext) -> u32 {
-    if crate::write::<{ crate::WORDS4 }>(&context, 26, 30, Some(24)).is_none() {
+    if crate::write4(crate::frame(&context)).is_none() {
         return XDP_ABORTED;
     }
     let Some(way) = WAYS.get(0) else {
@@ -55,12 +54,8 @@ pub fn redirect_xdp(context: XdpContext) -> u32 {
 /// The least that a forwarder at TC could do.
 #[classifier]
 pub fn redirect_tc(context: TcContext) -> i32 {
-    let skb = context.skb.skb;
-    // SAFETY: fields of the program's own context; data..data_end is the packet's linear part.
-    let (ifindex, mut frame) = unsafe {
-        let (data, end) = ((*skb).data as usize as *mut u8, (*skb).data_end as usize as *mut u8);
-        ((*skb).ifindex, Frame::from_range(data, end))
-    };
+    // SAFETY: a field of the program's own context.
+    let (ifindex, mut frame) = (unsafe { (*context.skb.skb).ifindex }, crate::tc::frame(&context));
     let Some(way) = WAYS.get(ifindex) else {
         return TC_ACT_OK;
     };

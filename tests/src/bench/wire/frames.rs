@@ -8,10 +8,10 @@ use aya::maps::{Array, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use stellwerk_tests::netns::Ns;
 
-use super::path::{PORT, Path, SERVER, attach_xdp, link, way};
+use super::path::{PORT, Path, attach_xdp, link, way};
 use crate::bench::machine::pin_cpu;
 use crate::bench::scene::STRANGER;
-use crate::bench::script::{Order, Peer, Script};
+use crate::bench::script::{CLIENTS, Clients, Order, Peer, Script};
 
 /// Connections that the frames belong to.
 const FLOWS: u32 = 1024;
@@ -22,18 +22,20 @@ impl Path {
     /// Frames a second from the client to the server on one core, the generator's work included.
     pub fn frames(&mut self, time: Duration) -> Result<f64> {
         let target = Peer { v4: self.target.0.into(), port: self.target.1, ..STRANGER };
-        let server = Peer { v4: SERVER.into(), port: PORT, ..STRANGER };
+        let server = Peer { v4: self.address.into(), port: PORT, ..STRANGER };
+        // A masquerade that finds a client's port free keeps it.
+        let answered = self.way.answered().map_or(CLIENTS, |v4| Clients { v4: v4.into(), ..CLIENTS });
         let in_turn = Order { count: FLOWS, first: 0, shuffled: false };
         let (client_ns, server_ns) = (self.client.clone(), self.server.clone());
         // While it counts, the server's own traffic passes the same program.
         attach_counter(self)?;
         let (gateway, back) = (neighbour(&client_ns)?, neighbour(&server_ns)?);
         // Each connection is opened and answered once, so that it is established.
-        self.script(&Script::udp4(target, false, in_turn).link(gateway.2, gateway.1))?;
+        self.script(&Script::udp4(target, None, in_turn).link(gateway.2, gateway.1))?;
         send(&mut self.ebpf, &client_ns, gateway, FLOWS)?;
-        self.script(&Script::udp4(server, true, in_turn).link(back.2, back.1))?;
+        self.script(&Script::udp4(server, Some(answered), in_turn).link(back.2, back.1))?;
         send(&mut self.ebpf, &server_ns, back, FLOWS)?;
-        self.script(&Script::udp4(target, false, Order::random(FLOWS)).link(gateway.2, gateway.1))?;
+        self.script(&Script::udp4(target, None, Order::random(FLOWS)).link(gateway.2, gateway.1))?;
         send(&mut self.ebpf, &client_ns, gateway, FLOWS)?;
         let (before, begin) = (self.arrived()?, Instant::now());
         while begin.elapsed() < time {
@@ -79,7 +81,11 @@ fn neighbour(ns: &Ns) -> Result<Out> {
     let (index, own) = link(ns, "eth0")?;
     let gateway = if ns.full_name().ends_with("-c") { "10.1.0.1" } else { "10.2.0.1" };
     let at = || ns.ip_text(&format!("neigh show {gateway}"));
-    if !at()?.contains("lladdr") {
+    // On a busy machine the answer may be late.
+    for _ in 0..10 {
+        if at()?.contains("lladdr") {
+            break;
+        }
         ns.run(|| {
             std::net::TcpStream::connect_timeout(&format!("{gateway}:9").parse()?, Duration::from_millis(300))
                 .map_err(anyhow::Error::from)

@@ -2,9 +2,10 @@
 //! iperf3's throughput.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -24,23 +25,33 @@ const MORE: u8 = b'm';
 
 /// The server's side: threads that end with the process, and iperf3.
 pub struct Servers {
+    /// Who connected last.
+    seen: Arc<AtomicU32>,
     _iperf: Proc,
 }
 
 impl Servers {
     pub fn start(ns: &Ns) -> Result<Servers> {
         let listener = ns.run(|| TcpListener::bind(("0.0.0.0", PORT)))?.context("the server's port")?;
+        let seen = Arc::new(AtomicU32::new(0));
         for _ in 0..CLIENTS {
-            let listener = listener.try_clone()?;
+            let (listener, seen) = (listener.try_clone()?, seen.clone());
             std::thread::spawn(move || {
                 for stream in listener.incoming().flatten() {
+                    if let Ok(SocketAddr::V4(peer)) = stream.peer_addr() {
+                        seen.store(peer.ip().to_bits(), Ordering::Relaxed);
+                    }
                     let _ = answer(stream);
                 }
             });
         }
         let mut command = ns.command("iperf3");
         command.args(["-s", "-p", &IPERF.to_string()]).stdout(Stdio::null()).stderr(Stdio::null());
-        Ok(Servers { _iperf: Proc::start(&mut command).context("iperf3")? })
+        Ok(Servers { seen, _iperf: Proc::start(&mut command).context("iperf3")? })
+    }
+
+    pub fn seen(&self) -> Ipv4Addr {
+        self.seen.load(Ordering::Relaxed).into()
     }
 }
 
@@ -108,6 +119,22 @@ impl Path {
             }
             Ok(())
         })
+    }
+
+    /// The same of a client whose ports are those that Linux gives by default.
+    pub fn connections_by_default(&mut self, time: Duration) -> Result<f64> {
+        self.with_ports("32768 60999", time)
+    }
+
+    /// The same of a client that has nearly twice as many ports as there are outside, so that the next
+    /// connection of a port outside is one of another port inside.
+    pub fn connections_of_all_ports(&mut self, time: Duration) -> Result<f64> {
+        self.with_ports("10000 65000", time)
+    }
+
+    fn with_ports(&mut self, ports: &str, time: Duration) -> Result<f64> {
+        self.client.sysctls(&[("net/ipv4/ip_local_port_range", ports)])?;
+        self.connections(time)
     }
 
     /// Requests on connections that stay.

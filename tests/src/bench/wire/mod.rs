@@ -8,6 +8,7 @@ mod load;
 mod path;
 mod rules;
 
+use std::net::Ipv4Addr;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use stellwerk_tests::netns::Lab;
 
 use super::report::{Reach, Report, Row};
 use super::series::{median, ratio};
-use path::{Path, Way};
+use path::{FAR, Path, SERVER, Way};
 
 /// A kind of measurement: one figure of one path.
 type Measure = fn(&mut Path, Duration) -> Result<f64>;
@@ -83,20 +84,82 @@ const KINDS: [Kind; 5] = [
     },
 ];
 
+/// What [`nat`] measures.
+const NAT: [Kind; 5] = [
+    Kind {
+        name: "live frames",
+        unit: "frames/s",
+        ways: &Way::NAT,
+        measure: Path::frames,
+        held: &[
+            (Way::NatXdp, Way::BareXdp, Reach::AtLeast(0.75)),
+            (Way::NatXdp, Way::Masquerade, Reach::AtLeast(3.5)),
+            (Way::NatTc, Way::Masquerade, Reach::AtLeast(3.5)),
+        ],
+        time: (250, 1000),
+    },
+    Kind {
+        name: "connections",
+        unit: "1/s",
+        ways: &Way::NAT,
+        measure: Path::connections_by_default,
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.15))],
+        time: (300, 1500),
+    },
+    Kind {
+        name: "connections, more ports inside than outside",
+        unit: "1/s",
+        ways: &[Way::Masquerade, Way::NatTc],
+        measure: Path::connections_of_all_ports,
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.15))],
+        time: (300, 1500),
+    },
+    Kind {
+        name: "requests",
+        unit: "1/s",
+        ways: &Way::NAT,
+        measure: Path::requests,
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.05))],
+        time: (300, 1500),
+    },
+    Kind {
+        name: "throughput",
+        unit: "Gbit/s",
+        ways: &[Way::Forward, Way::BareTc, Way::Masquerade, Way::NatTc],
+        measure: Path::throughput,
+        held: &[(Way::NatTc, Way::Masquerade, Reach::AtLeast(1.2))],
+        time: (500, 2000),
+    },
+];
+
 pub fn run(quick: bool) -> Result<Report> {
+    Ok(Report { bench: "wire", rows: rows(&Way::ALL, SERVER, &KINDS, quick, None)? })
+}
+
+/// The same of a box that gives what comes from the inside its own address.
+pub fn nat(quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
+    rows(&Way::NAT, FAR, &NAT, quick, only)
+}
+
+fn rows(ways: &[Way], server: [u8; 4], kinds: &[Kind], quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
+    let wanted = |kind: &&Kind| only.is_none_or(|only| kind.name.contains(only));
+    let mut kinds = kinds.iter().filter(wanted).peekable();
+    if kinds.peek().is_none() {
+        return Ok(Vec::new());
+    }
     let lab = Lab::new()?;
     let mut paths = Vec::new();
-    for way in Way::ALL {
-        paths.push(Path::new(&lab, way).with_context(|| way.to_string())?);
+    for &way in ways {
+        paths.push(Path::new(&lab, way, server).with_context(|| way.to_string())?);
     }
     let rounds = if quick { 3 } else { 9 };
     let mut rows = Vec::new();
-    for kind in &KINDS {
+    for kind in kinds {
         rows.extend(measure(&mut paths, kind, rounds, quick)?);
     }
     // Before the lab, which removes what they are in.
     drop(paths);
-    Ok(Report { bench: "wire", rows })
+    Ok(rows)
 }
 
 fn measure(paths: &mut [Path], kind: &Kind, rounds: u32, quick: bool) -> Result<Vec<Row>> {
@@ -118,9 +181,11 @@ fn measure(paths: &mut [Path], kind: &Kind, rounds: u32, quick: bool) -> Result<
         let figure = median(of(*way));
         let path = paths.iter().find(|path| path.way == *way);
         let failed = path.map_or(0, |path| path.failed.swap(0, Ordering::Relaxed));
+        let (seen, right) = path.map_or((Ipv4Addr::UNSPECIFIED, false), Path::seen_as);
         Row::new(format!("{}: {way}", kind.name), figure, kind.unit)
             .verdict("failed", failed)
-            .prove(figure > 0.0 && failed == 0)
+            .verdict("client", seen.to_string())
+            .prove(figure > 0.0 && failed == 0 && right)
     });
     let held = kind.held.iter().map(|&(ours, other, reach)| {
         let (a, b) = (of(ours), of(other));

@@ -1,6 +1,7 @@
 //! One way from a client to a server: three namespaces in a row, and what the one in the middle does.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,12 @@ pub enum Way {
     Xdp(u32),
     /// stellwerk, by TC.
     Tc(u32),
+    /// nftables' masquerade of what the client sends.
+    Masquerade,
+    /// stellwerk's, as its configuration makes it without further words: by TC.
+    NatTc,
+    /// stellwerk's, where the client is behind a port that has XDP.
+    NatXdp,
 }
 
 impl Way {
@@ -49,16 +56,24 @@ impl Way {
         Way::Tc(10_000),
     ];
 
+    /// Beside masquerades.
+    pub const NAT: [Way; 6] = [Way::Forward, Way::BareXdp, Way::BareTc, Way::Masquerade, Way::NatXdp, Way::NatTc];
+
     fn services(self) -> Option<u32> {
         match self {
-            Way::Forward | Way::BareXdp | Way::BareTc => None,
+            Way::Forward | Way::BareXdp | Way::BareTc | Way::Masquerade | Way::NatXdp | Way::NatTc => None,
             Way::Nft(n) | Way::Iptables(n) | Way::Xdp(n) | Way::Tc(n) => Some(n),
         }
     }
 
+    /// Whom the server answers, if not the client itself.
+    pub fn answered(self) -> Option<[u8; 4]> {
+        matches!(self, Way::Masquerade | Way::NatXdp | Way::NatTc).then_some(OUTSIDE)
+    }
+
     /// Whether packets meet XDP, which loses the mark "checksum to be done".
     fn is_xdp(self) -> bool {
-        matches!(self, Way::BareXdp | Way::Xdp(_))
+        matches!(self, Way::BareXdp | Way::Xdp(_) | Way::NatXdp)
     }
 
     fn short(self) -> String {
@@ -76,6 +91,9 @@ impl fmt::Display for Way {
             Way::Iptables(n) => write!(f, "iptables, {n}"),
             Way::Xdp(n) => write!(f, "stellwerk XDP, {n}"),
             Way::Tc(n) => write!(f, "stellwerk TC, {n}"),
+            Way::Masquerade => f.write_str("nftables masquerade"),
+            Way::NatXdp => f.write_str("stellwerk XDP"),
+            Way::NatTc => f.write_str("stellwerk TC"),
         }
     }
 }
@@ -86,6 +104,8 @@ pub struct Path {
     pub ebpf: Ebpf,
     pub client: Ns,
     pub server: Ns,
+    /// The server's address: of the box's own network, or one behind that.
+    pub address: [u8; 4],
     /// Where the client sends: the service's address, or the server's own.
     pub target: ([u8; 4], u16),
     pub iperf: u16,
@@ -93,20 +113,29 @@ pub struct Path {
     pub failed: AtomicU64,
     agent: Option<Proc>,
     pub middle: Ns,
-    _servers: Servers,
+    servers: Servers,
 }
 
 pub const SERVER: [u8; 4] = [10, 2, 0, 2];
+/// The same host as one far away, as what leaves a masquerade is.
+pub const FAR: [u8; 4] = [198, 51, 100, 2];
+const CLIENT: [u8; 4] = [10, 1, 0, 2];
+/// The box, where the server is.
+const OUTSIDE: [u8; 4] = [10, 2, 0, 1];
 pub const PORT: u16 = 8080;
 /// The port that iperf3 listens on.
 pub const IPERF: u16 = 5201;
 
 impl Path {
-    pub fn new(lab: &Lab, way: Way) -> Result<Path> {
+    pub fn new(lab: &Lab, way: Way, address: [u8; 4]) -> Result<Path> {
         let short = way.short();
         let (client, middle, server) =
             (lab.ns(&format!("{short}-c"))?, lab.ns(&format!("{short}-b"))?, lab.ns(&format!("{short}-s"))?);
         wires(lab, &client, &middle, &server)?;
+        if address == FAR {
+            server.ip("addr add 198.51.100.2/32 dev eth0")?;
+            middle.ip("route add default via 10.2.0.2")?;
+        }
         let mut ebpf = Ebpf::load(&object("bench")?).context("loading bench.o")?;
         if way.is_xdp() {
             for (ns, link) in [(&client, "eth0"), (&server, "eth0")] {
@@ -126,8 +155,11 @@ impl Path {
             Way::Iptables(n) => rules::iptables(&middle, lab, n)?,
             Way::Xdp(n) => agent = Some(rules::stellwerk(&middle, lab, n, "xdp")?),
             Way::Tc(n) => agent = Some(rules::stellwerk(&middle, lab, n, "tc")?),
+            Way::Masquerade => rules::masquerade(&middle, lab)?,
+            Way::NatXdp => agent = Some(rules::translating(&middle, lab, true)?),
+            Way::NatTc => agent = Some(rules::translating(&middle, lab, false)?),
         }
-        let target = way.services().map_or((SERVER, PORT), |n| (rules::address(n / 2), 80));
+        let target = way.services().map_or((address, PORT), |n| (rules::address(n / 2), 80));
         let iperf = if way.services().is_some() { 81 } else { IPERF };
         let servers = Servers::start(&server)?;
         Ok(Path {
@@ -135,13 +167,20 @@ impl Path {
             ebpf,
             client,
             server,
+            address,
             target,
             iperf,
             agent,
             failed: AtomicU64::new(0),
             middle,
-            _servers: servers,
+            servers,
         })
+    }
+
+    /// Whether the server sees the client that it is to see, if it has seen one.
+    pub fn seen_as(&self) -> (Ipv4Addr, bool) {
+        let (seen, client) = (self.servers.seen(), self.way.answered().unwrap_or(CLIENT));
+        (seen, seen.is_unspecified() || seen == Ipv4Addr::from(client))
     }
 
     /// Whether the counter is always on the server's link.

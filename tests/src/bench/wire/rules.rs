@@ -62,6 +62,14 @@ pub fn nft(ns: &Ns, lab: &Lab, services: u32) -> Result<()> {
     run(ns, "nft", &["-f".as_ref(), path.as_os_str()])
 }
 
+/// What leaves by the server's link gets the box's address there.
+pub fn masquerade(ns: &Ns, lab: &Lab) -> Result<()> {
+    let rules = "table ip nat {\n  chain post {\n    type nat hook postrouting priority srcnat;\n    \
+                 oifname eth1 masquerade;\n  }\n}\n";
+    let path = file(lab, ns, "rules.nft", rules)?;
+    run(ns, "nft", &["-f".as_ref(), path.as_os_str()])
+}
+
 /// A rule a service, one after the other; a chain a service and a chain an endpoint.
 pub fn iptables(ns: &Ns, lab: &Lab, services: u32) -> Result<()> {
     let (mut chains, mut rules) = (String::new(), String::new());
@@ -94,19 +102,35 @@ pub fn stellwerk(ns: &Ns, lab: &Lab, services: u32, hook: &str) -> Result<Proc> 
          cluster:\n  podSubnet: 10.2.0.0/24\n  serviceSubnet: 172.28.0.0/16\n  manifests: ./cluster\n\
          capacity: {{ services: 65536, slots: 16777216 }}\n"
     );
-    let config = file(lab, ns, "stellwerk.yaml", &config)?;
     let mut manifests = String::new();
     for i in 0..services {
         manifest(&mut manifests, i);
     }
-    let folder = config.with_file_name("cluster");
+    let folder = lab.dir().join(ns.full_name()).join("cluster");
     std::fs::create_dir_all(&folder)?;
     std::fs::write(folder.join("all.yaml"), manifests)?;
-    let pins = PathBuf::from(format!(
-        "{}-{}",
-        lab.pins().display(),
-        if services == 1 { hook.into() } else { format!("{hook}{services}") }
-    ));
+    agent(ns, lab, &config, &if services == 1 { hook.into() } else { format!("{hook}{services}") })
+}
+
+/// The agent as a masquerade: the client is inside, with the addresses that frames come from. Inside is the
+/// internal switch, or what is behind a port that has XDP.
+pub fn translating(ns: &Ns, lab: &Lab, xdp: bool) -> Result<Proc> {
+    let config = if xdp {
+        ns.ip("link add br0 type bridge\nlink set br0 up")?;
+        "node: edge-1\nports:\n  Port2: { interface: eth1, gateway: 10.2.0.2, hook: xdp }\n  \
+         Port3: { interface: eth0, compute: true, hook: xdp }\n\
+         internalSwitch:\n  interface: br0\n  natSubnets: [10.1.0.0/24, 10.128.0.0/24]\n"
+    } else {
+        "node: edge-1\nports:\n  Port2: { interface: eth1, gateway: 10.2.0.2 }\n\
+         internalSwitch:\n  interface: eth0\n  address: 10.1.0.1/24\n  natSubnets: [10.128.0.0/24]\n"
+    };
+    agent(ns, lab, config, if xdp { "nat-xdp" } else { "nat-tc" })
+}
+
+/// Starts the agent, with pins of its own.
+fn agent(ns: &Ns, lab: &Lab, config: &str, name: &str) -> Result<Proc> {
+    let config = file(lab, ns, "stellwerk.yaml", config)?;
+    let pins = PathBuf::from(format!("{}-{name}", lab.pins().display()));
     let log = std::fs::File::create(config.with_file_name("agent.log"))?;
     let mut command = ns.command(crate::bench::update::binary()?);
     command.arg("run").arg("--config").arg(&config).arg("--pin-path").arg(&pins);
