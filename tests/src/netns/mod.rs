@@ -12,6 +12,7 @@ pub mod config;
 pub mod device;
 pub mod ethtool;
 pub mod lab;
+pub mod nat;
 pub mod ns;
 pub mod pass;
 pub mod probe;

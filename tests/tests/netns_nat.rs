@@ -1,0 +1,238 @@
+//! Translation between inside and outside with real sockets.
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use stellwerk_tests::netns::Ns;
+use stellwerk_tests::netns::nat::capture::Capture;
+use stellwerk_tests::netns::nat::packet::{self, Seen};
+use stellwerk_tests::netns::nat::{self, CLOSED, ECHO, MIRROR, Translated, outside};
+use stellwerk_tests::netns::probe::{self, Datagram, From, Talk};
+
+const PATIENCE: Duration = Duration::from_secs(3);
+
+fn families() -> [IpAddr; 2] {
+    nat::uplink().both()
+}
+
+/// A UDP socket in a namespace, bound to a port (0: any).
+fn udp(ns: &Ns, like: IpAddr, port: u16) -> UdpSocket {
+    let any: IpAddr = if like.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    let socket = ns.run(|| UdpSocket::bind(SocketAddr::new(any, port))).unwrap().unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket
+}
+
+/// The endpoint outside of a socket, by the mirror's answer.
+fn seen_as(socket: &UdpSocket, like: IpAddr) -> Option<SocketAddr> {
+    let mut buffer = [0; 128];
+    for _ in 0..2 {
+        socket.send_to(b"who am I?", outside(like, MIRROR)).ok()?;
+        if let Ok((n, _)) = socket.recv_from(&mut buffer) {
+            return std::str::from_utf8(&buffer[..n]).ok()?.parse().ok();
+        }
+    }
+    None
+}
+
+/// A TCP connection from this port.
+fn tcp_from(ns: &Ns, port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
+    let any: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0; 16].into() };
+    ns.run(|| {
+        let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::new(any, port).into())?;
+        socket.connect_timeout(&to.into(), PATIENCE)?;
+        Ok(socket.into())
+    })
+    .unwrap()
+}
+
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    while !done() {
+        assert!(Instant::now() < end, "{what}: not within 10 s");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn packets(capture: Capture) -> Vec<Seen> {
+    capture.end().unwrap().iter().filter_map(|bytes| packet::frame(bytes)).collect()
+}
+
+#[test]
+fn hosts_inside_reach_the_outside_by_the_uplinks_address() {
+    let lab = Translated::open().unwrap();
+    let capture = Capture::start(&lab.out).unwrap();
+    let mut wrong = Vec::new();
+    for like in families() {
+        for (name, from) in [("h1", lab.from_h1()), ("h2", lab.from_h2())] {
+            let how = Datagram { length: 300, ..Datagram::default() };
+            let tcp = probe::tcp(&from, outside(like, ECHO), 2_000_000);
+            if !tcp.as_ref().is_ok_and(|g| g.client == Some(like)) {
+                wrong.push(format!("{name} TCP {like}: {tcp:?}"));
+            }
+            for (kind, result) in [
+                ("UDP", probe::udp(&from, outside(like, ECHO), how).map(drop)),
+                ("ping", probe::ping(&from, nat::server().like(like), 100)),
+            ] {
+                if let Err(e) = result {
+                    wrong.push(format!("{name} {kind} {like}: {e:#}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), lab.state());
+    let ours = [families(), nat::server().both()].concat();
+    for seen in packets(capture) {
+        assert!(seen.from.is_ipv6() && seen.icmp.is_some() || ours.contains(&seen.from), "{seen:?}");
+    }
+}
+
+#[test]
+fn equal_ports_and_ids_stay_apart() {
+    let lab = Translated::open().unwrap();
+    for like in families() {
+        let (one, two) = (udp(&lab.h1, like, 20_000), udp(&lab.h2, like, 20_000));
+        let (one, two) = (seen_as(&one, like).unwrap(), seen_as(&two, like).unwrap());
+        assert_eq!((one.ip(), two.ip()), (like, like));
+        assert_eq!(one.port(), 20_000);
+        assert_ne!(one.port(), two.port());
+    }
+}
+
+/// The device's own connections leave beside those of its hosts, from the same ports, too.
+#[test]
+fn the_device_itself_shares_its_address() {
+    let lab = Translated::open().unwrap();
+    for like in families() {
+        let to = outside(like, ECHO);
+        let inside = tcp_from(&lab.h1, 21_000, to).unwrap_or_else(|e| panic!("h1 {like}: {e}\n{}", lab.state()));
+        let own = tcp_from(&lab.dev, 21_000, to).unwrap_or_else(|e| panic!("dev {like}: {e}\n{}", lab.state()));
+        // And the other way round: the device was first.
+        let own2 = tcp_from(&lab.dev, 21_001, to).unwrap_or_else(|e| panic!("dev {like}: {e}\n{}", lab.state()));
+        let inside2 = tcp_from(&lab.h1, 21_001, to).unwrap_or_else(|e| panic!("h1 {like}: {e}\n{}", lab.state()));
+        for (name, stream) in [("h1", inside), ("dev", own), ("dev, first", own2), ("h1, second", inside2)] {
+            echo(stream).unwrap_or_else(|e| panic!("{name} {like}: {e}\n{}", lab.state()));
+        }
+        probe::tcp(&From::ns(&lab.dev), to, 500_000).unwrap();
+        // A server of the device, for who is outside.
+        let server = stellwerk_tests::load::echo::serve(&lab.dev, "dev", &[SocketAddr::new(like, 8022)]).unwrap();
+        probe::tcp(&From::ns(&lab.out), SocketAddr::new(like, 8022), 500_000)
+            .unwrap_or_else(|e| panic!("to dev {like}: {e:#}\n{}", lab.state()));
+        drop(server);
+    }
+}
+
+/// Greeting and a line there and back.
+fn echo(mut stream: TcpStream) -> std::io::Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"hello\n")?;
+    let mut lines = BufReader::new(stream).lines();
+    let greeting = lines.next().ok_or(ErrorKind::UnexpectedEof)??;
+    let answer = lines.next().ok_or(ErrorKind::UnexpectedEof)??;
+    if answer == "hello" { Ok(()) } else { Err(std::io::Error::other(format!("{greeting}, then {answer}"))) }
+}
+
+/// From inside: the router, its gateway, the server; each says so about the packet that the host sent.
+#[test]
+fn traceroute_sees_the_way() {
+    let lab = Translated::open().unwrap();
+    let mut wrong = Vec::new();
+    for like in families() {
+        let (expired, unreachable) = if like.is_ipv4() { (11, 3) } else { (3, 1) };
+        let hops = [(nat::inside(1), expired), (nat::gateway(), expired), (nat::server(), unreachable)];
+        for (ttl, (hop, kind)) in (1..).zip(hops) {
+            let how = Datagram { length: 32, ttl: Some(ttl), ..Datagram::default() };
+            let error = probe::icmp_error(&lab.h1, like.is_ipv4(), kind, || {
+                probe::udp_socket(&lab.from_h1(), outside(like, 33_434), how)?.send(&[0; 32])?;
+                Ok(())
+            });
+            let source = |about: &[u8]| match like {
+                IpAddr::V4(_) => <[u8; 4]>::try_from(&about[12..16]).ok().map(IpAddr::from),
+                IpAddr::V6(_) => <[u8; 16]>::try_from(&about[8..24]).ok().map(IpAddr::from),
+            };
+            match error {
+                Ok(e) if e.from == hop.like(like) && source(&e.about) == Some(nat::inside(11).like(like)) => {}
+                other => wrong.push(format!("{like}, hop {ttl}: {other:?}")),
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), lab.state());
+}
+
+/// TCP and datagrams where the path is narrower: at the uplink itself, and behind the gateway.
+#[test]
+fn too_big_is_told_or_cut_up() {
+    for at_uplink in [true, false] {
+        let lab = Translated::open().unwrap();
+        if at_uplink {
+            lab.dev.ip("link set eth0 mtu 1400").unwrap();
+            lab.gw.ip("link set eth0 mtu 1400").unwrap();
+        } else {
+            lab.gw
+                .ip("route replace 198.51.100.0/24 dev eth1 src 198.51.100.1 mtu lock 1400\n\
+                     route add 2001:db8:100::7/128 dev eth1 mtu lock 1400")
+                .unwrap();
+        }
+        for like in families() {
+            let name = format!("{like}, narrow at the uplink: {at_uplink}");
+            let kind = if like.is_ipv4() { 3 } else { 2 };
+            let socket = udp(&lab.h1, like, 0);
+            let error = probe::icmp_error(&lab.h1, like.is_ipv4(), kind, || {
+                socket.send_to(&[7; 1440], outside(like, ECHO))?;
+                Ok(())
+            })
+            .unwrap_or_else(|e| panic!("{name}: {e:#}\n{}", lab.state()));
+            let hop = if at_uplink { nat::inside(1) } else { nat::gateway() };
+            assert_eq!(error.from, hop.like(like), "{name}");
+            let route = lab.h1.ip_text(&format!("route get {}", nat::server().like(like))).unwrap();
+            assert!(route.contains("mtu 1400"), "{name}: {route}");
+            probe::tcp(&lab.from_h2(), outside(like, ECHO), 1_000_000)
+                .unwrap_or_else(|e| panic!("{name}: {e:#}\n{}", lab.state()));
+        }
+        // Without "don't fragment" it is cut up on the way, the first part first.
+        lab.h2.sysctls(&[("net/ipv4/ip_no_pmtu_disc", "1")]).unwrap();
+        let capture = Capture::start(&lab.out).unwrap();
+        lab.h2.ip("route flush cache").unwrap();
+        let how = Datagram { length: 1440, ..Datagram::default() };
+        let whole = probe::udp(&lab.from_h2(), outside(nat::uplink().v4, ECHO), how);
+        let parts: Vec<_> = packets(capture).into_iter().filter(|seen| seen.from == nat::uplink().v4).collect();
+        whole.unwrap_or_else(|e| panic!("{e:#} {parts:#?}\n{}", lab.state()));
+        let offsets: Vec<_> = parts.iter().filter_map(|seen| seen.fragment).map(|(offset, _)| offset).collect();
+        assert!(offsets.len() == 2 && offsets[0] == 0, "{parts:#?}");
+    }
+}
+
+#[test]
+fn published_ports_from_outside_and_from_inside() {
+    let publish = "publish:\n  - 203.0.113.2:8443 -> 172.27.1.11:7000\n  - 203.0.113.2:8443 -> 172.27.1.11:7000/udp\n  \
+                   - \"[2001:db8:113::2]:8443 -> [fd00:27:1::b]:7000\"\n";
+    let mut lab = Translated::with(&nat::config(", ipv6: masquerade", publish)).unwrap();
+    lab.agent().wait("backends", |rows| rows.len() >= 3).unwrap();
+    let mut wrong = Vec::new();
+    for like in families() {
+        let at = SocketAddr::new(like, 8443);
+        for (name, ns) in [("out", &lab.out), ("h2", &lab.h2), ("h1 itself", &lab.h1)] {
+            match probe::tcp(&From::ns(ns), at, 300_000) {
+                Ok(greeting) if greeting.name == "h1" => {
+                    let outside = greeting.client == Some(nat::server().like(like));
+                    if (name == "out") != outside {
+                        wrong.push(format!("{name} to {at}: {greeting:?}"));
+                    }
+                }
+                other => wrong.push(format!("{name} to {at}: {other:?}")),
+            }
+        }
+    }
+    let how = Datagram { length: 100, ..Datagram::default() };
+    for ns in [&lab.out, &lab.h2] {
+        if let Err(e) = probe::udp(&From::ns(ns), "203.0.113.2:8443".parse().unwrap(), how) {
+            wrong.push(format!("UDP: {e:#}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), lab.state());
+}
