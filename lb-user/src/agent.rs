@@ -76,6 +76,7 @@ async fn start(options: &Options) -> Result<()> {
     // What the tables have room for was settled when they were made.
     wish.intent.tuning.capacity = kernel.capacity;
     let current = block_in_place(|| kernel.read())?;
+    let nat_log = nat_log::start(&options.paths, wish.intent.nat.log.clone())?;
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
@@ -88,6 +89,7 @@ async fn start(options: &Options) -> Result<()> {
         network,
         wanted,
         lock,
+        nat_log,
         retry: None,
         deadline: None,
         ask: None,
@@ -96,8 +98,7 @@ async fn start(options: &Options) -> Result<()> {
     // Before it says that it is ready: whoever waits for that may end it at once.
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     block_in_place(|| agent.first())?;
-    let nat_log = nat_log::start(&options.paths, None)?;
-    sweeping::start(&options.paths, nat_log.ends())?;
+    sweeping::start(&options.paths, agent.nat_log.ends())?;
     agent.serve(watch, network_by, stop).await
 }
 
@@ -161,6 +162,7 @@ struct Agent {
     wanted: watch::Sender<Wanted>,
     neighbours: Neighbours,
     lock: lock::Lock,
+    nat_log: nat_log::NatLog,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -288,6 +290,7 @@ impl Agent {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
         }
         self.lock.note(self.wish.intent.revision);
+        self.nat_log.set_path(self.wish.intent.nat.log.clone());
         self.deadline = self.next_deadline();
         if self.ids.waits() {
             // What it waits for has just gone.

@@ -6,12 +6,13 @@
 
 use std::borrow::Cow;
 use std::io::Read;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::{env, fs, io};
+use std::{env, fs, io, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::MapInfo;
-use aya::programs::{ProgramError, SchedClassifier, Xdp};
+use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::flow_table::{MULTIPLIERS, WAYS};
 use lb_common::port_table::PLANE;
@@ -102,13 +103,7 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
         }
     }
     let mut ebpf = loader.load(&object).context("loading the eBPF object")?;
-    let xdp: &mut Xdp = ebpf.program_mut(XDP).context("the object has no XDP program")?.try_into()?;
-    verified(XDP, xdp.load())?;
-    for name in [INGRESS, EGRESS, clock::PROGRAM] {
-        let program: &mut SchedClassifier =
-            ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?.try_into()?;
-        verified(name, program.load())?;
-    }
+    verify_all(&mut ebpf)?;
     repin_clock(&mut ebpf, paths)?;
     flow_hash(&dir)?.set(&0, &multipliers)?;
     let maps = Maps::open(&dir)?;
@@ -117,6 +112,25 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
         slots => tracing::warn!("freed {slots} slots of the flow tables that a killed agent had owned"),
     }
     Ok(Loaded { ebpf, maps, capacity, state, fresh })
+}
+
+/// Loads the programs, each on a thread of its own: the verifier takes a second for one.
+fn verify_all(ebpf: &mut Ebpf) -> Result<()> {
+    thread::scope(|scope| {
+        let load = |(name, program): (&str, &mut Program)| match program {
+            Program::Xdp(program) => verified(name, program.load()),
+            Program::SchedClassifier(program) => verified(name, program.load()),
+            _ => bail!("the object has a program {name} of an unknown kind"),
+        };
+        let programs: Vec<_> = ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
+        let loading: Vec<_> =
+            programs.into_iter().map(|(name, program)| scope.spawn(move || load((&name, program)))).collect();
+        loading.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })?;
+    for name in [XDP, INGRESS, EGRESS, clock::PROGRAM] {
+        ensure!(ebpf.program(name).is_some(), "the object has no program {name}");
+    }
+    Ok(())
 }
 
 /// The random numbers of the flow tables that are there, or new ones.
