@@ -250,10 +250,8 @@ impl Translated {
     /// How many untranslated and how many translated (IPv4) packets the gateway saw.
     pub fn watched(&self) -> Result<(u64, u64)> {
         let text = nft_text(&self.gw, "list table inet watch")?;
-        let counts: Vec<u64> = text
-            .lines()
-            .filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok())
-            .collect();
+        let counts: Vec<u64> =
+            text.lines().filter_map(|line| line.split("packets ").nth(1)?.split(' ').next()?.parse().ok()).collect();
         let [v4, v6, translated] = counts[..] else { bail!("other counters: {text}") };
         Ok((v4 + v6, translated))
     }
