@@ -168,6 +168,33 @@ fn traceroute_sees_the_way() {
     assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), lab.state());
 }
 
+/// From outside to a mapping: a router inside, where it expires, is known by the address outside.
+#[test]
+fn a_router_inside_is_known_by_the_address_outside() {
+    let lab = Translated::with(&nat::config(", natSubnets: 172.27.9.0/24", "")).unwrap();
+    let deep = lab.lab.ns("deep").unwrap();
+    lab.lab.wire((&lab.h1, "eth1"), (&deep, "eth0")).unwrap();
+    lab.h1.forward().unwrap();
+    lab.h1.ip("addr add 172.27.9.1/24 dev eth1").unwrap();
+    deep.ip("addr add 172.27.9.2/24 dev eth0\nroute add default via 172.27.9.1").unwrap();
+    lab.dev.ip("route add 172.27.9.0/24 via 172.27.1.11").unwrap();
+    let like = nat::uplink().v4;
+    let socket = udp(&deep, like, 20_001);
+    let at = seen_as(&socket, like).unwrap_or_else(|| panic!("no answer\n{}", lab.state()));
+    assert_eq!(at, SocketAddr::new(like, 20_001));
+    for (ttl, hop) in [(1, "198.51.100.1"), (2, "203.0.113.2"), (3, "203.0.113.2")] {
+        let how = Datagram { length: 32, ttl: Some(ttl), ..Datagram::default() };
+        let error = probe::icmp_error(&lab.out, true, 11, || {
+            probe::udp_socket(&From::at(&lab.out, nat::server().v4), at, how)?.send(&[0; 32])?;
+            Ok(())
+        })
+        .unwrap_or_else(|e| panic!("hop {ttl}: {e:#}\n{}", lab.state()));
+        assert_eq!(error.from, hop.parse::<IpAddr>().unwrap(), "hop {ttl}");
+        assert_eq!(error.about_destination(), Some(like), "hop {ttl}");
+        assert_eq!(error.about[22..24], 20_001_u16.to_be_bytes(), "hop {ttl}");
+    }
+}
+
 /// TCP and datagrams where the path is narrower: at the uplink itself, and behind the gateway.
 #[test]
 fn too_big_is_told_or_cut_up() {
@@ -479,11 +506,16 @@ fn another_uplink_takes_over() {
         let mirror = |port| seen_as(&udp(&lab.h1, like, port), like).map(|at| at.ip());
         assert_eq!(mirror(20_001), Some(nat::uplink().like(like)), "{}", lab.state());
     }
+    let v4 = nat::uplink().v4;
+    let [mut quiet, mut busy] = [(); 2].map(|()| Talk::open(&lab.from_h1(), outside(v4, ECHO)).unwrap());
     lab.dev.ip("link set eth0 down").unwrap();
     let begin = Instant::now();
     for like in families() {
         leaves_by(&lab, like, nat::second().like(like), begin);
     }
+    let moved = lab.count("nat_moved");
+    assert!(busy.exchange(10).is_err(), "its address is the other uplink's");
+    assert!(lab.count("nat_moved") > moved, "{}", lab.state());
     // What goes down has lost its addresses and routes of IPv6.
     lab.dev
         .ip("link set eth0 up\naddr replace 2001:db8:113::2/64 dev eth0 nodad\n\
@@ -493,6 +525,8 @@ fn another_uplink_takes_over() {
     for like in families() {
         leaves_by(&lab, like, nat::uplink().like(like), begin);
     }
+    // Who sent nothing meanwhile goes on.
+    quiet.exchange(10_000).unwrap_or_else(|e| panic!("{e:#}\n{}", lab.state()));
 }
 
 /// The cable is pulled: the port stays up and loses its carrier.
