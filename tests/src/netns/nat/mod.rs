@@ -78,6 +78,11 @@ pub fn server() -> Twin {
     twin([198, 51, 100, 7], [0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 7])
 }
 
+/// Another address of the server's, for a way that the gateway may be told is narrow.
+pub fn narrow() -> Twin {
+    twin([198, 51, 101, 7], [0x2001, 0xdb8, 0x101, 0, 0, 0, 0, 7])
+}
+
 /// A host inside; 1 is the router.
 pub fn inside(host: u8) -> Twin {
     twin([172, 27, 1, host], [0xfd00, 0x27, 1, 0, 0, 0, 0, host.into()])

@@ -25,7 +25,61 @@ pub struct Seen {
     pub quote: Option<Box<Seen>>,
     /// Not compared between routers: source and destination port, or the query's id twice.
     pub ports: (u16, u16),
+    /// Not compared either: TCP's sequence number.
+    pub sequence: u32,
 }
+
+/// What one side of a connection sent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Connection {
+    pub out: Vec<Seen>,
+    pub back: Vec<Seen>,
+}
+
+/// The connections of `near` in the order of their beginnings, each direction on its own, as two
+/// routers' can be compared: left out are what timing decides, acknowledgements without data and
+/// repetitions; data is merged, since where a stream is cut depends on timing, too.
+pub fn connections(packets: &[Seen], near: &[IpAddr]) -> Vec<Connection> {
+    let mut all: Vec<((u8, bool, u16), Connection)> = Vec::new();
+    let mut before: Vec<&Seen> = Vec::new();
+    for seen in packets.iter().filter(|seen| near.contains(&seen.from) || near.contains(&seen.to)) {
+        let acknowledges = seen.protocol == TCP && seen.flags & (SYN | FIN | RST) == 0 && seen.length == 0;
+        let out = near.contains(&seen.from);
+        if acknowledges || seen.protocol == TCP && before.contains(&seen) {
+            continue;
+        }
+        if seen.protocol == TCP {
+            before.push(seen);
+        }
+        let protocol = seen.quote.as_ref().map_or(seen.protocol, |quote| quote.protocol);
+        let key = (protocol, seen.from.is_ipv4(), if out { seen.ports.0 } else { seen.ports.1 });
+        let index = all.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
+            all.push((key, Connection::default()));
+            all.len() - 1
+        });
+        let side = if out { &mut all[index].1.out } else { &mut all[index].1.back };
+        let mut seen = Seen { ports: (0, 0), sequence: 0, ..seen.clone() };
+        if let Some(quote) = &mut seen.quote {
+            (quote.ports, quote.sequence) = ((0, 0), 0);
+        }
+        if seen.protocol == TCP {
+            seen.flags &= !PUSH;
+            let more = seen.flags & (SYN | FIN | RST) == 0;
+            if let Some(last) = side.last_mut().filter(|last| more && last.flags & (SYN | FIN | RST) == 0) {
+                last.length += seen.length;
+                last.sums &= seen.sums;
+                continue;
+            }
+        }
+        side.push(seen);
+    }
+    all.into_iter().map(|(_, connection)| connection).collect()
+}
+
+const FIN: u8 = 1;
+const SYN: u8 = 2;
+const RST: u8 = 4;
+const PUSH: u8 = 8;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -39,7 +93,11 @@ pub fn frame(bytes: &[u8]) -> Option<Seen> {
         _ => return None,
     };
     let neighbours = seen.protocol == ICMP6 && seen.icmp.is_some_and(|(kind, _)| (130..=143).contains(&kind));
-    (!neighbours).then_some(seen)
+    let many = match seen.to {
+        IpAddr::V4(ip) => ip.is_multicast(),
+        IpAddr::V6(ip) => ip.is_multicast(),
+    };
+    (!neighbours && !many).then_some(seen)
 }
 
 fn packet(bytes: &[u8], complete: bool) -> Option<Seen> {
@@ -75,6 +133,7 @@ fn ipv4(bytes: &[u8], complete: bool) -> Option<(Seen, (usize, usize))> {
         sums: sum(0, header) == 0xffff,
         quote: None,
         ports: (0, 0),
+        sequence: 0,
     };
     Some((seen, (header.len(), short(2).into())))
 }
@@ -102,6 +161,7 @@ fn ipv6(bytes: &[u8]) -> Option<(Seen, (usize, usize))> {
         sums: true,
         quote: None,
         ports: (0, 0),
+        sequence: 0,
     };
     Some((seen, (header, total)))
 }
@@ -117,6 +177,7 @@ fn transport(seen: &mut Seen, bytes: &[u8], complete: bool) {
             seen.ports = (short(0), short(2));
             if seen.protocol == TCP && bytes.len() >= 20 {
                 seen.flags = bytes[13];
+                seen.sequence = u32::from(short(4)) << 16 | u32::from(short(6));
                 seen.length -= usize::from(bytes[12] >> 4) * 4;
             }
             let unsummed = seen.protocol == UDP && short(6) == 0 && seen.from.is_ipv4();
