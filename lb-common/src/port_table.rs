@@ -355,11 +355,12 @@ pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32
     let last = first + count - 1;
     // Never 0, which the compiler can't see.
     let (low, words) = (first / 64, (last / 64).wrapping_sub(first / 64).wrapping_add(1).max(1));
-    let start = hash::slot(hash, words);
+    let (start, stride) = (hash::slot(hash, words), words / BLOCKS + 1);
     let parity = 0x5555_5555_5555_5555u64 << (home & 1);
     let turn = hash & 63;
     for i in 0..BLOCKS {
-        let at = low + (start + i) % words;
+        // Spread: ports that are their endpoints' own lie side by side.
+        let at = low + (start + i * stride) % words;
         let Some(word) = table.ports(base / 64 + at) else {
             break;
         };

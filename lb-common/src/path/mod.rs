@@ -19,7 +19,7 @@ use crate::drop::Drop;
 use crate::flow_table::{self, Hit};
 use crate::table::{Backend, FlowKey, Owned, Service, ServiceKey, Settings, filter};
 use crate::tables::Tables;
-use crate::verdict::{Action, Arrival, Outcome};
+use crate::verdict::{Action, Arrival, Hook, Outcome};
 use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, UDP};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 use parse::{Ip, Parsed, Part};
@@ -275,7 +275,7 @@ fn crosses<A: Ip, T: Tables<A>>(tables: &T, parsed: &Parsed<A>, at: &Arrival) ->
     let used = |port: Be16| !ported || settings.translates_to(port);
     // Exchanged prefixes leave ports as they are.
     set(filter::inside_bit(key.src))
-        || ((A::IS_V6 || used(key.dport)) && set(filter::outside_bit(key.dst)))
+        || (at.hook != Hook::Egress && (A::IS_V6 || used(key.dport)) && set(filter::outside_bit(key.dst)))
         || (at.own != 0 && used(key.sport) && set(filter::outside_bit(key.src)))
 }
 
