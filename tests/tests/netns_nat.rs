@@ -561,6 +561,20 @@ fn another_uplink_takes_over_when_the_cable_is_pulled() {
     }
 }
 
+/// The kernel's own routes know it, too: a route over a link without carrier stays where nobody says otherwise.
+#[test]
+fn the_devices_own_connections_leave_by_another_uplink_too() {
+    let lab = Translated::open().unwrap();
+    lab.gw.ip("link set eth0 down").unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    for like in families() {
+        let greeting = probe::tcp(&From::ns(&lab.dev), outside(like, ECHO), 1000);
+        let routes = || lab.dev.ip_text(if like.is_ipv4() { "route" } else { "-6 route" }).unwrap();
+        let greeting = greeting.unwrap_or_else(|e| panic!("{e:#}\n{}\n{}", routes(), lab.state()));
+        assert_eq!(greeting.client, Some(nat::second().like(like)));
+    }
+}
+
 /// New connections, of TCP and UDP, have this address, 2 seconds after `begin` at the latest.
 fn leaves_by(lab: &Translated, like: IpAddr, address: IpAddr, begin: Instant) {
     let mut last = String::new();
