@@ -320,6 +320,26 @@ fn scripted(router: Router) -> [Vec<(String, Vec<Connection>)>; 2] {
             Ok(())
         }),
         ("UDP to a closed port", |lab, like| probe::udp_refused(&lab.from_h1(), outside(like, CLOSED)).map(drop)),
+        ("UDP to a port inside that was closed", |lab, like| {
+            let (near, far) = (udp(&lab.h1, like, 20_003), udp(&lab.out, like, 20_103));
+            near.send_to(b"one", outside(like, 20_103))?;
+            let (_, from) = far.recv_from(&mut [0; 9])?;
+            drop(near);
+            far.send_to(b"too late", from)?;
+            Ok(())
+        }),
+        ("UDP of a class of traffic", |lab, like| {
+            let socket = udp(&lab.h1, like, 20_004);
+            let options = socket2::SockRef::from(&socket);
+            if like.is_ipv4() {
+                options.set_tos_v4(0xb8)?
+            } else {
+                options.set_tclass_v6(0xb8)?
+            }
+            socket.send_to(b"soon", outside(like, ECHO))?;
+            socket.recv_from(&mut [0; 64])?;
+            Ok(())
+        }),
         ("UDP in fragments", |lab, like| {
             probe::udp(&lab.from_h1(), outside(like, ECHO), Datagram { length: 4000, ..Datagram::default() }).map(drop)
         }),
@@ -373,6 +393,7 @@ fn linux_would_have_done_the_same() {
     let mut wrong = Vec::new();
     for (place, (ours, linux)) in ["outside", "inside"].iter().zip(ours.into_iter().zip(linux)) {
         for ((name, ours), (_, linux)) in ours.into_iter().zip(linux) {
+            assert!(*place == "outside" || !ours.is_empty(), "{name}: the captures are empty");
             if ours != linux {
                 wrong.push(format!("{name}, seen {place}: stellwerk {ours:#?}\nLinux {linux:#?}"));
             }
@@ -537,6 +558,20 @@ fn another_uplink_takes_over_when_the_cable_is_pulled() {
     let begin = Instant::now();
     for like in families() {
         leaves_by(&lab, like, nat::second().like(like), begin);
+    }
+}
+
+/// The kernel's own routes know it, too: a route over a link without carrier stays where nobody says otherwise.
+#[test]
+fn the_devices_own_connections_leave_by_another_uplink_too() {
+    let lab = Translated::open().unwrap();
+    lab.gw.ip("link set eth0 down").unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    for like in families() {
+        let greeting = probe::tcp(&From::ns(&lab.dev), outside(like, ECHO), 1000);
+        let routes = || lab.dev.ip_text(if like.is_ipv4() { "route" } else { "-6 route" }).unwrap();
+        let greeting = greeting.unwrap_or_else(|e| panic!("{e:#}\n{}\n{}", routes(), lab.state()));
+        assert_eq!(greeting.client, Some(nat::second().like(like)));
     }
 }
 
