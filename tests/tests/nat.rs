@@ -56,6 +56,9 @@ enum Event {
     },
 }
 
+/// A host and a port.
+type Place = (String, u16);
+
 const KINDS: &[&str] = &["tcp", "udp", "icmp", "sctp"];
 const REMOTES: &[&str] = &["other", "client", "client2"];
 const FLAGS: &[&[&str]] = &[&["SYN"], &["ACK"], &["SYN", "ACK"], &["FIN", "ACK"], &["RST", "ACK"]];
@@ -112,7 +115,7 @@ fn run(fake: &Fake, names: &Names, hook: Hook, ifindex: u32, own: bool, spec: &S
 }
 
 /// Source and destination of a packet that left, as `packet::show` names them, an id for a port.
-fn ends(bytes: &[u8], names: &Names) -> ((String, u16), (String, u16)) {
+fn ends(bytes: &[u8], names: &Names) -> (Place, Place) {
     let spec = packet::show(bytes, names);
     let id = spec.number("echo-id", 1).unwrap() as u16;
     let end = |end: &Option<End>| {
@@ -161,7 +164,8 @@ fn check<A: InFake>(fake: &Fake) {
 
 fn sequence<A: InFake>(v6: bool, events: &[Event]) {
     let (fake, names) = device(v6);
-    let mut last: Option<(usize, (String, u16), (String, u16), (String, u16))> = None;
+    // Its kind, source and destination as it left, and who sent it.
+    let mut last: Option<(usize, Place, Place, Place)> = None;
     for event in events {
         match event {
             Event::Out { host, own, port, remote, rport, kind, flags } => {

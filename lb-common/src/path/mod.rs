@@ -192,13 +192,15 @@ fn special<A: Ip, P: Packet, T: Tables<A>>(
 ) {
     if !work.parsed.has_l4 {
         fragment::portless(packet, work, context, outcome);
-    } else if work.parsed.proto == A::ICMP {
+        return;
+    }
+    if work.parsed.proto == A::ICMP {
         icmp::message(packet, work, context, outcome);
     } else {
         connection(packet, work, context, outcome);
-        if !matches!(outcome.action, Action::Pass | Action::Drop) {
-            fragment::remember(work, context);
-        }
+    }
+    if work.parsed.part == Part::First && !matches!(outcome.action, Action::Pass | Action::Drop) {
+        fragment::remember(work, context);
     }
 }
 

@@ -43,5 +43,13 @@ pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {
         ensure(paths, state, &filter, "2")?;
     }
     // What the loopback carries has local sources anyway.
-    if name == "lo" { Ok(()) } else { ensure(paths, state, &conf(name, "accept_local"), "1") }
+    if name == "lo" {
+        return Ok(());
+    }
+    ensure(paths, state, &conf(name, "accept_local"), "1")?;
+    // The kernel goes on using routes of a port whose cable is out; the tables don't.
+    for family in ["ipv4", "ipv6"] {
+        ensure(paths, state, &format!("net/{family}/conf/{name}/ignore_routes_with_linkdown"), "1")?;
+    }
+    Ok(())
 }
