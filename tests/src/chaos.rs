@@ -27,12 +27,6 @@ const DEVICES: &[&str] = &[
      service tcp vip2:80 = pod1:8080/gone
      service udp vip2:53 = node:53
      advance 0s",
-    "nat 172.27.0.0/16 fd00:27::/64
-     uplink port2
-     set snat_first=20000 snat_last=20003 nat_quota=5 nat_log=1
-     v6: prefix port3 fd00:20::/64 2001:db8:20::/64
-     service tcp out:20002 = pod1:8080
-     advance 0s",
     "advance 0s",
 ];
 

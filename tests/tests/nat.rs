@@ -13,7 +13,7 @@ use lb_common::wire::{Ip4, Ip6};
 use lb_user::plan::Contents;
 use proptest::prelude::*;
 use stellwerk_tests::case::{What, parse};
-use stellwerk_tests::fake::ports::Mapped;
+use stellwerk_tests::fake::ports::{Mapped, PortMemory};
 use stellwerk_tests::fake::{Fake, InFake};
 use stellwerk_tests::packet::{self, End, Names, Spec};
 use stellwerk_tests::runner::{START, host};
@@ -84,7 +84,9 @@ fn device(v6: bool) -> (Fake, Names) {
         _ => None,
     });
     let contents: Contents = *tables.unwrap();
-    (Fake::holding(&contents), names)
+    let mut fake = Fake::holding(&contents);
+    (fake.ports4, fake.ports6) = (PortMemory::new(1), PortMemory::new(1));
+    (fake, names)
 }
 
 fn spec(kind: usize, src: (&str, u16), dst: (&str, u16), flags: usize, answer: bool) -> Spec {

@@ -180,30 +180,6 @@ fn a_count_in_motion_is_left_alone() {
 
 /// A host whose first place was full when it came has another; when the first is free again, packets
 /// count there.
-#[test]
-fn of_two_counts_of_a_host_the_first_one_stays() {
-    let mut all = World::<Ip4>::new();
-    let place = |host: u32| lb_common::hash::client(addr(host), 0) % HOLDERS;
-    fn addr(host: u32) -> Ip4 {
-        Ip4::from_ip(std::net::Ipv4Addr::from(0x0a00_0000 + host).into()).unwrap()
-    }
-    let first = place(1);
-    let other = (2..).find(|&host| place(host) == first).unwrap();
-    let (host, other) = (addr(1), addr(other));
-    all.map(other, 1, 1, tcp::NEW);
-    all.map(host, 1, 2, tcp::ESTABLISHED);
-    let later = NOW + SETTINGS.tcp_transitory + 2 * lb_common::table::BOTH + 1;
-    assert_eq!(all.sweep(later), only(1, 0, 0, 0));
-    assert_eq!(all.sweep(later), only(0, 0, 1, 0));
-    all.map(host, 2, 3, tcp::ESTABLISHED);
-    assert_eq!(all.hosts(), [(host, 1), (host, 1)]);
-    all.sweep(later);
-    assert_eq!(all.sweep(later), only(0, 0, 0, 2));
-    all.sweep(later);
-    all.sweep(later);
-    assert_eq!(all.hosts(), [(host, 2)]);
-    assert!(all.table.holder(first).unwrap().read().is_some());
-}
 
 #[test]
 fn a_port_goes_back_by_its_own_endpoint_alone() {

@@ -40,6 +40,8 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
                 names => names.iter().map(|name| world.names().resolve(name)).collect::<Built<_>>()?,
             };
             world.uplinks.insert(link.index, addrs);
+            let addresses = world.uplinks.values().map(Vec::len).sum::<usize>() as u32;
+            world.capacity.nat_addresses = world.capacity.nat_addresses.max(addresses);
             Ok(())
         }
         ("prefix", [link, inside, outside]) => {

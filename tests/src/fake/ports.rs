@@ -41,7 +41,11 @@ impl<A: Addr> PortTable<A> for PortMemory<A> {
 impl<A: Addr> PortMemory<A> {
     /// For so many addresses outside.
     pub fn new(planes: u32) -> Self {
-        PortMemory { ports: filled(planes * PLANE / 64), owners: filled(planes * PLANE), holders: filled(HOLDERS) }
+        PortMemory {
+            ports: filled(planes * PLANE / 64),
+            owners: filled(planes * PLANE),
+            holders: filled(if planes == 0 { 0 } else { HOLDERS }),
+        }
     }
 
     /// All mappings, in order.

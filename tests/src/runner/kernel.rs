@@ -56,7 +56,7 @@ pub fn capacity(case: &Case) -> Capacity {
         slots: 4096,
         routes: 1024,
         next_hops: 1024,
-        nat_addresses: own.nat_addresses,
+        nat_addresses: own.nat_addresses.max(1),
     }
 }
 
