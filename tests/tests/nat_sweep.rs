@@ -2,7 +2,7 @@
 //! left that was killed in the middle is mended, and what lives stays.
 
 use lb_common::flow_table::{self, Hit, NONE};
-use lb_common::port_table::{self, CHARGED, HOLDERS, Mapping, PLANE, PORTS, PortTable, base};
+use lb_common::port_table::{self, CHARGED, Mapping, PLANE, PORTS, PortTable, base};
 use lb_common::table::{Flow, FlowKey, Settings};
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
