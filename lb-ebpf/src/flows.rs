@@ -256,10 +256,36 @@ macro_rules! family {
 }
 
 family!(
-    Ip4, maps::FLOWS4, flow_slot4, flow_find4, flow_take4, flow_choose4, flow_settle4, flow_open4, nat_way4, nat_known4, nat_take4, nat_map4,
-    nat_remember4, nat_put4, nat_follow4
+    Ip4,
+    maps::FLOWS4,
+    flow_slot4,
+    flow_find4,
+    flow_take4,
+    flow_choose4,
+    flow_settle4,
+    flow_open4,
+    nat_way4,
+    nat_known4,
+    nat_take4,
+    nat_map4,
+    nat_remember4,
+    nat_put4,
+    nat_follow4
 );
 family!(
-    Ip6, maps::FLOWS6, flow_slot6, flow_find6, flow_take6, flow_choose6, flow_settle6, flow_open6, nat_way6, nat_known6, nat_take6, nat_map6,
-    nat_remember6, nat_put6, nat_follow6
+    Ip6,
+    maps::FLOWS6,
+    flow_slot6,
+    flow_find6,
+    flow_take6,
+    flow_choose6,
+    flow_settle6,
+    flow_open6,
+    nat_way6,
+    nat_known6,
+    nat_take6,
+    nat_map6,
+    nat_remember6,
+    nat_put6,
+    nat_follow6
 );
