@@ -60,7 +60,7 @@ impl Small {
     }
 
     fn configure(&self, more: &str) {
-        let text = "node: n\nports:\n  Port2: { interface: eth0, gateway: 203.0.113.1 }\n  Port3: { interface: eth1, compute: true }\ninternalSwitch: { interface: br-int, address: 10.20.0.1/24 }\n";
+        let text = "node: n\nports:\n  Port2: { interface: eth0, gateway: 203.0.113.1 }\n  Port3: { interface: eth1, compute: true }\ninternalSwitch: { interface: br-int, address: 10.20.0.1/24, ipv4: off }\n";
         std::fs::write(self.config(), format!("{text}{more}")).unwrap();
     }
 
