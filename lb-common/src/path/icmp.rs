@@ -131,9 +131,10 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
         return false;
     }
     tables.note(Note::IcmpTranslated);
-    // A router on the way keeps its address, but not one inside (RFC 5508 REQ-5); the backend itself is
-    // known by its service's.
-    if parsed.key.src != quoted.header.dst && !hit.flow.is(Flow::<A>::OUT) {
+    // A router on the way keeps its address, but not one inside whose error goes out (RFC 5508 REQ-5); the
+    // backend itself is known by its service's.
+    let router = parsed.key.src != quoted.header.dst && !hit.flow.is(Flow::<A>::OUT);
+    if router && !nat::goes_out(tables, parsed.key.src, hit.flow.dst) {
         hit.flow.src = parsed.key.src;
     }
     true

@@ -608,8 +608,13 @@ pub fn guard<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>, outcome:
     if key.dst.stays() || key.src.stays() || tables.uplink(context.at.ifindex).is_none() {
         return;
     }
-    let from = tables.owned(key.src).unwrap_or_default();
-    if leaves(from, tables.owned(key.dst).unwrap_or_default()) {
+    if goes_out(tables, key.src, key.dst) {
         *outcome = Outcome::drop(Drop::NatUntranslatable);
     }
+}
+
+/// Whether what an address sends to another goes from the inside to the outside, and is translated there.
+#[inline(never)]
+pub fn goes_out<A: Ip, T: Tables<A>>(tables: &T, src: A, dst: A) -> bool {
+    leaves(tables.owned(src).unwrap_or_default(), tables.owned(dst).unwrap_or_default())
 }

@@ -163,7 +163,7 @@ impl Files {
              ports:\n  \
                Port2: {{ interface: eth0, gateway: 203.0.113.1, hook: {port2} }}\n  \
                Port3: {{ interface: eth1, compute: true, hook: {port3} }}\n\
-             internalSwitch: {{ interface: br-int, address: 10.20.0.1/24, ipv4: off }}\n\
+             internalSwitch: {{ interface: br-int, address: 10.20.0.1/24 }}\n\
              inside: [\"veth*\"]\n\
              cluster:\n  \
                nodeIPs: [192.168.20.10-192.168.20.12, \"fd00:20::a-fd00:20::c\"]\n  \
