@@ -209,6 +209,18 @@ pub fn claim<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> R
     }
 }
 
+/// Puts a connection's own entry into the table, once its reply tuple is [`claim`]ed.
+#[inline(always)]
+pub fn complete<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<(), Drop> {
+    let Work { parsed, hit, other, .. } = work;
+    // Where it exists another CPU has just opened the same connection.
+    if insert(context.tables, &parsed.key, hit, other.slot) == Err(PutError::Full) {
+        flow_table::remove(context.tables, other);
+        return Err(Drop::FlowTableFull);
+    }
+    Ok(())
+}
+
 /// Who has a reply tuple: a number, since a function of its own has one register to answer by.
 const NOBODY: u32 = 0;
 const OURSELVES: u32 = 1;

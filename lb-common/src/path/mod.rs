@@ -10,6 +10,7 @@ pub mod fragment;
 pub mod icmp;
 pub mod nat;
 pub mod parse;
+mod prefix;
 pub mod service;
 
 use zerocopy::FromZeros;

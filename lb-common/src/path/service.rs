@@ -3,11 +3,11 @@
 //! Invariant: a backend that leaves gets no new connection. A connection's reply tuple is unique:
 //! where another connection has it, the source is translated to a free port.
 
-use super::flow::claim;
+use super::flow::{claim, complete};
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
-use crate::flow_table::{self, NONE, PutError};
+use crate::flow_table::NONE;
 use crate::hash;
 use crate::table::{Affinity, AffinityKey, Backend, Flow, NextHop, Service, age};
 use crate::tables::Tables;
@@ -135,13 +135,7 @@ fn insert<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, snat: b
             return Err(Drop::SnatPortsExhausted);
         }
     }
-    let Work { parsed, hit, other, .. } = work;
-    // Where it exists another CPU has just opened the same connection.
-    if flow_table::insert(context.tables, &parsed.key, hit, other.slot) == Err(PutError::Full) {
-        flow_table::remove(context.tables, other);
-        return Err(Drop::FlowTableFull);
-    }
-    Ok(())
+    complete(work, context)
 }
 
 /// Gives the connection this node's address and a source port that is free at the moment: its own if

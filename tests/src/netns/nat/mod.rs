@@ -11,6 +11,7 @@
 
 pub mod capture;
 pub mod packet;
+pub mod sockets;
 
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;

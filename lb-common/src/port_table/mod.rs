@@ -14,6 +14,10 @@
 //!
 //! What is not here: which flows use a mapping, and when one ends ([`crate::path::nat`]).
 
+mod hosts;
+
+pub use hosts::{CHARGED, HOLDERS, HOSTS_FULL, Holder, OVER_QUOTA, charge, refund};
+
 use crate::flow_table::cell::{Cell32, Cell64, Cells, acquire};
 use crate::hash;
 use crate::table::Settings;
@@ -32,10 +36,6 @@ pub const PLANE: u32 = CLASSES * PORTS;
 const BLOCKS: u32 = 8;
 /// Owners looked at for one whose time is over, when there is no free port.
 const LOOKS: u32 = 2;
-/// Hosts that ports are counted for; a power of two.
-pub const HOLDERS: u32 = 1 << 14;
-/// Places of a host's count that are looked at.
-const PROBES: u32 = 8;
 /// How often a change is tried that another CPU's change undid.
 const TRIES: u32 = 4;
 
@@ -308,27 +308,22 @@ pub fn own<A: Addr, T: PortTable<A>>(table: &T, index: u32, mapping: &Mapping<A>
 /// Gives a port back: of several that do, one. Its host's count is the winner's to lower.
 #[inline(always)]
 pub fn release<A: Addr, T: PortTable<A>>(table: &T, index: u32, meta: Meta) -> bool {
-    let Some(owner) = table.owner(index) else {
-        return false;
-    };
-    if !meta.held() || !owner.meta.swap_if(meta.0, meta.freed().0) {
-        return false;
+    meta.held() && free(table, index, meta)
+}
+
+#[inline(always)]
+fn free<A: Addr, T: PortTable<A>>(table: &T, index: u32, meta: Meta) -> bool {
+    let freed = table.owner(index).is_some_and(|owner| owner.meta.swap_if(meta.0, meta.freed().0));
+    if freed {
+        clear(table, index);
     }
-    clear(table, index);
-    true
+    freed
 }
 
 /// Frees an entry's bit that had no owner when it was looked at before, and has none now.
 pub fn release_leaked<A: Addr, T: PortTable<A>>(table: &T, index: u32, before: Meta) -> bool {
-    let Some(owner) = table.owner(index) else {
-        return false;
-    };
     // Whoever took it meanwhile has made it the next generation.
-    if before.held() || !owner.meta.swap_if(before.0, before.freed().0) {
-        return false;
-    }
-    clear(table, index);
-    true
+    !before.held() && free(table, index, before)
 }
 
 /// Where an endpoint's port would best be: its own, if that is in the range, else one of the same parity.
@@ -403,126 +398,7 @@ pub fn stale<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, hash: u32,
     NONE
 }
 
-/// How many ports a host on the inside has.
-#[repr(C)]
-#[derive(Default)]
-pub struct Holder<A: Addr> {
-    /// 0: free; [`Holder::CLAIMED`]; [`Holder::VALID`].
-    state: Cell32,
-    ports: Cell32,
-    /// Packets dropped since it had too many.
-    denied: Cell32,
-    pad: Cell32,
-    /// The host, and nothing.
-    addr: A::Pair,
-}
-
-impl<A: Addr> Holder<A> {
-    /// Somebody writes the address.
-    const CLAIMED: u32 = 1;
-    const VALID: u32 = 2;
-
-    /// The host, how many ports it has, and how many packets were dropped since it had too many.
-    pub fn read(&self) -> Option<(A, u32, u32)> {
-        let valid = self.state.load() == Self::VALID;
-        valid.then(|| (A::unpair(self.addr.load()).0, self.ports.load(), self.denied.load()))
-    }
-
-    /// Corrects the count by so much.
-    pub fn correct(&self, by: u32) {
-        self.ports.add(by);
-    }
-
-    /// Forgets a host that has no port; false where it got one.
-    pub fn forget(&self) -> bool {
-        if !self.state.swap_if(Self::VALID, Self::CLAIMED) {
-            return false;
-        }
-        let idle = self.ports.load() == 0;
-        if idle {
-            self.denied.store(0);
-        }
-        self.state.store(if idle { 0 } else { Self::VALID });
-        idle
-    }
-
-    /// For tests that try one thing twice.
-    #[cfg(not(target_arch = "bpf"))]
-    pub fn copy(&self, other: &Self) {
-        self.state.store(other.state.load());
-        self.ports.store(other.ports.load());
-        self.denied.store(other.denied.load());
-        self.addr.store(other.addr.load());
-    }
-}
-
-/// What came of [`charge`].
-pub const CHARGED: u32 = 0;
-/// The host has all the ports that it may have.
-pub const OVER_QUOTA: u32 = 1;
-/// There is no room to count another host's ports.
-pub const HOSTS_FULL: u32 = 2;
-
-/// The place where a host's ports are counted, made if `make`; [`NONE`] without one.
-#[inline(always)]
-fn place<A: Addr, T: PortTable<A>>(table: &T, inside: A, make: bool) -> u32 {
-    let words = A::pair(inside, A::default());
-    let start = hash::client(inside, 0);
-    let mut free = NONE;
-    for i in 0..PROBES {
-        let index = start.wrapping_add(i) % HOLDERS;
-        let Some(holder) = table.holder(index) else {
-            break;
-        };
-        let state = holder.state.load();
-        if state == Holder::<A>::VALID && holder.addr.holds(&words) {
-            return index;
-        }
-        if state == 0 && free == NONE {
-            free = index;
-        }
-    }
-    let Some(holder) = table.holder(free).filter(|_| make) else {
-        return NONE;
-    };
-    // Where it fails another host took it just now: this one's next packet finds another.
-    if !holder.state.swap_if(0, Holder::<A>::CLAIMED) {
-        return NONE;
-    }
-    holder.ports.store(0);
-    holder.denied.store(0);
-    holder.addr.store(words);
-    let _ = holder.state.swap_if(Holder::<A>::CLAIMED, Holder::<A>::VALID);
-    free
-}
-
-/// Counts one more port of a host, if it may have it.
-#[inline(always)]
-pub fn charge<A: Addr, T: PortTable<A>>(table: &T, inside: A, quota: u32) -> u32 {
-    let index = place(table, inside, true);
-    let Some(holder) = table.holder(index) else {
-        return HOSTS_FULL;
-    };
-    if holder.ports.load() >= quota {
-        holder.denied.add(1);
-        return OVER_QUOTA;
-    }
-    holder.ports.add(1);
-    CHARGED
-}
-
-/// Counts one port of a host less.
-#[inline(always)]
-pub fn refund<A: Addr, T: PortTable<A>>(table: &T, inside: A) {
-    if let Some(holder) = table.holder(place(table, inside, false))
-        && holder.ports.load() != 0
-    {
-        holder.ports.add(u32::MAX);
-    }
-}
-
 const _: () = {
     use crate::wire::{Ip4, Ip6};
     assert!(size_of::<Owner<Ip4>>() == 16 && size_of::<Owner<Ip6>>() == 40);
-    assert!(size_of::<Holder<Ip4>>() == 24 && size_of::<Holder<Ip6>>() == 48);
 };
