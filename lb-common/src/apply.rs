@@ -10,8 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use crate::drop::Drop;
 use crate::frame::Frame;
 use crate::path::parse::{Ip, Parsed, Query};
+use crate::table::FlowKey;
 use crate::wire::header::{DCCP, SCTP, TCP, UDP, UDP_LITE};
-use crate::wire::{Be16, Mac};
+use crate::wire::{Addr, Be16, Mac};
 
 /// A packet that can be read and changed.
 pub trait Packet {
@@ -29,6 +30,8 @@ pub trait Packet {
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop>;
     /// Cuts or extends the packet at its end.
     fn resize(&mut self, len: u32) -> Result<(), Drop>;
+    /// Whether a socket of this node would take what comes by a tuple of TCP or UDP.
+    fn has_socket<A: Addr>(&self, key: &FlowKey<A>) -> bool;
 }
 
 /// A difference of one's complement sums, in memory order.
@@ -51,6 +54,12 @@ impl Diff {
     #[inline(always)]
     pub fn and(self, other: Diff) -> Self {
         Diff(self.0 + other.0)
+    }
+
+    /// Whether it changes no checksum.
+    #[inline(always)]
+    pub fn is_zero(self) -> bool {
+        matches!(fold(self.0), 0 | 0xffff)
     }
 
     /// Folded to 32 bits, as the kernel's helpers take it.
@@ -216,6 +225,10 @@ impl Packet for Frame<'_> {
 
     fn resize(&mut self, _: u32) -> Result<(), Drop> {
         Err(Drop::ResizeFailed)
+    }
+
+    fn has_socket<A: Addr>(&self, _: &FlowKey<A>) -> bool {
+        false
     }
 }
 

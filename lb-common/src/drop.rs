@@ -99,6 +99,8 @@ reasons! {
         NatUnmapped = "nat_unmapped",
         /// ports past their timeout were taken back for another host
         NatReclaimed = "nat_reclaimed",
+        /// A free port was left to a socket of this node that waits at it.
+        NatLeftToSocket = "nat_left_to_socket",
         /// a mapping's beginning or end was not logged, since nobody read the log fast enough
         NatLogLost = "nat_log_lost",
     }

@@ -86,6 +86,15 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         nat::take(work, &Context { tables: self, at })
     }
 
+    /// [`nat::cede`].
+    fn nat_cede(&self, work: &mut Work<A>, at: &Arrival)
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        let _ = nat::cede(work, &Context { tables: self, at });
+    }
+
     /// [`nat::map`].
     fn nat_map(&self, work: &mut Work<A>, at: &Arrival) -> u32
     where

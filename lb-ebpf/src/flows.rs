@@ -36,6 +36,7 @@ pub trait InArrays: Ip {
     fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn known(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn take_port(work: &mut Work<Self>, at: &Arrival) -> u32;
+    fn cede(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn map(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn remember(work: &mut Work<Self>) -> u32;
     fn put(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
@@ -117,7 +118,7 @@ macro_rules! step {
 macro_rules! family {
     (
         $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
-        $open:ident, $way:ident, $known:ident, $take_port:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
+        $open:ident, $way:ident, $known:ident, $take_port:ident, $cede:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -168,6 +169,7 @@ macro_rules! family {
         step!($open, $addr, service::open);
         step!($way, $addr, nat::way);
         step!($take_port, $addr, nat::take,);
+        step!($cede, $addr, nat::cede,);
         step!($map, $addr, nat::map,);
         step!($put, $addr, nat::put);
 
@@ -233,6 +235,11 @@ macro_rules! family {
             }
 
             #[inline(always)]
+            fn cede(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $cede(work, at)
+            }
+
+            #[inline(always)]
             fn map(work: &mut Work<Self>, at: &Arrival) -> u32 {
                 $map(work, at)
             }
@@ -267,6 +274,7 @@ family!(
     nat_way4,
     nat_known4,
     nat_take4,
+    nat_cede4,
     nat_map4,
     nat_remember4,
     nat_put4,
@@ -284,6 +292,7 @@ family!(
     nat_way6,
     nat_known6,
     nat_take6,
+    nat_cede6,
     nat_map6,
     nat_remember6,
     nat_put6,

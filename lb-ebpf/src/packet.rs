@@ -1,20 +1,24 @@
 //! A kernel context as a [`Packet`]: XDP's by the frame itself, TC's by the kernel's helpers.
 //!
-//! TC sees checksums that aren't there yet (CHECKSUM_PARTIAL) or are kept beside the packet
-//! (CHECKSUM_COMPLETE); only the helpers know, so that nothing here writes to a TC packet directly.
+//! TC sees transport checksums that aren't there yet (CHECKSUM_PARTIAL) or are kept beside the packet
+//! (CHECKSUM_COMPLETE), and only the helpers know: a transport checksum is changed by them alone. All else is
+//! written directly: an IP header with its checksum, and ports with theirs, leave a sum over the packet as it
+//! was.
 
+use core::ffi::c_void;
 use core::mem::size_of;
 use core::ptr::from_ref;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock_tuple, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_change_tail, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_xdp_adjust_head,
-    bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
-use lb_common::wire::Be16;
+use lb_common::table::FlowKey;
+use lb_common::wire::header::TCP;
+use lb_common::wire::{Addr, Be16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A packet at XDP.
@@ -50,6 +54,11 @@ impl Packet for Xdp {
     #[inline(always)]
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
         self.frame().checksum4(offset, pseudo, plain, udp)
+    }
+
+    #[inline(always)]
+    fn has_socket<A: Addr>(&self, key: &FlowKey<A>) -> bool {
+        has_socket(self.0.cast(), key)
     }
 
     #[inline(always)]
@@ -100,6 +109,28 @@ impl Xdp {
     }
 }
 
+/// Asks the context's own network namespace.
+#[inline(always)]
+fn has_socket<A: Addr>(context: *mut c_void, key: &FlowKey<A>) -> bool {
+    // A key begins as the kernel's tuple does: addresses, then ports.
+    let size = 2 * size_of::<A>() as u32 + 4;
+    let tuple = from_ref(key).cast_mut().cast::<bpf_sock_tuple>();
+    let netns = BPF_F_CURRENT_NETNS as u64;
+    // SAFETY: the program's own context, `size` bytes of a key, and a socket that is given back.
+    unsafe {
+        let socket = if key.proto == TCP as u32 {
+            bpf_sk_lookup_tcp(context, tuple, size, netns, 0)
+        } else {
+            bpf_sk_lookup_udp(context, tuple, size, netns, 0)
+        };
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
+}
+
 /// A packet at TC.
 pub struct Skb(pub *mut __sk_buff);
 
@@ -144,8 +175,7 @@ impl Packet for Skb {
 
     #[inline(always)]
     fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
-        // SAFETY: the program's own context, and a value without padding on the stack.
-        rewritten(unsafe { bpf_skb_store_bytes(self.0, offset, from_ref(&value).cast(), size_of::<T>() as u32, 0) })
+        self.frame().store(offset, value)
     }
 
     #[inline(always)]
@@ -154,30 +184,33 @@ impl Packet for Skb {
         offset: u32,
         change: impl FnOnce(&mut T),
     ) -> Result<(), Drop> {
-        let mut value = self.frame().read::<T>(offset).ok_or(Drop::RewriteFailed)?;
-        change(&mut value);
-        self.store(offset, value)
+        self.frame().update(offset, change)
     }
 
     #[inline(always)]
     fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
-        self.checksum4(offset + if udp { 6 } else { 16 }, pseudo, plain, udp)?;
-        self.store(offset, ports)
+        self.store(offset, ports)?;
+        self.checksum4(offset + if udp { 6 } else { 16 }, pseudo, plain, udp)
     }
 
     #[inline(always)]
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
         let udp = if udp { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
-        if pseudo != Diff::default() {
+        if !pseudo.is_zero() {
             let flags = BPF_F_PSEUDO_HDR as u64 | udp;
             // SAFETY: the program's own context.
             rewritten(unsafe { bpf_l4_csum_replace(self.0, offset, 0, pseudo.fold32() as u64, flags) })?;
         }
-        if plain != Diff::default() {
+        if !plain.is_zero() {
             // SAFETY: as above.
             rewritten(unsafe { bpf_l4_csum_replace(self.0, offset, 0, plain.fold32() as u64, udp) })?;
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn has_socket<A: Addr>(&self, key: &FlowKey<A>) -> bool {
+        has_socket(self.0.cast(), key)
     }
 
     #[inline(always)]

@@ -235,6 +235,11 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
+    fn nat_cede(&self, work: &mut Work<A>, at: &Arrival) {
+        A::cede(work, at);
+    }
+
+    #[inline(always)]
     fn nat_map(&self, work: &mut Work<A>, at: &Arrival) -> u32 {
         A::map(work, at)
     }

@@ -72,6 +72,26 @@ fn the_device_itself_shares_its_address() {
     }
 }
 
+/// Sockets of the device that wait and have sent nothing yet keep their ports.
+#[test]
+fn ports_that_the_device_waits_at_are_nobodys_inside() {
+    let lab = Translated::open().unwrap();
+    for like in families() {
+        let server = stellwerk_tests::load::echo::serve(&lab.dev, "dev", &[SocketAddr::new(like, 22_000)]).unwrap();
+        let seen = seen_as(&udp(&lab.h1, like, 22_000), like).unwrap_or_else(|| panic!("h1\n{}", lab.state()));
+        assert_eq!((seen.ip(), seen.port() == 22_000), (like, false), "{}", lab.state());
+        let inside = tcp_from(&lab.h1, 22_000, outside(like, ECHO)).unwrap();
+        echo(inside).unwrap_or_else(|e| panic!("h1 {like}: {e}\n{}", lab.state()));
+
+        let at = SocketAddr::new(like, 22_000);
+        probe::udp(&From::ns(&lab.out), at, Datagram::default())
+            .unwrap_or_else(|e| panic!("dev {like}: {e:#}\n{}", lab.state()));
+        probe::tcp(&From::ns(&lab.out), at, 500_000).unwrap_or_else(|e| panic!("dev {like}: {e:#}\n{}", lab.state()));
+        drop(server);
+    }
+    assert_eq!(lab.count("nat_left_to_socket"), 4);
+}
+
 /// From inside: the router, its gateway, the server; each says so about the packet that the host sent.
 #[test]
 fn traceroute_sees_the_way() {

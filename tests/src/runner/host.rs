@@ -6,8 +6,9 @@ use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
 use lb_common::path;
+use lb_common::table::FlowKey;
 use lb_common::verdict::{Arrival, Verdict};
-use lb_common::wire::Be16;
+use lb_common::wire::{Addr, Be16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::fake::Fake;
@@ -75,6 +76,11 @@ impl Packet for Buffer {
 
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop> {
         self.frame().checksum4(offset, pseudo, plain, udp)
+    }
+
+    /// There are no sockets: `netns_nat` has some.
+    fn has_socket<A: Addr>(&self, _: &FlowKey<A>) -> bool {
+        false
     }
 
     fn resize(&mut self, len: u32) -> Result<(), Drop> {

@@ -167,6 +167,21 @@ pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
     FAILED | Drop::NatPortsExhausted as u32
 }
 
+/// Gives the port that was taken for the packet's source to this node itself.
+#[inline(always)]
+pub fn cede<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
+    let (tables, now) = (context.tables, context.at.now);
+    let Work { parsed, hit, entry, .. } = work;
+    let (outside, port) = (hit.flow.src, Be16::new(*entry as u16));
+    let mapping = Mapping { inside: outside, remote: parsed.key.dst, port, state: tcp::ESTABLISHED, away: false, now };
+    port_table::own(tables, *entry, &mapping);
+    port_table::refund(tables, parsed.key.src);
+    let _ = port_table::charge(tables, outside, u32::MAX);
+    tables.note(Note::NatLeftToSocket);
+    // As `follow`.
+    0
+}
+
 /// Ends a mapping to a port of `outside`; false where another CPU has.
 #[inline(always)]
 fn end_mapping<A: Ip, T: Tables<A>>(context: &Context<T>, index: u32, meta: Meta, outside: A, proto: u32) -> bool {

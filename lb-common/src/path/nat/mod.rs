@@ -10,7 +10,7 @@
 mod mapping;
 
 use mapping::{FAILED, REMEMBER, UNMAPPED, sent_key};
-pub use mapping::{follow, known, map, remember, short, take};
+pub use mapping::{cede, follow, known, map, remember, short, take};
 
 use super::flow::{claim, complete};
 use super::parse::{Ip, Parsed, Query};
@@ -19,7 +19,7 @@ use crate::apply::Packet;
 use crate::drop::Drop;
 use crate::hash;
 use crate::port_table::{base, class};
-use crate::table::{Flow, NextHop, Owned, Settings, Uplink};
+use crate::table::{Flow, FlowKey, NextHop, Owned, Settings, Uplink};
 use crate::tables::Tables;
 use crate::tcp;
 use crate::verdict::{Action, Hook, Outcome};
@@ -28,6 +28,9 @@ use crate::wire::header::{TCP, TCP_ACK, TCP_RST, TCP_SYN, UDP};
 
 /// A query is one packet, and its answer the end: such a mapping is short (RFC 4787 REQ-5a).
 const DNS: Be16 = Be16::new(53);
+/// Ports that are taken one after the other where sockets wait at them.
+const SOCKETS: u32 = 3;
+
 /// Says of a packet that belongs to no connection and no service what becomes of it, if it is to be
 /// translated.
 #[inline(never)]
@@ -57,7 +60,7 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
     if way & MAP != 0 {
         let mut mapped = tables.nat_known(work, at);
         if mapped == UNMAPPED {
-            work.entry = tables.nat_take(work, at);
+            free_port(packet, work, context);
             if work.entry & FAILED != 0 {
                 *outcome = Outcome { action: Action::Drop, value: work.entry & !FAILED };
                 return;
@@ -73,6 +76,29 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
     } else if tables.nat_put(work, at, outcome) {
         deliver::outlined(packet, work, context, outcome);
     }
+}
+
+/// Takes a port for the packet's source, into [`Work::entry`]. One that a socket of this node waits at becomes
+/// the node's own, as if it had sent from there.
+#[inline(never)]
+fn free_port<A: Ip, P: Packet, T: Tables<A>>(packet: &P, work: &mut Work<A>, context: &Context<T>) {
+    for _ in 0..SOCKETS {
+        work.entry = context.tables.nat_take(work, context.at);
+        if work.entry & FAILED != 0 || context.at.own != 0 || !waits(packet, work) {
+            return;
+        }
+        context.tables.nat_cede(work, context.at);
+    }
+    work.entry = FAILED | Drop::NatPortsExhausted as u32;
+}
+
+/// Whether a socket of this node waits at the port that was taken.
+#[inline(always)]
+fn waits<A: Ip, P: Packet>(packet: &P, work: &mut Work<A>) -> bool {
+    let Parsed { key, proto, .. } = work.parsed;
+    let port = Be16::new(work.entry as u16);
+    work.other_key = FlowKey { src: key.dst, dst: work.hit.flow.src, sport: key.dport, dport: port, proto: key.proto };
+    matches!(proto, TCP | UDP) && packet.has_socket(&work.other_key)
 }
 
 /// What [`way`] answers: the outcome says it all, or of these bits
