@@ -93,8 +93,10 @@ pub struct Rewrite<A> {
     pub sport: Be16,
     pub dport: Be16,
     pub ttl: u8,
-    /// Link-layer addresses to write, where we transmit it ourselves: [`link`].
-    pub link: Option<[u32; 3]>,
+    /// We transmit it ourselves, with these link-layer addresses ([`link`]). Not an `Option`, whose payload
+    /// is undefined where there is none: the compiler may spill it all the same, and the verifier refuses that.
+    pub transmits: bool,
+    pub link: [u32; 3],
 }
 
 /// Link-layer addresses, destination first, as they stand in a packet.
@@ -112,10 +114,7 @@ pub fn rewrite<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewri
         transport(packet, parsed, new, addrs)?;
     }
     A::rewrite_header(packet, parsed.l3, new, addrs)?;
-    match new.link {
-        Some(link) => packet.store(0, link),
-        None => Ok(()),
-    }
+    if new.transmits { packet.store(0, new.link) } else { Ok(()) }
 }
 
 #[inline(always)]
@@ -130,10 +129,10 @@ fn transport<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewrite
         SCTP => Ok(()),
         // An ICMPv6 checksum covers the addresses, an ICMP checksum doesn't.
         proto if proto == A::ICMP => {
+            // What is no query has no id: both are zero, and stay.
             let (old, id) = match A::query(parsed.icmp_type) {
-                Query::Request => (key.sport, new.sport),
                 Query::Reply => (key.dport, new.dport),
-                Query::None => Default::default(),
+                Query::Request | Query::None => (key.sport, new.sport),
             };
             let pseudo = if A::IS_V6 { addrs } else { Diff::default() };
             if id == old {

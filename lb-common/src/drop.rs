@@ -63,6 +63,8 @@ reasons! {
         FlowTableFull = "flow_table_full",
         /// a TCP RST of no connection, whose sender's translated port is not known any more
         StrayReset = "stray_reset",
+        /// to a destination that a blackhole route leads to
+        Blackhole = "blackhole",
         /// our ICMP errors exceed their rate
         IcmpRateLimited = "icmp_rate_limited",
         /// an ICMP error about a connection of ours quotes too little of the packet

@@ -10,8 +10,8 @@ use crate::path::parse::Ip;
 use crate::path::{Context, Work, nat, service};
 use crate::port_table::PortTable;
 use crate::table::{
-    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, MappingEvent, NextHop, Owned, PrefixPair, Service,
-    ServiceKey, Settings, Uplink,
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
+    Service, ServiceKey, Settings, Uplink,
 };
 use crate::verdict::{Arrival, Outcome};
 use crate::wire::Addr;
@@ -24,6 +24,10 @@ pub trait Common {
     /// The backend in a slot of the flat slot array.
     fn slot(&self, index: u32) -> Option<u32>;
     fn next_hop(&self, index: u32) -> Option<NextHop>;
+    /// The next hop in a place of a group ([`crate::table::route::PLACES`]).
+    fn member(&self, group: u32, place: u32) -> Option<u32>;
+    /// The link, if packets from there are forwarded.
+    fn link(&self, ifindex: u32) -> Option<Link>;
     /// Takes one of this tick-second's ICMP errors; false when they are used up.
     fn icmp_permit(&self, now: u32) -> bool;
     /// Counts a packet of a backend; `reply`: from it.
@@ -37,7 +41,7 @@ pub trait Common {
 pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
     fn backend(&self, id: u32) -> Option<Backend<A>>;
-    /// The next hop on the longest matching route.
+    /// The next hop on the longest matching route, or a [`NextHop::GROUP`].
     fn route(&self, dst: A) -> Option<u32>;
     /// What an address of ours is.
     fn owned(&self, addr: A) -> Option<Owned>;

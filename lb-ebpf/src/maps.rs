@@ -12,8 +12,8 @@ use lb_common::path::Scratch;
 use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, PrefixPair, Service,
-    ServiceKey, Settings, Uplink, filter,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
+    PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -60,6 +60,13 @@ pub static ROUTES6: LpmTrie<Ip6, u32> = LpmTrie::with_max_entries(ROUTE_COUNT, B
 /// The agent writes, every packet of a connection reads; full: the plan is refused.
 #[map]
 pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
+/// Groups of next hops that are as good: as above.
+#[map]
+pub static GROUPS: Array<Group> = Array::with_max_entries(64, 0);
+/// Links that packets are forwarded from, by index: the agent writes, packets of no connection read; full: the
+/// plan is refused.
+#[map]
+pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(4_096, 0);
 
 /// Connections: packets write and read, the agent sweeps, all by the
 /// operations of `lb_common::flow_table`; full: unanswered connections go first, then new ones are dropped.

@@ -9,9 +9,12 @@ use core::ffi::c_void;
 use core::mem::size_of;
 use core::ptr::from_ref;
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock_tuple, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, xdp_md};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_tuple, xdp_md,
+};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_pull_data,
+    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;

@@ -12,9 +12,10 @@ use lb_common::drop::Note;
 use lb_common::flow_table::cell::Cell64;
 use lb_common::path::Work;
 use lb_common::port_table::{Holder, Owner, PortTable};
+use lb_common::table::route::PLACES;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, MappingEvent, NextHop, Owned, PrefixPair, Service,
-    ServiceKey, Settings, Uplink,
+    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
+    Service, ServiceKey, Settings, Uplink,
 };
 use lb_common::tables::{Common, Tables};
 use lb_common::verdict::{Arrival, Outcome};
@@ -109,6 +110,17 @@ impl Common for Kernel {
     #[inline(always)]
     fn next_hop(&self, index: u32) -> Option<NextHop> {
         maps::NEXT_HOPS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn member(&self, group: u32, place: u32) -> Option<u32> {
+        maps::GROUPS.get(group)?.get(place as usize % PLACES).copied()
+    }
+
+    #[inline(always)]
+    fn link(&self, ifindex: u32) -> Option<Link> {
+        // SAFETY: a value of 8 bytes, which the agent replaces whole.
+        unsafe { maps::LINKS.get(&ifindex) }.copied()
     }
 
     fn icmp_permit(&self, now: u32) -> bool {

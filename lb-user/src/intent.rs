@@ -3,6 +3,7 @@
 //! [`Intent`] is what the operator and the cluster want; [`Network`] is what the kernel says of
 //! links, addresses, neighbours and routes. Both are plain data without IO.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -295,6 +296,20 @@ pub struct Network {
     pub addresses: Vec<Address>,
     pub neighbours: Vec<Neighbour>,
     pub routes: Vec<Route>,
+    /// What the kernel forwards, by the link that it comes in by.
+    pub forwarding: BTreeMap<u32, Forwarding>,
+    /// Whether policy rules of others choose among routing tables, for IPv4 and for IPv6: then the main
+    /// table isn't all.
+    pub policy: [bool; 2],
+}
+
+/// What the kernel forwards from a link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Forwarding {
+    pub v4: bool,
+    pub v6: bool,
+    /// The larger of the link's `rp_filter` and that of all links, as the kernel takes it.
+    pub rp_filter: u32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -331,12 +346,26 @@ pub struct Neighbour {
     pub mac: Option<[u8; 6]>,
 }
 
-/// A route of the main table (unicast).
-#[derive(Clone, Debug, PartialEq)]
+/// A route of the main table, or one of several next hops of one.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Route {
     pub prefix: IpNet,
     pub gateway: Option<IpAddr>,
+    /// Zero where it leads nowhere.
     pub link: u32,
     pub metric: u32,
     pub source: Option<IpAddr>,
+    pub kind: RouteKind,
+    /// Of one of several next hops: its share of the flows; 0: the only one.
+    pub weight: u32,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RouteKind {
+    #[default]
+    Unicast,
+    /// Swallows.
+    Blackhole,
+    /// The kernel refuses, with an ICMP error: unreachable, prohibit, throw.
+    Refusing,
 }

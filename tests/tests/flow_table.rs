@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use lb_common::drop::Note;
 use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS, Meta, NONE, Place, PutError, Words};
-use lb_common::table::{Flow, FlowKey, NextHop, Settings};
+use lb_common::table::{Flow, FlowKey, Link, NextHop, Settings};
 use lb_common::tables::Common;
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -39,6 +39,12 @@ impl<A: Addr> Common for Table<A> {
     }
     fn next_hop(&self, _: u32) -> Option<NextHop> {
         unreachable!()
+    }
+    fn member(&self, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+    fn link(&self, _: u32) -> Option<Link> {
+        None
     }
     fn icmp_permit(&self, _: u32) -> bool {
         unreachable!()

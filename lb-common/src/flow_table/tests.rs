@@ -6,7 +6,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::drop::Note;
-use crate::table::{NextHop, Settings};
+use crate::table::{Link, NextHop, Settings};
 use crate::wire::{Be16, Ip6};
 
 struct Table(Vec<Entry<Ip6>>);
@@ -36,6 +36,14 @@ impl Common for Table {
     fn next_hop(&self, _: u32) -> Option<NextHop> {
         None
     }
+    fn member(&self, _: u32, _: u32) -> Option<u32> {
+        None
+    }
+
+    fn link(&self, _: u32) -> Option<Link> {
+        None
+    }
+
     fn icmp_permit(&self, _: u32) -> bool {
         false
     }

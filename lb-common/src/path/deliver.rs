@@ -5,7 +5,7 @@
 
 use super::flow::{self, is_reply};
 use super::parse::{Ip, Parsed};
-use super::{Context, Work};
+use super::{Context, Work, forward};
 use crate::apply::{self, Packet, Rewrite};
 use crate::drop::{Drop, Note};
 use crate::flow_table::{Hit, set_next_hop};
@@ -67,7 +67,12 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
 }
 
 #[inline(never)]
-fn go<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, work: &mut Work<A>, context: &Context<T>, outcome: &mut Outcome) {
+pub fn go<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    work: &mut Work<A>,
+    context: &Context<T>,
+    outcome: &mut Outcome,
+) {
     *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
 }
 
@@ -77,13 +82,13 @@ fn go<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, work: &mut Work<A>, contex
 fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
     let tables = context.tables;
     let epoch = tables.settings().epoch;
-    let Work { hit, .. } = work;
+    let Work { parsed, hit, .. } = work;
     if hit.flow.next_hop != NextHop::UNRESOLVED && hit.flow.epoch == epoch {
         return true;
     }
-    match tables.route(hit.flow.dst) {
-        Some(next_hop) if next_hop != NextHop::UNRESOLVED => set_next_hop(tables, hit, next_hop, epoch),
-        _ => hit.flow.next_hop = NextHop::UNRESOLVED,
+    match forward::next_hop(tables, hit.flow.dst, &parsed.key) {
+        NextHop::UNRESOLVED => hit.flow.next_hop = NextHop::UNRESOLVED,
+        next_hop => set_next_hop(tables, hit, next_hop, epoch),
     }
     !moved(hit, context)
 }
@@ -115,14 +120,17 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     way: &Way<A>,
 ) -> Result<Verdict, Drop> {
     let Way { src, dst, sport, dport, next_hop, reply, out, nat } = *way;
-    let mut new = Rewrite { src, dst, sport, dport, ttl: parsed.ttl, link: None };
+    let hop = context.tables.next_hop(next_hop).unwrap_or_default();
+    let mut new = Rewrite { src, dst, sport, dport, ttl: parsed.ttl, transmits: false, link: hop.link() };
     let own = context.at.hook == Hook::Egress;
     if own && (reply || out) {
         // The kernel has routed it already.
         apply::rewrite(packet, parsed, &new)?;
         return Ok(Verdict::Continue);
     }
-    let hop = context.tables.next_hop(next_hop).unwrap_or_default();
+    if hop.kind == NextHop::DROP {
+        return Err(Drop::Blackhole);
+    }
     let expires = expires(parsed, context, &hop);
     if expires && !nat {
         return Ok(Verdict::Pass);
@@ -133,7 +141,7 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
         return Ok(Verdict::Pass);
     }
     if transmits {
-        new.link = Some(hop.link());
+        new.transmits = true;
         new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
     }
     apply::rewrite(packet, parsed, &new)?;
@@ -158,7 +166,7 @@ pub fn is_kernels<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> 
     if parsed.ttl > 1 && !out {
         return false;
     }
-    let index = context.tables.route(hit.flow.dst).unwrap_or(NextHop::UNRESOLVED);
+    let index = forward::next_hop(context.tables, hit.flow.dst, &parsed.key);
     let hop = context.tables.next_hop(index).unwrap_or_default();
     expires(parsed, context, &hop) || (out && !transmits(parsed, context, &hop))
 }

@@ -80,7 +80,8 @@ fn answer<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>) -> Result<(), Dr
         sport: key.sport,
         dport: key.dport,
         ttl: OWN_TTL,
-        link: Some(link(to, from)),
+        transmits: true,
+        link: link(to, from),
     };
     rewrite(packet, parsed, &back)
 }

@@ -1,4 +1,4 @@
-//! The way of a packet through the engine: parse → flow → service → next hop → rewrite.
+//! The way of a packet through the engine: parse → flow → service → nat → next hop → rewrite.
 //!
 //! This file is the table of contents: the branching is here, the stages are leaves. One path
 //! serves both IP versions and all hooks. Invariant: a packet that no table of ours claims leaves as
@@ -6,6 +6,7 @@
 
 pub mod deliver;
 pub mod flow;
+mod forward;
 pub mod fragment;
 pub mod icmp;
 pub mod nat;
@@ -119,7 +120,13 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     } else {
         connection(packet, work, context, &mut outcome);
     }
-    nat::guard(work, context, &mut outcome);
+    if outcome.action == Action::Pass {
+        if context.at.hook == Hook::Egress {
+            nat::guard(work, context, &mut outcome);
+        } else {
+            forward::rest(packet, work, context, &mut outcome);
+        }
+    }
     outcome
 }
 
@@ -150,13 +157,13 @@ pub enum Next {
     Unknown,
 }
 
-/// Deals with an established connection's ordinary packet, in one flow lookup, and with what is not
-/// ours. It and the slow stages are functions of their own in the kernel, each with its own part of
+/// Deals with an established connection's ordinary packet, in one flow lookup, and with what is only
+/// forwarded or not ours. It and the slow stages are functions of their own in the kernel, each with its own part of
 /// the stack (`docs/decisions/0003-outlined-stages.md`).
 #[inline(never)]
 fn fast<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, l3: u32, context: &Context<T>, outcome: &mut Outcome) -> Next {
     let tables = context.tables;
-    let Some(parsed) = parse::packet::<A>(&packet.frame(), l3, context.at.tagged as u32) else {
+    let Some(mut parsed) = parse::packet::<A>(&packet.frame(), l3, context.at.tagged as u32) else {
         return Next::Done;
     };
     if parsed.part != Part::Whole || parsed.proto == A::ICMP || !parsed.has_l4 {
@@ -164,22 +171,31 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, l3: u32, context: &Conte
     }
     // A copy: what is handed to a map lies in memory, and would take the rest of `parsed` with it.
     let key = parsed.key;
-    if parsed.portless != 0 {
-        return if crosses(tables, &parsed, context.at) { Next::Known } else { Next::Done };
-    }
-    if !claimed(tables, key.dst, key.dport, parsed.proto)
-        && !claimed(tables, key.src, key.sport, parsed.proto)
-        && !crosses(tables, &parsed, context.at)
-    {
-        return if owned(tables, key.dst) { Next::Unknown } else { Next::Done };
-    }
-    let Some(hit) = flow_table::find(tables, &key) else {
-        return Next::Unknown;
+    let ported = parsed.portless == 0;
+    let claimed = ported
+        && (claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto));
+    let flow = if claimed || crosses(tables, &parsed, context.at) {
+        if !ported {
+            return Next::Known;
+        }
+        let Some(hit) = flow_table::find(tables, &key) else {
+            return Next::Unknown;
+        };
+        if !flow::passes(&hit, &parsed, context) {
+            return Next::Known;
+        }
+        hit.flow
+    } else {
+        if owned(tables, key.dst) {
+            return if ported { Next::Unknown } else { Next::Done };
+        }
+        let Some(flow) = forward::flow(packet, &parsed, context) else {
+            return Next::Done;
+        };
+        parsed.has_l4 = false;
+        flow
     };
-    if !flow::passes(&hit, &parsed, context) {
-        return Next::Known;
-    }
-    *outcome = deliver::along(packet, &parsed, context, &hit.flow).into();
+    *outcome = deliver::along(packet, &parsed, context, &flow).into();
     Next::Done
 }
 

@@ -123,6 +123,8 @@ pub trait Ip: Addr {
     fn exchange(self, pair: &PrefixPair<Self>, back: bool) -> Option<Self>;
     /// Whether it is a multicast or link-local address, which is never translated.
     fn stays(self) -> bool;
+    /// Whether a router may forward what goes there, or comes from there (RFC 1812 §5.3.7, RFC 4291 §2.5).
+    fn is_routed(self) -> bool;
 }
 
 /// RFC 791 §3.1.
@@ -242,6 +244,13 @@ impl Ip for Ip4 {
         let [a, b, ..] = self.raw().to_ne_bytes();
         a >= 224 || (a == 169 && b == 254)
     }
+
+    /// Neither 0.0.0.0/8 nor 127.0.0.0/8, beside those that stay.
+    #[inline(always)]
+    fn is_routed(self) -> bool {
+        let [a, ..] = self.raw().to_ne_bytes();
+        a != 0 && a != 127 && !self.stays()
+    }
 }
 
 impl Ip for Ip6 {
@@ -343,6 +352,12 @@ impl Ip for Ip6 {
     fn stays(self) -> bool {
         let [a, b, ..] = self.raw()[0].to_ne_bytes();
         a == 0xff || (a == 0xfe && b & 0xc0 == 0x80)
+    }
+
+    /// Not in ::/32, which holds the unspecified and the loopback address, beside those that stay.
+    #[inline(always)]
+    fn is_routed(self) -> bool {
+        self.raw()[0] != 0 && !self.stays()
     }
 }
 

@@ -60,6 +60,8 @@ impl<A: Addr> Flow<A> {
 
     /// [`Flow::backend`] of what has none.
     pub const NO_BACKEND: u32 = u32::MAX;
+    /// [`Flow::backend`] of what is only forwarded: no backend's id, where it is counted.
+    pub const FORWARDED: u32 = 0;
 
     #[inline(always)]
     pub fn is(&self, flag: u8) -> bool {

@@ -65,6 +65,6 @@ pub mod settings;
 
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use nat::{MappingEvent, PrefixPair, Uplink};
-pub use route::{NextHop, Owned, Prefix};
+pub use route::{Group, Link, NextHop, Owned, Prefix};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey};
 pub use settings::{BOTH, Settings, age};

@@ -1,4 +1,5 @@
-//! Where addresses are: next hops, and the addresses that are ours to answer for.
+//! Where addresses are: next hops, the links that packets are forwarded from, and the addresses that are
+//! ours to answer for.
 
 use crate::wire::Mac;
 
@@ -20,7 +21,7 @@ plain! {
         pub dst: Mac,
         /// The link's own.
         pub src: Mac,
-        /// [`NextHop::KERNEL`], [`NextHop::LOCAL`] or [`NextHop::LINK`].
+        /// [`NextHop::KERNEL`], [`NextHop::LOCAL`], [`NextHop::LINK`] or [`NextHop::DROP`].
         pub kind: u8,
         /// [`NextHop::XDP`].
         pub flags: u8,
@@ -33,8 +34,12 @@ impl NextHop {
     pub const UNRESOLVED: u32 = 0;
     /// Index 1: this node itself.
     pub const HOST: u32 = 1;
+    /// Index 2: nobody; what goes there is dropped (a blackhole route).
+    pub const BLACKHOLE: u32 = 2;
     /// First index that stands for a neighbour.
-    pub const FIRST: u32 = 2;
+    pub const FIRST: u32 = 3;
+    /// In a route, beside the number of a group: one of its [`PLACES`] next hops, by the flow's hash.
+    pub const GROUP: u32 = 1 << 27;
 
     /// Kind: the kernel forwards (no neighbour yet, or a link without link-layer addresses).
     pub const KERNEL: u8 = 0;
@@ -42,6 +47,8 @@ impl NextHop {
     pub const LOCAL: u8 = 1;
     /// Kind: a resolved neighbour on a link.
     pub const LINK: u8 = 2;
+    /// Kind: dropped.
+    pub const DROP: u8 = 3;
 
     /// Flag: XDP can transmit on the link.
     pub const XDP: u8 = 1;
@@ -52,6 +59,32 @@ impl NextHop {
         let [_, _, a, b, c, _]: [u32; 6] = zerocopy::transmute!(self);
         [a, b, c]
     }
+}
+
+/// Places of a group of next hops, each of which holds a next hop's index; a heavier one has more of them.
+pub const PLACES: usize = 256;
+/// The places of one group.
+pub type Group = [u32; PLACES];
+
+plain! {
+    /// A link whose packets are forwarded without the kernel.
+    pub struct Link {
+        /// Its own address: what is addressed to another is not ours to forward.
+        pub mac: Mac,
+        /// Of the bits below.
+        pub flags: u16,
+    } size = 8
+}
+
+impl Link {
+    /// IPv4 is forwarded.
+    pub const FORWARDS4: u16 = 1;
+    /// IPv6 is forwarded.
+    pub const FORWARDS6: u16 = 2;
+    /// IPv4 only from sources that the way back leads to by this link (RFC 3704 §2.2; `rp_filter` 1).
+    pub const STRICT4: u16 = 4;
+    /// IPv4 only from sources that there is a way back to (RFC 3704 §2.4; `rp_filter` 2).
+    pub const LOOSE4: u16 = 8;
 }
 
 plain! {

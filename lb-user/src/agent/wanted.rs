@@ -158,7 +158,7 @@ mod tests {
 
     fn route(prefix: &str, gateway: Option<&str>, link: u32, metric: u32) -> Route {
         let gateway = gateway.map(|g| g.parse().expect("an address"));
-        Route { prefix: prefix.parse().expect("a prefix"), gateway, link, metric, source: None }
+        Route { prefix: prefix.parse().expect("a prefix"), gateway, link, metric, ..Route::default() }
     }
 
     #[test]
@@ -226,6 +226,7 @@ mod tests {
                 route("10.7.0.0/24", None, 3, 0),
                 route("10.9.0.0/16", Some("10.0.0.9"), 1, 0),
             ],
+            ..Network::default()
         };
         let mut intent = Intent { services: vec![service], ..Intent::default() };
         let text = |wanted: Option<Wanted>| -> Vec<String> {

@@ -14,7 +14,8 @@ use aya::Ebpf;
 use aya::programs::SchedClassifier;
 use ipnet::IpNet;
 use lb_common::port_table::{PLANE, class};
-use lb_common::table::{Backend, Counters, Flow, FlowKey, NextHop, Plain, Prefix, Settings};
+use lb_common::table::route::PLACES;
+use lb_common::table::{Backend, Counters, Flow, FlowKey, Group, NextHop, Plain, Prefix, Settings};
 use lb_common::wire::{Addr, Be16};
 use tracing::info;
 
@@ -28,6 +29,9 @@ use super::sysctl;
 use super::table::{Table, add, remove_many, set_many};
 use crate::intent::Capacity;
 use crate::plan::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
+
+/// What a group holds that nobody has.
+const NO_GROUP: Group = [NextHop::UNRESOLVED; PLACES];
 
 /// The loaded programs with their maps and links.
 pub struct Kernel {
@@ -130,6 +134,9 @@ impl Kernel {
                 Op::Settings(settings) => pending.push(&maps.settings, &0, Some(settings))?,
                 Op::FilterWord { index, value } => pending.push(&maps.filter, index, Some(value))?,
                 Op::NextHop(change) => pending.change_array(&maps.next_hops, change)?,
+                Op::Group(Change::Set(index, group)) => pending.push(&maps.groups, index, Some(&**group))?,
+                Op::Group(Change::Remove(index)) => pending.push(&maps.groups, index, Some(&NO_GROUP))?,
+                Op::Link(change) => pending.change(&maps.links, change)?,
                 Op::Name(change) => {
                     // A service's past goes with its name.
                     if let Change::Remove(id) = change {
@@ -353,6 +360,8 @@ pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
         filter: present(maps.filter.entries()?),
         rows,
         next_hops,
+        groups: maps.groups.entries()?.into_iter().filter(|(_, group)| *group != NO_GROUP).collect(),
+        links: maps.links.entries()?.into_iter().collect(),
         names: present(maps.names.entries()?),
         prefixes: present(maps.prefixes.entries()?),
         v4,

@@ -14,8 +14,8 @@ use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Name, NextHop, Owned, Prefix, PrefixPair,
-    Service, ServiceKey, Settings, Uplink, filter,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned, Prefix,
+    PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -54,6 +54,8 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, u64>("FILTER", None),
     spec::<u32, SlotPair>("SLOTS", Some(|c| c.slots.div_ceil(2))),
     spec::<u32, NextHop>("NEXT_HOPS", Some(|c| c.next_hops)),
+    spec::<u32, Group>("GROUPS", None),
+    spec::<u32, Link>("LINKS", None),
     spec::<u32, Counters>("COUNTERS", Some(|c| c.backends)),
     spec::<u32, u64>("DROPS", None),
     spec::<u32, u64>("NOTES", None),
@@ -249,6 +251,8 @@ pub struct Maps {
     pub filter: Table<u32, u64>,
     pub slots: Slots,
     pub next_hops: Table<u32, NextHop>,
+    pub groups: Table<u32, Group>,
+    pub links: Table<u32, Link>,
     pub names: Table<u32, Name>,
     pub prefixes: Table<u32, PrefixPair<Ip6>>,
     pub retired: Table<u32, Counters>,
@@ -269,6 +273,8 @@ impl Maps {
             filter: Table::open(dir, "FILTER")?,
             slots: Slots::open(dir)?,
             next_hops: Table::open(dir, "NEXT_HOPS")?,
+            groups: Table::open(dir, "GROUPS")?,
+            links: Table::open(dir, "LINKS")?,
             names: Table::open(dir, "NAMES")?,
             prefixes: Table::open(dir, "PREFIXES6")?,
             retired: Table::open(dir, "RETIRED")?,

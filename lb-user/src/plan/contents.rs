@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink};
+use lb_common::table::{
+    Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink,
+};
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 /// The whole of it: what is in the maps and which links carry programs.
@@ -14,6 +16,10 @@ pub struct Contents {
     /// Rows of the slot array by first slot; a row's length is its service's `count`.
     pub rows: BTreeMap<u32, Vec<u32>>,
     pub next_hops: BTreeMap<u32, NextHop>,
+    /// Groups of next hops that are as good.
+    pub groups: BTreeMap<u32, Group>,
+    /// Links that packets are forwarded from, by index.
+    pub links: BTreeMap<u32, Link>,
     /// Names of service ids, for people.
     pub names: BTreeMap<u32, Name>,
     /// Prefixes that have another one outside.
@@ -22,6 +28,25 @@ pub struct Contents {
     pub v6: Family<Ip6>,
     /// Links by index, and what each carries.
     pub hooks: BTreeMap<u32, Hooks>,
+}
+
+impl Contents {
+    /// Nothing, but for the settings.
+    pub fn empty(settings: Settings) -> Self {
+        Contents {
+            settings,
+            filter: BTreeMap::new(),
+            rows: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            links: BTreeMap::new(),
+            names: BTreeMap::new(),
+            prefixes: BTreeMap::new(),
+            v4: Family::default(),
+            v6: Family::default(),
+            hooks: BTreeMap::new(),
+        }
+    }
 }
 
 /// The tables of one address family.
@@ -50,6 +75,23 @@ pub struct Hooks {
 pub enum Change<K, V> {
     Set(K, V),
     Remove(K),
+}
+
+/// Large values are kept out of lists of operations.
+impl<K: Clone, V: Clone> Change<K, Box<V>> {
+    pub fn boxed(change: Change<K, V>) -> Self {
+        match change {
+            Change::Set(key, value) => Change::Set(key, Box::new(value)),
+            Change::Remove(key) => Change::Remove(key),
+        }
+    }
+
+    pub fn unboxed(&self) -> Change<K, V> {
+        match self {
+            Change::Set(key, value) => Change::Set(key.clone(), V::clone(value)),
+            Change::Remove(key) => Change::Remove(key.clone()),
+        }
+    }
 }
 
 /// One change of a family's tables.
@@ -90,6 +132,8 @@ pub enum Op {
         backends: Vec<u32>,
     },
     NextHop(Change<u32, NextHop>),
+    Group(Change<u32, Box<Group>>),
+    Link(Change<u32, Link>),
     Name(Change<u32, Name>),
     Prefix(Change<u32, PrefixPair<Ip6>>),
     V4(FamilyOp<Ip4>),

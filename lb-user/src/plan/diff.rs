@@ -32,10 +32,12 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
         ops.push(Op::Settings(Settings { epoch: from.settings.epoch | 1, ..from.settings }));
     }
     set(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
+    set(&from.groups, &to.groups, &mut ops, |c| Op::Group(Change::boxed(c)));
     arrive(&from.v4, &to.v4, &mut ops, Op::V4);
     arrive(&from.v6, &to.v6, &mut ops, Op::V6);
     set(&from.names, &to.names, &mut ops, Op::Name);
     ops.extend(changed(&from.rows, &to.rows).map(|(&first, _, row)| Op::Row { first, backends: row.clone() }));
+    set(&from.links, &to.links, &mut ops, Op::Link);
     // Behind the routes: a flow that sees the new epoch also sees the new routes.
     let begins = to.settings.nat(Settings::NAT) && !from.settings.nat(Settings::NAT);
     let nat = if begins { to.settings.nat & !Settings::NAT } else { to.settings.nat };
@@ -57,12 +59,14 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     }
     ops.extend(hooks(false));
 
+    remove(&from.links, &to.links, &mut ops, Op::Link);
     leave(&from.v4, &to.v4, &mut ops, Op::V4);
     leave(&from.v6, &to.v6, &mut ops, Op::V6);
     remove(&from.prefixes, &to.prefixes, &mut ops, Op::Prefix);
     end_flows(from, to, &mut ops);
     remove(&from.v4.backends, &to.v4.backends, &mut ops, |c| Op::V4(FamilyOp::Backend(c)));
     remove(&from.v6.backends, &to.v6.backends, &mut ops, |c| Op::V6(FamilyOp::Backend(c)));
+    remove(&from.groups, &to.groups, &mut ops, |c| Op::Group(Change::boxed(c)));
     remove(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
     remove(&from.names, &to.names, &mut ops, Op::Name);
     narrow_filter(from, to, &mut ops);
@@ -73,7 +77,10 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
 /// Whether flows have to look up their next hops again. The epoch is odd while this is under way,
 /// so that an agent that starts then knows ([`super::Ids::recover`]).
 fn moves_routes(from: &Contents, to: &Contents) -> bool {
-    let same = from.next_hops == to.next_hops && from.v4.routes == to.v4.routes && from.v6.routes == to.v6.routes;
+    let same = from.next_hops == to.next_hops
+        && from.groups == to.groups
+        && from.v4.routes == to.v4.routes
+        && from.v6.routes == to.v6.routes;
     !same && from.settings.epoch != to.settings.epoch && !from.next_hops.is_empty()
 }
 

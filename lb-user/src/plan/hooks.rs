@@ -5,6 +5,9 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::table;
+use lb_common::wire::Mac;
+
 use super::contents::Hooks;
 use crate::intent::{HookChoice, Intent, Link, Network, Port};
 
@@ -41,6 +44,25 @@ pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> 
             Role::Loopback => Some(Hooks { tc_egress: true, ..none }),
             Role::Other => None,
         }
+    };
+    network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
+}
+
+/// Links that packets are forwarded from without the kernel: where the kernel forwards, and its main table is
+/// all that it asks.
+pub(super) fn forwarding(intent: &Intent, network: &Network) -> BTreeMap<u32, table::Link> {
+    let [policy4, policy6] = network.policy;
+    let of = |link: &Link| {
+        let kernels = network.forwarding.get(&link.index)?;
+        let v4 = match (kernels.v4 && !policy4, kernels.rp_filter) {
+            (false, _) => 0,
+            (true, 0) => table::Link::FORWARDS4,
+            (true, 1) => table::Link::FORWARDS4 | table::Link::STRICT4,
+            (true, _) => table::Link::FORWARDS4 | table::Link::LOOSE4,
+        };
+        let v6 = if kernels.v6 && !policy6 { table::Link::FORWARDS6 } else { 0 };
+        let ours = matches!(role(intent, link), Role::Port(_) | Role::Inside);
+        (ours && v4 | v6 != 0).then_some(table::Link { mac: Mac(link.mac?), flags: v4 | v6 })
     };
     network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
 }

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 
-use lb_common::table::{Name, NextHop, Owned, Prefix, ServiceKey};
+use lb_common::table::{Group, Name, NextHop, Owned, Prefix, ServiceKey};
 use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
 use super::contents::{Contents, Family};
@@ -165,7 +165,31 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
 }
 
 /// What a route leads to, to see whether it changed.
-type Routing = (BTreeMap<u32, NextHop>, BTreeMap<Prefix<Ip4>, u32>, BTreeMap<Prefix<Ip6>, u32>);
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Routing {
+    next_hops: BTreeMap<u32, NextHop>,
+    groups: BTreeMap<u32, Group>,
+    v4: BTreeMap<Prefix<Ip4>, u32>,
+    v6: BTreeMap<Prefix<Ip6>, u32>,
+}
+
+impl Routing {
+    fn of(contents: &Contents) -> Self {
+        Routing {
+            next_hops: contents.next_hops.clone(),
+            groups: contents.groups.clone(),
+            v4: contents.v4.routes.clone(),
+            v6: contents.v6.routes.clone(),
+        }
+    }
+
+    fn is_of(&self, contents: &Contents) -> bool {
+        self.next_hops == contents.next_hops
+            && self.groups == contents.groups
+            && self.v4 == contents.v4.routes
+            && self.v6 == contents.v6.routes
+    }
+}
 
 /// The memory between two plans.
 #[derive(Clone, Debug)]
@@ -176,6 +200,8 @@ pub struct Ids {
     pub(super) backends: Numbers<(u32, IpAddr, u16)>,
     /// By link and the neighbour's link-layer address.
     pub(super) next_hops: Numbers<(u32, Mac)>,
+    /// By what they hold.
+    pub(super) groups: Numbers<Group>,
     /// By address outside, a space each for IPv4 and IPv6.
     planes4: Numbers<IpAddr>,
     planes6: Numbers<IpAddr>,
@@ -186,7 +212,7 @@ pub struct Ids {
     pub(super) rows: Rows,
     /// Deadlines of draining backends, in ticks.
     pub(super) deadlines: HashMap<u32, u32>,
-    pub(super) routing: Routing,
+    routing: Routing,
     pub(super) epoch: u16,
 }
 
@@ -196,6 +222,7 @@ impl Default for Ids {
             services: Numbers::new(1),
             backends: Numbers::new(1),
             next_hops: Numbers::new(NextHop::FIRST as usize),
+            groups: Numbers::new(0),
             planes4: Numbers::new(0),
             planes6: Numbers::new(0),
             prefixes: Numbers::new(0),
@@ -218,10 +245,13 @@ impl Ids {
         for (&index, hop) in contents.next_hops.range(NextHop::FIRST..) {
             ids.next_hops.recover((hop.ifindex, hop.dst), index);
         }
+        for (&index, &group) in &contents.groups {
+            ids.groups.recover(group, index);
+        }
         for (&index, pair) in &contents.prefixes {
             ids.prefixes.recover((pair.inside, pair.outside, pair.len), index);
         }
-        ids.routing = (contents.next_hops.clone(), contents.v4.routes.clone(), contents.v6.routes.clone());
+        ids.routing = Routing::of(contents);
         ids.epoch = contents.settings.epoch;
         ids
     }
@@ -261,6 +291,7 @@ impl Ids {
         self.services.release(|_| false);
         self.backends.release(|_| false);
         self.next_hops.release(|_| false);
+        self.groups.release(|_| false);
         self.planes4.release(|_| false);
         self.planes6.release(|_| false);
         self.prefixes.release(|_| false);
@@ -285,6 +316,7 @@ impl Ids {
         });
         self.backends.release(|id| real.v4.backends.contains_key(&id) || real.v6.backends.contains_key(&id));
         self.next_hops.release(|index| real.next_hops.contains_key(&index));
+        self.groups.release(|index| real.groups.contains_key(&index));
         self.planes4.release(|plane| outside(&real.v4).any(|(_, taken)| taken == plane));
         self.planes6.release(|plane| outside(&real.v6).any(|(_, taken)| taken == plane));
         self.prefixes.release(|index| real.prefixes.contains_key(&index));
@@ -296,6 +328,7 @@ impl Ids {
         self.services.begin();
         self.backends.begin();
         self.next_hops.begin();
+        self.groups.begin();
         self.planes4.begin();
         self.planes6.begin();
         self.prefixes.begin();
@@ -306,13 +339,14 @@ impl Ids {
         self.services.commit();
         self.backends.commit();
         self.next_hops.commit();
+        self.groups.commit();
         self.planes4.commit();
         self.planes6.commit();
         self.prefixes.commit();
         self.rows.commit();
         self.deadlines = deadlines(&contents.v4).chain(deadlines(&contents.v6)).collect();
         if self.epoch != contents.settings.epoch {
-            self.routing = (contents.next_hops.clone(), contents.v4.routes.clone(), contents.v6.routes.clone());
+            self.routing = Routing::of(contents);
             self.epoch = contents.settings.epoch;
         }
     }
@@ -322,6 +356,7 @@ impl Ids {
         self.services.begin_without(before.names.keys().copied());
         self.backends.begin_without(before.v4.backends.keys().chain(before.v6.backends.keys()).copied());
         self.next_hops.begin_without(std::iter::empty());
+        self.groups.begin_without(std::iter::empty());
         self.planes4.begin_without(std::iter::empty());
         self.planes6.begin_without(std::iter::empty());
         self.prefixes.begin_without(std::iter::empty());
@@ -332,6 +367,7 @@ impl Ids {
         self.services.commit_part();
         self.backends.commit_part();
         self.next_hops.commit_part();
+        self.groups.commit_part();
         self.planes4.commit_part();
         self.planes6.commit_part();
         self.prefixes.commit_part();
@@ -345,15 +381,18 @@ impl Ids {
     /// The epoch that the drafted contents need: another one if anything about routes changed, or
     /// was being changed when the agent before went (then it is odd).
     pub(super) fn epoch_of(&self, to: &Contents) -> u16 {
-        let (next_hops, v4, v6) = &self.routing;
-        let same = *next_hops == to.next_hops && *v4 == to.v4.routes && *v6 == to.v6.routes;
-        if same && self.epoch.is_multiple_of(2) { self.epoch } else { (self.epoch | 1).wrapping_add(1) }
+        if self.routing.is_of(to) && self.epoch.is_multiple_of(2) {
+            self.epoch
+        } else {
+            (self.epoch | 1).wrapping_add(1)
+        }
     }
 
     pub(super) fn rollback(&mut self) {
         self.services.rollback();
         self.backends.rollback();
         self.next_hops.rollback();
+        self.groups.rollback();
         self.planes4.rollback();
         self.planes6.rollback();
         self.prefixes.rollback();

@@ -67,6 +67,11 @@ pub fn row(members: &[Member]) -> Vec<u32> {
     row
 }
 
+/// The places of a row of this length, each an index into `members`, of which there are some.
+pub fn places(members: &[Member], len: u32) -> Vec<u32> {
+    fill(members, len).0
+}
+
 /// Backends by their next turn.
 struct Turns(BinaryHeap<Reverse<(u64, u64, u32)>>);
 

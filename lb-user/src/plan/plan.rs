@@ -4,7 +4,6 @@
 //! ([`Ids::recover`]), and an error plans nothing at all. Not here: IO, clocks, and the order of
 //! changes ([`super::diff`]).
 
-use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use lb_common::table::Settings;
@@ -12,7 +11,7 @@ use lb_common::wire::Addr;
 
 use super::contents::{Contents, Family};
 use super::error::PlanError;
-use super::hooks::hooks;
+use super::hooks::{forwarding, hooks};
 use super::ids::Ids;
 use super::nat;
 use super::owned;
@@ -68,15 +67,13 @@ pub(super) fn whole(
 fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<(Contents, World), PlanError> {
     let routing = Routing::new(network, ids);
     let mut to = Contents {
-        settings: settings(&intent.tuning, &clock),
-        filter: BTreeMap::new(),
-        rows: BTreeMap::new(),
         next_hops: routing.next_hops.clone(),
-        names: BTreeMap::new(),
-        prefixes: BTreeMap::new(),
+        groups: routing.groups.clone(),
+        links: forwarding(intent, network),
         v4: Family { routes: routing.table(), ..Family::default() },
         v6: Family { routes: routing.table(), ..Family::default() },
         hooks: hooks(intent, network),
+        ..Contents::empty(settings(&intent.tuning, &clock))
     };
     let sides = nat::translate(intent, network, ids, &mut to)?;
     let world = World::new(intent, network, routing, sides, clock);

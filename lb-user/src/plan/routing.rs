@@ -2,19 +2,25 @@
 //!
 //! A mirror of the kernel's routing: unicast routes, connected prefixes, own addresses, and a host
 //! route to each resolved neighbour that its link's prefix makes reachable. The lowest metric wins
-//! among equal prefixes; links that are down don't count.
+//! among equal prefixes; links that are down don't count. Of several next hops those that are resolved share
+//! the flows by weight.
 //! Invariant: what the kernel would do otherwise or hasn't resolved leads to
-//! [`NextHop::UNRESOLVED`], that is, to the kernel. Not here: policy rules and multipath.
+//! [`NextHop::UNRESOLVED`], that is, to the kernel. Not here: which links forward ([`super::hooks`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::table::{NextHop, Prefix};
+use lb_common::table::route::PLACES;
+use lb_common::table::{Group, NextHop, Prefix};
 use lb_common::wire::{Addr, Mac};
 
 use super::ids::Ids;
-use crate::intent::{Address, Link, Network};
+use super::maglev::{self, Member, identity};
+use crate::intent::{Address, Link, Network, Route, RouteKind};
+
+/// Groups of next hops that there is room for.
+const GROUPS: u32 = 64;
 
 /// Where a route leads.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +29,13 @@ pub(super) struct Way {
     pub link: u32,
     pub gateway: Option<IpAddr>,
     pub source: Option<IpAddr>,
+}
+
+impl Way {
+    /// The next hop, where it is one: of several each flow has its own, by the route.
+    pub fn one(&self) -> u32 {
+        if self.next_hop & NextHop::GROUP == 0 { self.next_hop } else { NextHop::UNRESOLVED }
+    }
 }
 
 /// Routes of one family: by prefix length, then by the prefix's bits.
@@ -55,6 +68,12 @@ fn full_length(addr: IpAddr) -> u32 {
     if addr.is_ipv4() { 32 } else { 128 }
 }
 
+/// An address's network as a route, if none of the kernel's says better.
+fn connected(a: &Address) -> Route {
+    let (prefix, link, source) = (a.net.trunc(), a.link, Some(a.net.addr()));
+    Route { prefix, link, metric: u32::MAX, source, ..Route::default() }
+}
+
 /// Link-local and multicast: their links are not a matter of routing.
 fn is_routed(addr: IpAddr) -> bool {
     match addr {
@@ -71,6 +90,7 @@ pub(super) struct Routing {
     links: HashMap<u32, Link>,
     pub local: BTreeSet<IpAddr>,
     pub next_hops: BTreeMap<u32, NextHop>,
+    pub groups: BTreeMap<u32, Group>,
     v4: Trie,
     v6: Trie,
 }
@@ -84,7 +104,9 @@ impl Routing {
             next_hops: BTreeMap::from([
                 (NextHop::UNRESOLVED, NextHop { kind: NextHop::KERNEL, ..NextHop::default() }),
                 (NextHop::HOST, NextHop { kind: NextHop::LOCAL, ..NextHop::default() }),
+                (NextHop::BLACKHOLE, NextHop { kind: NextHop::DROP, ..NextHop::default() }),
             ]),
+            groups: BTreeMap::new(),
             v4: Trie::default(),
             v6: Trie::default(),
         };
@@ -119,25 +141,58 @@ impl Routing {
     }
 
     fn add_routes(&mut self, network: &Network, neighbours: &HashMap<(u32, IpAddr), Mac>, ids: &mut Ids) {
-        let mut best: BTreeMap<IpNet, (u32, u32, Option<IpAddr>, Option<IpAddr>)> = BTreeMap::new();
+        let mut best: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
         // The kernel lists connected prefixes as routes, too, with their true metric: that counts.
-        let connected = network.addresses.iter().map(|a| (a.net.trunc(), (u32::MAX, a.link, None, Some(a.net.addr()))));
-        let routes = network.routes.iter().map(|r| (r.prefix.trunc(), (r.metric, r.link, r.gateway, r.source)));
-        for (prefix, new) in routes.chain(connected) {
-            if !self.links.contains_key(&new.1) || !is_routed(prefix.addr()) {
+        let connected = network.addresses.iter().map(connected);
+        for new in network.routes.iter().cloned().chain(connected) {
+            let usable = new.kind != RouteKind::Unicast || self.links.contains_key(&new.link);
+            if !usable || !is_routed(new.prefix.addr()) {
                 continue;
             }
-            let old = best.entry(prefix).or_insert(new);
-            if new.0 < old.0 {
-                *old = new;
+            let old = best.entry(new.prefix.trunc()).or_default();
+            match old.first() {
+                Some(first) if first.metric < new.metric => {}
+                // Of two routes of one metric the kernel takes the first; next hops of one belong together.
+                Some(first) if first.metric == new.metric => {
+                    old.extend((first.weight > 0 && new.weight > 0).then_some(new))
+                }
+                _ => *old = vec![new],
             }
         }
-        for (prefix, (_, link, gateway, source)) in best {
-            let mac = gateway.and_then(|gateway| neighbours.get(&(link, gateway)));
-            let next_hop = mac.map_or(NextHop::UNRESOLVED, |&mac| self.next_hop(link, mac, ids));
+        for (prefix, routes) in best {
+            let Some(Route { link, gateway, source, kind, .. }) = routes.first().cloned() else { continue };
+            let next_hop = match kind {
+                RouteKind::Blackhole => NextHop::BLACKHOLE,
+                RouteKind::Refusing => NextHop::UNRESOLVED,
+                RouteKind::Unicast => self.shared(&routes, neighbours, ids),
+            };
             let way = Way { next_hop, link, gateway, source };
             self.trie(prefix.addr()).insert(u32::from(prefix.prefix_len()), prefix.addr(), way);
         }
+    }
+
+    /// The next hop of a route, or the group of its next hops.
+    fn shared(&mut self, routes: &[Route], neighbours: &HashMap<(u32, IpAddr), Mac>, ids: &mut Ids) -> u32 {
+        let mut members = Vec::new();
+        for route in routes {
+            let gateway = route.gateway.and_then(|gateway| Some((gateway, *neighbours.get(&(route.link, gateway))?)));
+            let Some((gateway, mac)) = gateway else { continue };
+            let key = identity(gateway, route.link as u16);
+            members.push((self.next_hop(route.link, mac, ids), Member { key, weight: route.weight }));
+        }
+        let [(first, _), ..] = members[..] else { return NextHop::UNRESOLVED };
+        if members.len() == 1 {
+            return first;
+        }
+        let of: Vec<Member> = members.iter().map(|(_, member)| *member).collect();
+        let places = maglev::places(&of, PLACES as u32);
+        let group: Group = std::array::from_fn(|place| members[places[place] as usize].0);
+        let Some(number) = ids.groups.number_below(group, GROUPS) else {
+            // No room: one of them serves.
+            return first;
+        };
+        self.groups.insert(number, group);
+        NextHop::GROUP | number
     }
 
     fn add_neighbours(&mut self, network: &Network, ids: &mut Ids) {

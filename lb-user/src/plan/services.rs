@@ -215,7 +215,7 @@ fn backend<A: Addr>(
         state: if deadline.is_some() { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
         flags: if remote { Backend::<A>::REMOTE } else { 0 },
         service,
-        next_hop: if local { NextHop::HOST } else { way.map_or(NextHop::UNRESOLVED, |way| way.next_hop) },
+        next_hop: if local { NextHop::HOST } else { way.map_or(NextHop::UNRESOLVED, |way| way.one()) },
         weight: endpoint.weight.max(1),
         deadline: deadline.unwrap_or(0),
         link: if local { 0 } else { way.map_or(0, |way| way.link) },

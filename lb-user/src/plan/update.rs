@@ -118,17 +118,7 @@ impl Planned {
 
     /// Contents without services, so that only these differ.
     fn empty(&self) -> Contents {
-        Contents {
-            settings: self.contents.settings,
-            filter: BTreeMap::new(),
-            rows: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
-            names: BTreeMap::new(),
-            prefixes: BTreeMap::new(),
-            v4: Family::default(),
-            v6: Family::default(),
-            hooks: BTreeMap::new(),
-        }
+        Contents::empty(self.contents.settings)
     }
 
     /// What these services have now.

@@ -23,8 +23,8 @@ use self::read::Features;
 use crate::intent::Network;
 use crate::source::readiness::readable;
 
-/// Links, neighbours, IPv4 and IPv6 addresses and routes.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Links, neighbours, and of IPv4 and IPv6 addresses, routes, rules, and links' settings.
+const GROUPS: [u32; 10] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25];
 /// A burst of notifications is read once it has been quiet for this long,
 const QUIET: Duration = Duration::from_millis(3);
 /// or goes on for this long.
@@ -42,10 +42,13 @@ struct Dirty {
     addresses: bool,
     neighbours: bool,
     routes: bool,
+    rules: bool,
+    settings: bool,
 }
 
 impl Dirty {
-    const ALL: Dirty = Dirty { links: true, addresses: true, neighbours: true, routes: true };
+    const ALL: Dirty =
+        Dirty { links: true, addresses: true, neighbours: true, routes: true, rules: true, settings: true };
 
     fn note(&mut self, kind: u16) {
         match kind {
@@ -55,6 +58,8 @@ impl Dirty {
             20 | 21 => (self.addresses, self.routes) = (true, true),
             24 | 25 => self.routes = true,
             28 | 29 => self.neighbours = true,
+            32 | 33 => self.rules = true,
+            80 | 81 => self.settings = true,
             _ => {}
         }
     }
@@ -115,6 +120,12 @@ impl Mirror {
         }
         if dirty.routes {
             self.network.routes = read::routes(&mut self.connection).context("reading the kernel's routes")?;
+        }
+        if dirty.rules {
+            self.network.policy = read::policy(&mut self.connection).context("reading the kernel's policy rules")?;
+        }
+        if dirty.settings {
+            self.network.forwarding = read::forwarding(&mut self.connection).context("reading which links forward")?;
         }
         Ok(())
     }

@@ -107,7 +107,7 @@ pub fn address(link: u32, net: &str) -> Address {
 }
 
 pub fn route(prefix: &str, gateway: Option<IpAddr>, link: u32) -> Route {
-    Route { prefix: prefix.parse().expect("a prefix"), gateway, link, metric: 0, source: None }
+    Route { prefix: prefix.parse().expect("a prefix"), gateway, link, ..Route::default() }
 }
 
 pub fn neighbour(link: u32, addr: IpAddr) -> Neighbour {
@@ -136,5 +136,6 @@ fn network() -> Network {
             route("172.27.0.0/16", None, PODS),
             route("fd00:1b::/64", None, PODS),
         ],
+        ..Network::default()
     }
 }

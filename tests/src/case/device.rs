@@ -2,6 +2,8 @@
 
 use std::net::IpAddr;
 
+use lb_common::table;
+
 use super::World;
 use super::world::{BackendLine, Host, Link, Place, ServiceLine};
 use crate::packet::End;
@@ -15,10 +17,17 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
     match (word, words.as_slice()) {
         ("link", [name, index, mac, addr4, addr6, more @ ..]) => link(world, name, index, mac, (addr4, addr6), more),
         ("host", [name, addr4, addr6, at @ ..]) => host(world, name, (addr4, addr6), at),
-        ("route", [net4, net6, "via", host]) => {
-            let (addr, len) = prefix(if world.v6 { net6 } else { net4 })?;
-            world.routes.retain(|(a, l, _)| (*a, *l) != (addr, len));
-            world.routes.push((addr, len, (*host).into()));
+        ("route", [net4, net6, "via", hosts @ ..]) => route(world, (net4, net6), hosts),
+        ("blackhole", [net4, net6]) => route(world, (net4, net6), &[]),
+        ("forwards", [link, more @ ..]) => {
+            let flags = more.iter().map(|word| match *word {
+                "strict" => Ok(table::Link::STRICT4),
+                "loose" => Ok(table::Link::LOOSE4),
+                _ => Err(format!("{word}: strict or loose")),
+            });
+            let flags = flags.sum::<Built<u16>>()?;
+            world.forwards.retain(|(name, _)| name != link);
+            world.forwards.push(((*link).into(), flags));
             Ok(())
         }
         ("unused", [net4, net6]) => {
@@ -93,6 +102,13 @@ fn link(world: &mut World, name: &str, index: &str, mac: &str, addrs: (&str, &st
     }
     world.links.retain(|l| l.name != name);
     world.links.push(link);
+    Ok(())
+}
+
+fn route(world: &mut World, nets: (&str, &str), hosts: &[&str]) -> Built<()> {
+    let (addr, len) = prefix(if world.v6 { nets.1 } else { nets.0 })?;
+    world.routes.retain(|(a, l, _)| (*a, *l) != (addr, len));
+    world.routes.push((addr, len, hosts.iter().map(ToString::to_string).collect()));
     Ok(())
 }
 

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::table::{
-    Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
+    self, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
 };
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use lb_user::intent::Capacity;
@@ -73,7 +73,10 @@ pub struct World {
     pub v6: bool,
     pub links: Vec<Link>,
     pub hosts: Vec<Host>,
-    pub routes: Vec<(IpAddr, u32, String)>,
+    /// The hosts that each leads to; none: a blackhole.
+    pub routes: Vec<(IpAddr, u32, Vec<String>)>,
+    /// Links that packets are forwarded from, and further flags of theirs.
+    pub forwards: Vec<(String, u16)>,
     pub unused: Vec<(IpAddr, u32)>,
     pub vips: Vec<String>,
     pub services: Vec<ServiceLine>,
@@ -111,7 +114,7 @@ impl World {
         let host = self.hosts.iter().find(|h| h.addr == addr);
         let mut place = match host {
             Some(host) => &host.at,
-            None => &self.host(&self.longest(addr)?.2).ok()?.at,
+            None => &self.host(self.longest(addr)?.2.first()?).ok()?.at,
         };
         loop {
             match place {
@@ -122,7 +125,7 @@ impl World {
         }
     }
 
-    fn longest(&self, addr: IpAddr) -> Option<&(IpAddr, u32, String)> {
+    fn longest(&self, addr: IpAddr) -> Option<&(IpAddr, u32, Vec<String>)> {
         let covers = |net: IpAddr, len: u32| ipnet::IpNet::new(net, len as u8).is_ok_and(|net| net.contains(&addr));
         self.routes.iter().filter(|(net, len, _)| covers(*net, *len)).max_by_key(|(_, len, _)| *len)
     }
@@ -139,17 +142,9 @@ impl World {
 
     /// The tables.
     pub fn contents(&mut self) -> Built<Contents> {
-        let mut contents = Contents {
-            settings: self.settings()?,
-            filter: BTreeMap::new(),
-            rows: BTreeMap::new(),
-            next_hops: self.next_hops()?,
-            names: BTreeMap::new(),
-            prefixes: BTreeMap::new(),
-            v4: Family::default(),
-            v6: Family::default(),
-            hooks: BTreeMap::new(),
-        };
+        let mut contents = Contents::empty(self.settings()?);
+        contents.next_hops = self.next_hops()?;
+        contents.links = self.forwarding()?;
         if self.v6 {
             contents.v6 = self.family::<Ip6>(&mut contents)?;
         } else {
@@ -229,6 +224,7 @@ impl World {
         let mut hops = BTreeMap::from([
             (NextHop::UNRESOLVED, NextHop::default()),
             (NextHop::HOST, NextHop { kind: NextHop::LOCAL, ..NextHop::default() }),
+            (NextHop::BLACKHOLE, NextHop { kind: NextHop::DROP, ..NextHop::default() }),
         ]);
         for host in &self.hosts {
             let Place::On(link, mac) = &host.at else {
@@ -249,6 +245,15 @@ impl World {
         Ok(hops)
     }
 
+    fn forwarding(&self) -> Built<BTreeMap<u32, table::Link>> {
+        let entry = |(name, more): &(String, u16)| {
+            let link = self.link(name)?;
+            let flags = table::Link::FORWARDS4 | table::Link::FORWARDS6 | more;
+            Ok((link.index, table::Link { mac: Mac(link.mac), flags }))
+        };
+        self.forwards.iter().map(entry).collect()
+    }
+
     fn addr<A: Addr>(&self, host: &str) -> Built<A> {
         A::from_ip(self.names().resolve(host)?).ok_or_else(|| format!("{host}: of the other IP version"))
     }
@@ -262,7 +267,17 @@ impl World {
         }
         for (net, len, via) in &self.routes {
             let addr = A::from_ip(*net).ok_or("routes are of one IP version")?;
-            family.routes.insert(Prefix { len: *len, addr }, self.hop_index(via)?);
+            let via = via.iter().map(|host| self.hop_index(host)).collect::<Built<Vec<u32>>>()?;
+            let index = match via.as_slice() {
+                [] => NextHop::BLACKHOLE,
+                [one] => *one,
+                several => {
+                    let group = contents.groups.len() as u32;
+                    contents.groups.insert(group, std::array::from_fn(|place| several[place % several.len()]));
+                    NextHop::GROUP | group
+                }
+            };
+            family.routes.insert(Prefix { len: *len, addr }, index);
         }
         for vip in &self.vips {
             self.own(vip, &mut family, contents)?;

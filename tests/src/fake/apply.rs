@@ -67,6 +67,8 @@ impl Apply for Fake {
             Op::NextHop(op) => {
                 return element(&mut self.next_hops, op, ("next_hops", capacity.next_hops));
             }
+            Op::Group(op) => return change(&mut self.groups, &op.unboxed(), ("groups", 64)),
+            Op::Link(op) => return change(&mut self.links, op, ("links", 4_096)),
             Op::Name(op) => return change(&mut self.names, op, ("names", capacity.services)),
             Op::Prefix(op) => return element(&mut self.prefixes, op, ("prefixes", 16)),
             Op::V4(op) => return self.apply_family(op),
@@ -90,6 +92,8 @@ impl Apply for Fake {
             filter: self.filter.clone(),
             rows,
             next_hops: self.next_hops.clone(),
+            groups: self.groups.clone(),
+            links: self.links.clone(),
             names: self.names.clone(),
             prefixes: self.prefixes.clone(),
             v4: self.v4.clone(),
@@ -105,6 +109,8 @@ impl Fake {
         let mut fake = Fake { settings: contents.settings, ..Fake::default() };
         fake.filter = contents.filter.clone();
         fake.next_hops = contents.next_hops.clone();
+        fake.groups = contents.groups.clone();
+        fake.links = contents.links.clone();
         fake.names = contents.names.clone();
         fake.prefixes = contents.prefixes.clone();
         fake.v4 = contents.v4.clone();

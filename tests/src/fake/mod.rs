@@ -19,8 +19,8 @@ use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, FlowTable};
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, MappingEvent, Name, NextHop, Owned, Prefix,
-    PrefixPair, Service, ServiceKey, Settings, Uplink,
+    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name, NextHop,
+    Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink,
 };
 use lb_common::tables::{Common, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -70,6 +70,8 @@ pub struct Fake {
     /// The flat slot array, as far as it was ever written.
     pub slots: Vec<u32>,
     pub next_hops: BTreeMap<u32, NextHop>,
+    pub groups: BTreeMap<u32, Group>,
+    pub links: BTreeMap<u32, Link>,
     pub names: BTreeMap<u32, Name>,
     pub prefixes: BTreeMap<u32, PrefixPair<Ip6>>,
     pub v4: Family<Ip4>,
@@ -96,6 +98,8 @@ impl PartialEq for Fake {
             && self.filter == other.filter
             && self.slots == other.slots
             && self.next_hops == other.next_hops
+            && self.groups == other.groups
+            && self.links == other.links
             && self.names == other.names
             && self.v4 == other.v4
             && self.v6 == other.v6
@@ -182,6 +186,8 @@ impl Fake {
             ignore_filter: false,
             slots: Vec::new(),
             next_hops: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            links: BTreeMap::new(),
             names: BTreeMap::new(),
             prefixes: BTreeMap::new(),
             v4: Family::default(),
@@ -242,6 +248,14 @@ impl Common for Fake {
 
     fn next_hop(&self, index: u32) -> Option<NextHop> {
         (index < self.capacity.next_hops).then(|| self.next_hops.get(&index).copied().unwrap_or_default())
+    }
+
+    fn member(&self, group: u32, place: u32) -> Option<u32> {
+        self.groups.get(&group)?.get(place as usize).copied()
+    }
+
+    fn link(&self, ifindex: u32) -> Option<Link> {
+        self.links.get(&ifindex).copied()
     }
 
     fn icmp_permit(&self, now: u32) -> bool {

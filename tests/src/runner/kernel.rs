@@ -21,7 +21,7 @@ use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::apply::table::Table;
 use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, unload};
 use lb_user::intent::Capacity;
-use lb_user::plan::{Apply, Contents, Family, FamilyOp, Op};
+use lb_user::plan::{Apply, Contents, FamilyOp, Op};
 
 use super::{Fate, Host, tables};
 use crate::case::{Arriving, Case, Step, TICKS, What};
@@ -221,16 +221,7 @@ impl Machine {
     /// Empties every table.
     fn clear(&mut self) -> Result<()> {
         if let Some(contents) = self.contents.take() {
-            let nothing = Contents {
-                filter: BTreeMap::new(),
-                rows: BTreeMap::new(),
-                next_hops: BTreeMap::new(),
-                names: BTreeMap::new(),
-                prefixes: BTreeMap::new(),
-                v4: Family::default(),
-                v6: Family::default(),
-                ..contents.clone()
-            };
+            let nothing = Contents { hooks: contents.hooks.clone(), ..Contents::empty(contents.settings) };
             self.apply(&tables::ops(Some(&contents), &nothing))?;
         }
         clear_family(&self.kernel.maps.v4)?;

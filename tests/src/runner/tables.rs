@@ -34,27 +34,21 @@ fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) ->
 
 /// From the empty tables or `from` to `to`.
 pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
-    let empty = Contents {
-        settings: to.settings,
-        filter: BTreeMap::new(),
-        rows: BTreeMap::new(),
-        next_hops: BTreeMap::new(),
-        names: BTreeMap::new(),
-        prefixes: BTreeMap::new(),
-        v4: Family::default(),
-        v6: Family::default(),
-        hooks: BTreeMap::new(),
-    };
+    let empty = Contents::empty(to.settings);
     let from = from.unwrap_or(&empty);
     let mut ops = vec![Op::Settings(to.settings)];
     ops.extend(to.filter.iter().map(|(index, value)| Op::FilterWord { index: *index, value: *value }));
     ops.extend(sets(&from.next_hops, &to.next_hops, Op::NextHop));
+    ops.extend(sets(&from.groups, &to.groups, |c| Op::Group(Change::boxed(c))));
+    ops.extend(sets(&from.links, &to.links, Op::Link));
     ops.extend(sets(&from.names, &to.names, Op::Name));
     ops.extend(sets(&from.prefixes, &to.prefixes, Op::Prefix));
     let (added4, removed4) = family(&from.v4, &to.v4, Op::V4);
     let (added6, removed6) = family(&from.v6, &to.v6, Op::V6);
     ops.extend(to.rows.iter().map(|(first, row)| Op::Row { first: *first, backends: row.clone() }));
     ops.extend([added4, added6, removed4, removed6].concat());
+    ops.extend(removals(&from.links, &to.links, Op::Link));
+    ops.extend(removals(&from.groups, &to.groups, |c| Op::Group(Change::boxed(c))));
     ops.extend(removals(&from.next_hops, &to.next_hops, Op::NextHop));
     let gone = from.filter.keys().filter(|index| !to.filter.contains_key(index));
     ops.extend(gone.map(|index| Op::FilterWord { index: *index, value: 0 }));

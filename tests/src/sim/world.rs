@@ -145,7 +145,7 @@ impl World {
             gateway: Some(ip("192.168.20.11")),
             link: PORT,
             metric: 5,
-            source: None,
+            ..Route::default()
         };
         match self.network.routes.iter().position(|r| *r == extra) {
             Some(i) => drop(self.network.routes.remove(i)),
@@ -216,7 +216,7 @@ fn network() -> Network {
         gateway: Some(ip(gateway)),
         link: PORT,
         metric: 10,
-        source: None,
+        ..Route::default()
     };
     let neighbours = [
         (PORT, "192.168.20.10"),
@@ -239,5 +239,6 @@ fn network() -> Network {
         ],
         neighbours: neighbours.into_iter().enumerate().map(neighbour).collect(),
         routes: vec![route("0.0.0.0/0", "192.168.20.254"), route("::/0", "fd20::fe")],
+        ..Network::default()
     }
 }

@@ -14,7 +14,7 @@ pub use mapping::{cede, follow, known, map, remember, short, take};
 
 use super::flow::{claim, complete};
 use super::parse::{Ip, Parsed, Query};
-use super::{Context, Work, crosses, deliver};
+use super::{Context, Work, crosses, deliver, forward};
 use crate::apply::Packet;
 use crate::drop::Drop;
 use crate::hash;
@@ -160,7 +160,7 @@ fn outward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: 
     let mut next_hop = NextHop::UNRESOLVED;
     let mut link = context.at.ifindex;
     if context.at.hook != Hook::Egress {
-        next_hop = tables.route(key.dst).unwrap_or(NextHop::UNRESOLVED);
+        next_hop = forward::next_hop(tables, key.dst, key);
         let hop = tables.next_hop(next_hop).unwrap_or_default();
         // What the kernel forwards, or answers, is translated at its egress.
         if hop.kind != NextHop::LINK || parsed.ttl <= 1 {
@@ -295,7 +295,7 @@ fn inward<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, from: O
     };
     hit.flow = unchanged(parsed, context);
     (hit.flow.dst, hit.flow.dport) = (inside, port);
-    hit.flow.next_hop = tables.route(inside).unwrap_or(NextHop::UNRESOLVED);
+    hit.flow.next_hop = forward::next_hop(tables, inside, key);
     *entries = plane;
     if !hairpin {
         return Ok(PUT | SHARE | filter);
@@ -320,7 +320,7 @@ fn to_prefix<A: Ip, T: Tables<A>>(
     let inside = key.dst.exchange(pair, true).ok_or(Drop::NatUntranslatable)?;
     hit.flow = unchanged(parsed, context);
     hit.flow.dst = inside;
-    hit.flow.next_hop = tables.route(inside).unwrap_or(NextHop::UNRESOLVED);
+    hit.flow.next_hop = forward::next_hop(tables, inside, key);
     if from.is(Owned::PREFIX_INSIDE) {
         // Both sides inside: each knows the other by its address outside (RFC 6296 §5.3).
         hit.flow.src = outside_of(key.src, tables, from)?;
@@ -352,7 +352,7 @@ fn try_put<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Res
 #[inline(never)]
 pub fn guard<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>, outcome: &mut Outcome) {
     let tables = context.tables;
-    if outcome.action != Action::Pass || context.at.hook != Hook::Egress || !crosses(tables, &work.parsed, context.at) {
+    if !crosses(tables, &work.parsed, context.at) {
         return;
     }
     let key = &work.parsed.key;

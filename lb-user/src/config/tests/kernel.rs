@@ -60,8 +60,7 @@ fn gateway(gateway: &str) -> String {
         prefix: prefix.parse().unwrap(),
         gateway: gateway.map(|g| g.parse().unwrap()),
         link: 2,
-        metric: 0,
-        source: None,
+        ..Route::default()
     };
     let network = Network {
         links: vec![link(2, "eth0", None, None), link(3, "eth1", None, None)],

@@ -25,17 +25,7 @@ fn clock(seconds: u32) -> Clock {
 
 /// Tables with nothing in them.
 fn nothing() -> Contents {
-    Contents {
-        settings: Settings::default(),
-        filter: BTreeMap::new(),
-        rows: BTreeMap::new(),
-        next_hops: BTreeMap::new(),
-        names: BTreeMap::new(),
-        prefixes: BTreeMap::new(),
-        v4: Family::default(),
-        v6: Family::default(),
-        hooks: BTreeMap::new(),
-    }
+    Contents::empty(Settings::default())
 }
 
 /// The kernel's tables: the slot array is flat, and rows are what services say.
@@ -73,6 +63,8 @@ impl Model {
             Op::FilterWord { index, value } => drop(c.filter.insert(*index, *value)),
             Op::Row { first, backends } => self.write(*first, backends),
             Op::NextHop(change) => apply(&mut c.next_hops, change),
+            Op::Group(change) => apply(&mut c.groups, &change.unboxed()),
+            Op::Link(change) => apply(&mut c.links, change),
             Op::Name(change) => apply(&mut c.names, change),
             Op::Prefix(change) => apply(&mut c.prefixes, change),
             Op::V4(op) => family(&mut c.v4, op, &mut self.ended, &mut self.planes),

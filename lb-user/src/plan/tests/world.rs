@@ -40,7 +40,7 @@ pub fn address(link: u32, net: &str) -> Address {
 }
 
 pub fn route(prefix: &str, gateway: Option<&str>, link: u32, metric: u32) -> Route {
-    Route { prefix: prefix.parse().expect("a prefix"), gateway: gateway.map(ip), link, metric, source: None }
+    Route { prefix: prefix.parse().expect("a prefix"), gateway: gateway.map(ip), link, metric, ..Route::default() }
 }
 
 pub fn neighbour(link: u32, addr: &str, last: u8) -> Neighbour {
@@ -76,6 +76,7 @@ pub fn network() -> Network {
             route("0.0.0.0/0", Some("203.0.113.1"), ETH0, 0),
             route("198.51.100.0/24", Some("192.168.20.99"), ETH1, 10),
         ],
+        ..Network::default()
     }
 }
 

@@ -10,7 +10,8 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::message::{Attrs, Connection, Message, text, u16_at, u32_at};
-use crate::intent::{Address, Link, Neighbour, Route};
+use super::write::OURS;
+use crate::intent::{Address, Forwarding, Link, Neighbour, Route, RouteKind};
 
 const GET_LINK: u16 = 18;
 const GET_ADDRESS: u16 = 22;
@@ -21,10 +22,19 @@ const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
 const MAIN_TABLE: u32 = 254;
 const UNICAST: u8 = 1;
+const BLACKHOLE: u8 = 6;
+/// Unreachable, prohibit, throw.
+const REFUSING: [u8; 3] = [7, 8, 9];
+const GET_RULE: u16 = 34;
+const GET_NETCONF: u16 = 82;
+/// The rules that the kernel makes itself: tables local, main and default.
+const STANDARD_RULES: [u32; 3] = [0, 32_766, 32_767];
 /// Not usable: dead, or its link is down (`RTNH_F_DEAD`, `RTNH_F_LINKDOWN`).
 const UNUSABLE: u32 = 1 | 16;
 /// Reachable, stale, delay, probe, permanent: states in which the link-layer address is known.
 const RESOLVED: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
+/// A cache entry (`RTM_F_CLONED`).
+const CLONED: u32 = 0x200;
 const PERMANENT: u16 = 0x80;
 const PROXY: u8 = 0x08;
 
@@ -141,7 +151,14 @@ fn route(all: &mut Vec<Route>, payload: &[u8]) -> Option<()> {
     let attrs = Attrs(payload.get(12..)?);
     let flags = u32_at(payload, 8)?;
     let table = attrs.u32(15).unwrap_or(table as u32);
-    if table != MAIN_TABLE || kind != UNICAST || flags & (UNUSABLE | 0x200) != 0 {
+    let kind = match kind {
+        UNICAST => RouteKind::Unicast,
+        BLACKHOLE => RouteKind::Blackhole,
+        kind if REFUSING.contains(&kind) => RouteKind::Refusing,
+        _ => return None,
+    };
+    let unusable = if kind == RouteKind::Unicast { UNUSABLE | CLONED } else { CLONED };
+    if table != MAIN_TABLE || flags & unusable != 0 {
         return None;
     }
     let dst = match (attrs.find(1), family as i32) {
@@ -152,15 +169,18 @@ fn route(all: &mut Vec<Route>, payload: &[u8]) -> Option<()> {
     };
     let prefix = IpNet::new(dst, bits).ok()?.trunc();
     let (metric, source) = (attrs.u32(6).unwrap_or(0), attrs.find(7).and_then(ip));
-    let mut push = |link, attrs| all.push(Route { prefix, gateway: gateway(attrs), link, metric, source });
+    let mut push = |link, attrs, weight| {
+        all.push(Route { prefix, gateway: gateway(attrs), link, metric, source, kind, weight });
+    };
     match (attrs.u32(4), attrs.find(9)) {
-        (Some(link), _) => push(link, attrs),
+        _ if kind != RouteKind::Unicast => all.push(Route { prefix, metric, kind, ..Route::default() }),
+        (Some(link), _) => push(link, attrs, 0),
         (None, Some(mut hops)) => {
             // struct rtnexthop: length, flags, weight, interface; then the hop's own attributes.
             while let (Some(len), Some(link)) = (u16_at(hops, 0), u32_at(hops, 4)) {
                 let Some(attrs) = hops.get(8..len as usize) else { break };
                 if hops[2] as u32 & UNUSABLE == 0 {
-                    push(link, Attrs(attrs));
+                    push(link, Attrs(attrs), u32::from(hops[3]) + 1);
                 }
                 hops = hops.get((len as usize).next_multiple_of(4)..).unwrap_or_default();
             }
@@ -168,6 +188,54 @@ fn route(all: &mut Vec<Route>, payload: &[u8]) -> Option<()> {
         (None, None) => {}
     }
     Some(())
+}
+
+/// What is forwarded, by the link that it comes in by.
+pub fn forwarding(connection: &mut Connection) -> Result<BTreeMap<u32, Forwarding>> {
+    let v4 = netconf(connection, libc::AF_INET as u8)?;
+    let v6 = netconf(connection, libc::AF_INET6 as u8)?;
+    let all4 = v4.get(&ALL_LINKS).copied().unwrap_or_default();
+    let all6 = v6.get(&ALL_LINKS).is_some_and(|(forwarding, _)| *forwarding);
+    let links = v4.iter().filter(|(link, _)| **link < DEFAULT_LINKS);
+    Ok(links
+        .map(|(&link, &(forwarding, rp_filter))| {
+            (link, Forwarding { v4: forwarding, v6: all6, rp_filter: rp_filter.max(all4.1) })
+        })
+        .collect())
+}
+
+/// In place of a link's index (`NETCONFA_IFINDEX_ALL`, `NETCONFA_IFINDEX_DEFAULT`).
+const ALL_LINKS: u32 = u32::MAX;
+const DEFAULT_LINKS: u32 = u32::MAX - 1;
+
+/// By link: whether it forwards, and its `rp_filter`.
+fn netconf(connection: &mut Connection, family: u8) -> Result<BTreeMap<u32, (bool, u32)>> {
+    connection.dump(
+        || Message::new(GET_NETCONF, 0, &[family, 0, 0, 0]),
+        |all: &mut BTreeMap<_, _>, payload| {
+            let attrs = Attrs(payload.get(4..).unwrap_or_default());
+            if let Some(link) = attrs.u32(1) {
+                all.insert(link, (attrs.u32(2) == Some(1), attrs.u32(3).unwrap_or(0)));
+            }
+        },
+    )
+}
+
+/// Whether policy rules of others choose among routing tables, for IPv4 and for IPv6.
+pub fn policy(connection: &mut Connection) -> Result<[bool; 2]> {
+    let rules: [bool; 2] = connection.dump(
+        || Message::new(GET_RULE, 0, &[0; 12]),
+        |found: &mut [bool; 2], payload| {
+            let family = payload.first().copied().unwrap_or_default();
+            let attrs = Attrs(payload.get(12..).unwrap_or_default());
+            let standard = STANDARD_RULES.contains(&attrs.u32(6).unwrap_or(0));
+            let ours = attrs.find(21).is_some_and(|protocol| protocol == [OURS]);
+            if !standard && !ours && matches!(i32::from(family), libc::AF_INET | libc::AF_INET6) {
+                found[usize::from(i32::from(family) == libc::AF_INET6)] = true;
+            }
+        },
+    )?;
+    Ok(rules)
 }
 
 /// A gateway of the route's family, or (`RTA_VIA`) of another.

@@ -11,6 +11,8 @@ use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
 
+/// The protocol number of routes and rules of ours (`rtm_protocol`): above those that have names.
+pub const OURS: u8 = 0x53;
 const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
 const NEW_ADDRESS: u16 = 20;

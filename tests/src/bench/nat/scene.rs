@@ -117,6 +117,7 @@ pub fn fill(kernel: &mut Kernel, hosts: Hosts, quota: u32, capacity: Capacity) -
             route(&format!("{a}.{b}.{c}.0/24"), None, SWITCH),
             route("fd10:14::/64", None, SWITCH),
         ],
+        ..Network::default()
     };
     put(kernel, &intent, &network)
 }
