@@ -77,6 +77,8 @@ async fn start(options: &Options) -> Result<()> {
     wish.intent.tuning.capacity = kernel.capacity;
     let current = block_in_place(|| kernel.read())?;
     let nat_log = nat_log::start(&options.paths, wish.intent.nat.log.clone())?;
+    let ends = nat_log.ends();
+    kernel.ends.tell = Box::new(move |ended| ends.send(ended));
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),

@@ -77,7 +77,7 @@ fn mappings_are_logged_also_those_that_no_agent_saw() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let inside: SocketAddr = "10.20.0.7:1".parse().unwrap();
-    log.ends().send(Ended { time: UNIX_EPOCH, protocol: 17, inside, outside: inside });
+    log.ends().send(Ended { time: Some(UNIX_EPOCH), protocol: 17, inside, outside: inside });
     assert_eq!(lines(&first, 1), ["end udp 10.20.0.7:1 10.20.0.7:1"]);
     log.set_path(Some(second.clone()));
     std::thread::sleep(Duration::from_millis(100));

@@ -100,7 +100,7 @@ fn the_end_says_who_had_which_port() {
     let all = World::<Ip6>::new();
     all.map(v6(7), 500, base(1, 2) + 501, tcp::NEW);
     let taken = ports::at(&all.table, base(1, 2) + 501).unwrap();
-    let ended = taken.ended(v6(99));
+    let ended = taken.ended(v6(99), None);
     assert_eq!(
         (ended.protocol, ended.inside, ended.outside),
         (58, "[fd00::7]:500".parse().unwrap(), "[fd00::63]:501".parse().unwrap())

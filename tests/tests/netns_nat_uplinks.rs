@@ -1,8 +1,11 @@
-//! Uplinks that go, come back, and change their address.
+//! Uplinks that go, come back, and change their address; and what is said of the connections that end so.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
-use stellwerk_tests::netns::nat::sockets::{families, seen_as, udp};
+
+use serde_json::Value;
+use stellwerk_tests::netns::nat::sockets::{eventually, families, seen_as, udp};
 use stellwerk_tests::netns::nat::{self, ECHO, Translated, outside};
 use stellwerk_tests::netns::probe::{self, From, Talk};
 
@@ -102,4 +105,66 @@ fn a_new_address_of_the_uplink_is_taken() {
     assert!(talk.exchange(1000).is_err(), "the old connection lives");
     let log = lab.agent().log();
     assert!(log.contains("203.0.113.2"), "nothing said of the connections that ended:\n{}", lab.state());
+}
+
+/// Connections that the agent has ended for this reason, as `nat status` lists them.
+fn ended(lab: &mut Translated, reason: &str) -> u64 {
+    let text = lab.agent().command(&["nat", "status", "--json"]).unwrap();
+    let rows: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let row = rows.iter().find(|row| row["what"] == "ended" && row["name"] == reason);
+    row.unwrap_or_else(|| panic!("no such row: {text}"))["count"].as_u64().unwrap()
+}
+
+/// Mappings that have begun and not ended, by the log: who has which port outside. Panics where a line doesn't
+/// follow from those before it.
+fn open_mappings(lab: &Translated) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(lab.files.config().with_file_name("nat.log")).unwrap_or_default();
+    let mut open = BTreeMap::new();
+    for line in text.lines() {
+        let row: Value = serde_json::from_str(line).expect(line);
+        let word = |name: &str| row[name].as_str().unwrap_or_default().to_owned();
+        let (outside, inside) = (format!("{} {}", word("protocol"), word("outside")), word("inside"));
+        let before = if word("event") == "begin" { None } else { Some(inside.clone()) };
+        let was = match before {
+            None => open.insert(outside, inside),
+            Some(_) => open.remove(&outside),
+        };
+        assert_eq!(was, before, "{line} in\n{text}");
+    }
+    open
+}
+
+/// What ends with its address or its port is in the log of mappings, and counted also for the next agent.
+#[test]
+fn what_the_agent_ends_is_logged_and_counted() {
+    let keys = ", ipv6: masquerade, log: nat.log";
+    let mut lab = Translated::with(&nat::config(keys, "")).unwrap();
+    let like = nat::uplink().v4;
+    let all = 20_001..20_021;
+    for port in all.clone() {
+        assert!(seen_as(&udp(&lab.h1, like, port), like).is_some(), "{port}\n{}", lab.state());
+    }
+    let _talk = Talk::open(&lab.from_h1(), outside(like, ECHO)).unwrap();
+    let of = |lab: &Translated, address: &str| {
+        open_mappings(lab).keys().filter(|outside| outside.contains(&format!(" {address}:"))).count()
+    };
+    eventually("all beginnings are logged", 5, || of(&lab, "203.0.113.2") > all.len());
+    lab.dev
+        .ip("addr del 203.0.113.2/24 dev eth0\naddr add 203.0.113.22/24 dev eth0\n\
+             route replace default via 203.0.113.1 metric 100")
+        .unwrap();
+    leaves_by(&lab, like, "203.0.113.22".parse().unwrap(), Instant::now());
+    eventually("all ends are logged", 5, || of(&lab, "203.0.113.2") == 0);
+    let by_address = ended(&mut lab, "address");
+    assert!(by_address > all.len() as u64, "{by_address}\n{}", lab.state());
+
+    // Its successor knows of them, and counts on.
+    lab.agent().kill();
+    lab.agent().start().unwrap();
+    lab.ready().unwrap();
+    assert_eq!((ended(&mut lab, "address"), ended(&mut lab, "ports")), (by_address, 0));
+    eventually("there are others", 5, || of(&lab, "203.0.113.22") > 0);
+    lab.files.write_config(&nat::config(keys, "snatPorts: 40000-40999\n")).unwrap();
+    eventually("all ports are of the new range", 10, || of(&lab, "203.0.113.22") == 0);
+    assert!(ended(&mut lab, "ports") > 0, "{}", lab.state());
 }

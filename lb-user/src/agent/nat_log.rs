@@ -32,8 +32,11 @@ use crate::apply::maps;
 use crate::apply::ports::Ended;
 use crate::source::readiness::readable;
 
-/// Mappings that the agent itself ends in one go, at the most, before they are written.
-const ENDS: usize = 1 << 16;
+/// Mappings that the agent itself ends in one go, at the most, before they are written: more than an
+/// address outside has.
+const ENDS: usize = 1 << 18;
+/// Entries that the kernel's buffer has room for, at the most.
+const BUFFER: usize = (1 << 20) / (8 + size_of::<MappingEvent<Ip4>>());
 /// How often the file is looked for where it should be.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long the agent's own end waits for the last lines.
@@ -125,12 +128,12 @@ impl Writer {
             let mut changed = None;
             tokio::select! {
                 read = self.file.read(&mut buffer) => read?,
-                Some(ended) = self.ends.recv() => self.file.ended(&ended),
+                Some(ended) = self.ends.recv() => self.file.ended(&ended, buffer.get_mut()),
                 result = self.path.changed() => changed = Some(result),
                 _ = look.tick() => self.file.look(),
             }
             while let Ok(ended) = self.ends.try_recv() {
-                self.file.ended(&ended);
+                self.file.ended(&ended, buffer.get_mut());
             }
             // Also what no wakeup told of: there was something before this began.
             self.file.drain(buffer.get_mut());
@@ -194,8 +197,17 @@ impl LogFile {
         });
     }
 
-    fn ended(&mut self, ended: &Ended) {
+    fn ended(&mut self, ended: &Ended, buffer: &mut RingBuf<MapData>) {
         let Ended { time, protocol, inside, outside } = *ended;
+        if time.is_none() {
+            // Its beginning may still wait there; the next one of its port doesn't.
+            for _ in 0..BUFFER / (BATCHES * BATCH) + 1 {
+                if self.drain(buffer) {
+                    break;
+                }
+            }
+        }
+        let time = time.unwrap_or_else(SystemTime::now);
         self.line(&Line { time, event: "end", protocol, inside, outside });
     }
 }

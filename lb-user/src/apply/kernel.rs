@@ -4,7 +4,6 @@
 //! the kernel in one batched call; anything else flushes the batch first, so that no prefix of the
 //! list is ever in force in another order.
 
-use std::cell::Cell;
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
@@ -12,14 +11,12 @@ use std::slice;
 use anyhow::{Context, Error, Result};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
-use ipnet::IpNet;
-use lb_common::port_table::{PLANE, class};
 use lb_common::table::route::PLACES;
-use lb_common::table::{Backend, Counters, Flow, FlowKey, Group, NextHop, Plain, Prefix, Settings};
-use lb_common::wire::{Addr, Be16};
-use tracing::info;
+use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Settings};
+use lb_common::wire::Addr;
 
 use super::clock;
+use super::ends::Ends;
 use super::hooks::{self, Attacher};
 use super::load::{self, Loaded};
 use super::maps::{FamilyMaps, Maps, Paths};
@@ -41,6 +38,7 @@ pub struct Kernel {
     pub capacity: Capacity,
     pub ticks_per_second: u32,
     pub ebpf: Ebpf,
+    pub ends: Ends,
     attacher: Attacher,
 }
 
@@ -113,7 +111,16 @@ impl Kernel {
         hooks::prune(paths)?;
         let attacher = Attacher::new(&ebpf)?;
         let ticks_per_second = clock::rate()?;
-        Ok(Kernel { maps, paths: paths.clone(), state, capacity, ticks_per_second, ebpf, attacher })
+        Ok(Kernel {
+            maps,
+            paths: paths.clone(),
+            state,
+            capacity,
+            ticks_per_second,
+            ebpf,
+            ends: Ends::default(),
+            attacher,
+        })
     }
 
     fn clock(&self) -> Result<&SchedClassifier> {
@@ -127,7 +134,13 @@ impl Kernel {
 
     /// Applies operations in their order, and stops at the first that fails.
     pub fn apply_all(&mut self, ops: &[Op]) -> Result<()> {
-        let Kernel { maps, paths, state, ebpf, attacher, .. } = self;
+        let result = self.apply_each(ops);
+        self.ends.note(&self.paths, &mut self.state);
+        result
+    }
+
+    fn apply_each(&mut self, ops: &[Op]) -> Result<()> {
+        let Kernel { maps, paths, state, ebpf, attacher, ends, .. } = self;
         let mut pending = Pending::default();
         for op in ops {
             match op {
@@ -145,8 +158,8 @@ impl Kernel {
                     pending.change_array(&maps.names, change)?;
                 }
                 Op::Prefix(change) => pending.change_array(&maps.prefixes, change)?,
-                Op::V4(op) => family(maps, &maps.v4, op, &mut pending)?,
-                Op::V6(op) => family(maps, &maps.v6, op, &mut pending)?,
+                Op::V4(op) => family(maps, &maps.v4, op, &mut pending, ends)?,
+                Op::V6(op) => family(maps, &maps.v6, op, &mut pending, ends)?,
                 Op::Row { first, backends } => {
                     pending.flush()?;
                     maps.slots.write(*first, backends)?;
@@ -182,6 +195,7 @@ fn family<'a, A: Addr>(
     tables: &'a FamilyMaps<A>,
     op: &FamilyOp<A>,
     pending: &mut Pending<'a>,
+    ends: &mut Ends,
 ) -> Result<()> {
     match op {
         FamilyOp::Service(change) => pending.change(&tables.services, change),
@@ -190,22 +204,17 @@ fn family<'a, A: Addr>(
         FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
         FamilyOp::EndOutside { addr, plane } => {
             pending.flush()?;
-            end_outside(tables, *addr, *plane);
+            ends.outside(tables, *addr, *plane);
             Ok(())
         }
         FamilyOp::EndPrefix(prefix) => {
             pending.flush()?;
-            let ended = end_translated(tables, |addr, _, _| contains(prefix, addr));
-            info!(
-                "{}/{} is no longer exchanged: {ended} translated connections have ended",
-                prefix.addr.to_ip(),
-                prefix.len
-            );
+            ends.prefix(tables, prefix);
             Ok(())
         }
         FamilyOp::EndPorts { planes, first, last } => {
             pending.flush()?;
-            end_ports(tables, planes, *first, *last);
+            ends.ports(tables, planes, *first, *last);
             Ok(())
         }
         FamilyOp::Backend(change) => {
@@ -250,68 +259,6 @@ fn end_family<A: Addr>(tables: &FamilyMaps<A>, backends: &BTreeSet<u32>) -> Resu
     tables.flows.remove_entries(|_, flow| backends.contains(&flow.backend));
     remove_where(&tables.affinity, |_, affinity| backends.contains(&affinity.backend))?;
     Ok(())
-}
-
-/// Ends the translated connections that have an address outside, and gives its ports back.
-fn end_outside<A: Addr>(tables: &FamilyMaps<A>, addr: A, plane: u32) {
-    let ended = end_translated(tables, |outside, _, _| outside == addr);
-    for taken in tables.ports.taken(plane * PLANE, (plane + 1) * PLANE) {
-        tables.ports.give_back(&taken);
-    }
-    info!("{} is no longer an address outside: {ended} translated connections have ended", addr.to_ip());
-}
-
-/// Ends the translated connections of ports that none may have any more, and gives these back.
-fn end_ports<A: Addr>(tables: &FamilyMaps<A>, planes: &BTreeMap<A, u32>, first: u16, last: u16) {
-    let settings = Settings { snat_first: first, snat_last: last, ..Settings::default() };
-    let ended = end_translated(tables, |addr, port, proto| {
-        planes.contains_key(&addr) && class(proto).is_some() && is_not_of(&settings, port)
-    });
-    for &plane in planes.values() {
-        for taken in tables.ports.taken(plane * PLANE, (plane + 1) * PLANE) {
-            if is_not_of(&settings, Be16::new(taken.outside_port)) {
-                tables.ports.give_back(&taken);
-            }
-        }
-    }
-    if ended > 0 {
-        info!("translated connections have ports {first} to {last} from now on: {ended} others have ended");
-    }
-}
-
-/// Whether no translated connection may have the port; what has none has zero.
-pub fn is_not_of(settings: &Settings, port: Be16) -> bool {
-    port.get() != 0 && !settings.translates_to(port)
-}
-
-/// Ends the translated connections whose end outside (address, port and protocol) is `gone`; how many.
-fn end_translated<A: Addr>(tables: &FamilyMaps<A>, gone: impl Fn(A, Be16, u32) -> bool) -> usize {
-    let ended = Cell::new(0);
-    tables.flows.remove_entries(|key, flow| {
-        let gone = outside(key, flow).is_some_and(|(addr, port)| gone(addr, port, key.proto));
-        // One of its two entries counts, and no memory of it does.
-        let counts = gone && flow.is(Flow::<A>::OUT) && !flow.is(Flow::<A>::MEMORY);
-        ended.set(ended.get() + usize::from(counts));
-        gone
-    });
-    ended.get()
-}
-
-/// The address and port that an entry's translated connection has outside.
-pub fn outside<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>) -> Option<(A, Be16)> {
-    let source = flow.is(Flow::<A>::OUT | Flow::<A>::MEMORY);
-    let end = if source { (flow.src, flow.sport) } else { (key.dst, key.dport) };
-    flow.is(Flow::<A>::NAT).then_some(end)
-}
-
-/// Whether an entry is of a translated connection that has this address outside.
-pub fn is_outside<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>, addr: A) -> bool {
-    outside(key, flow).is_some_and(|(outside, _)| outside == addr)
-}
-
-/// Whether an address is in a prefix.
-pub fn contains<A: Addr>(prefix: &Prefix<A>, addr: A) -> bool {
-    IpNet::new(prefix.addr.to_ip(), prefix.len as u8).is_ok_and(|net| net.contains(&addr.to_ip()))
 }
 
 /// Removes the entries that `gone` names.
@@ -379,44 +326,5 @@ impl Apply for Kernel {
 
     fn read(&self) -> Result<Contents> {
         read_maps(&self.maps, self.attacher.read(&self.paths, &self.state)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use lb_common::wire::{Ip4, Ip6};
-
-    use super::*;
-
-    fn a<A: Addr>(text: &str) -> A {
-        A::from_ip(text.parse().expect("an address")).expect("one of the family")
-    }
-
-    #[test]
-    fn the_end_outside_of_an_entry() {
-        let (inside, remote, outer) = (a::<Ip4>("10.20.0.5"), a("198.51.100.7"), a("203.0.113.2"));
-        let [near, far, port] = [40_000, 443, 2_000].map(Be16::new);
-        let nat = Flow::<Ip4>::NAT;
-        let out =
-            Flow { src: outer, dst: remote, sport: port, dport: far, flags: nat | Flow::<Ip4>::OUT, ..Flow::default() };
-        let out_key = FlowKey { src: inside, dst: remote, sport: near, dport: far, proto: 6 };
-        let back = Flow { src: remote, dst: inside, sport: far, dport: near, flags: nat, ..Flow::default() };
-        let memory = Flow { flags: nat | Flow::<Ip4>::MEMORY, ..out };
-        let service = Flow { flags: Flow::<Ip4>::SNAT, ..out };
-        let ends = [(out_key, out), (out.reverse_key(6), back), (out_key, memory), (out_key, service)];
-        let end = Some((outer, port));
-        assert_eq!(ends.map(|(key, flow)| outside(&key, &flow)), [end, end, end, None]);
-        assert!(is_outside(&out_key, &out, outer) && !is_outside(&out_key, &out, inside));
-    }
-
-    #[test]
-    fn ports_and_prefixes() {
-        let settings = Settings { snat_first: 1_024, snat_last: 2_048, ..Settings::default() };
-        let others = [0, 1, 1_023, 1_024, 2_047, 2_048, 65_535].map(|port| is_not_of(&settings, Be16::new(port)));
-        // A range of an odd number of ports has one less.
-        assert_eq!(others, [false, true, true, false, false, true, true]);
-        let prefix = Prefix { len: 60, addr: a::<Ip6>("2001:db8:7::") };
-        let there = ["2001:db8:7:f::1", "2001:db8:7:10::1"].map(|addr| contains(&prefix, a(addr)));
-        assert_eq!(there, [true, false]);
     }
 }

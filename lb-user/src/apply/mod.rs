@@ -5,6 +5,7 @@
 //! Deliberately not here: what the tables shall hold ([`crate::plan`]).
 
 pub mod clock;
+pub mod ends;
 pub mod flows;
 mod hooks;
 pub mod kernel;
@@ -22,5 +23,5 @@ mod unload;
 pub use hooks::{Point, attached};
 pub use kernel::Kernel;
 pub use maps::{Maps, Paths};
-pub use state::{State, namespace};
+pub use state::{EndedFor, State, namespace};
 pub use unload::unload;

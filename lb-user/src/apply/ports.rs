@@ -55,17 +55,18 @@ pub struct Taken<A> {
 /// A mapping that the agent ended, as it is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ended {
-    pub time: SystemTime,
+    /// None: behind all that packets have begun so far, and before all that they begin from now on.
+    pub time: Option<SystemTime>,
     pub protocol: u8,
     pub inside: SocketAddr,
     pub outside: SocketAddr,
 }
 
 impl<A: Addr> Taken<A> {
-    /// The end of it now, `outside` being its plane's address.
-    pub fn ended(&self, outside: A) -> Ended {
+    /// The end of it, `outside` being its plane's address.
+    pub fn ended(&self, outside: A, time: Option<SystemTime>) -> Ended {
         Ended {
-            time: SystemTime::now(),
+            time,
             protocol: port_table::proto::<A>(self.class),
             inside: SocketAddr::new(self.inside.to_ip(), self.inside_port),
             outside: SocketAddr::new(outside.to_ip(), self.outside_port),

@@ -1,4 +1,5 @@
-//! What was changed outside of the pins, written down beside them so that `unload` can undo it.
+//! What was changed outside of the pins, written down beside them so that `unload` can undo it; and what
+//! shall be known of agents before.
 //!
 //! Invariant: a change is recorded before it is made, with the value that it replaces; the first
 //! record of a thing wins, since later agents find what earlier ones made.
@@ -33,6 +34,25 @@ pub struct State {
     pub addresses: BTreeSet<(String, IpNet)>,
     /// Neighbours that the kernel keeps fresh for us.
     pub neighbours: BTreeSet<(u32, IpAddr)>,
+    /// Translated connections that agents ended so far: nothing to undo, but it shall outlive them.
+    pub nat_ended: EndedFor,
+}
+
+/// Translated connections that have ended since what they had outside is no longer there, by what that was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndedFor {
+    pub address: u64,
+    pub ports: u64,
+    pub prefix: u64,
+}
+
+impl EndedFor {
+    pub fn add(&mut self, other: &EndedFor) {
+        self.address += other.address;
+        self.ports += other.ports;
+        self.prefix += other.prefix;
+    }
 }
 
 impl State {

@@ -9,6 +9,7 @@ pub mod ports;
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::time::SystemTime;
 
 use anyhow::Result;
 use lb_common::flow_table::{self, FlowTable, WAYS};
@@ -122,7 +123,7 @@ fn family<A: Addr>(
     let tell = |taken: &Taken<A>| {
         if settings.nat(Settings::NAT_LOG) {
             let outside = outside.get_or_init(|| planes(tables)).get(&taken.plane);
-            ended(taken.ended(outside.copied().unwrap_or_default()));
+            ended(taken.ended(outside.copied().unwrap_or_default(), Some(SystemTime::now())));
         }
     };
     let planes = tables.ports.planes();

@@ -15,7 +15,7 @@ use lb_common::wire::Addr;
 use super::flows::{Context, entries, idle};
 use super::{Cell, Table, endpoint, interface, interfaces, mirror, open, protocol, set, text};
 use crate::apply::maps::FamilyMaps;
-use crate::apply::{Maps, Paths, State};
+use crate::apply::{EndedFor, Maps, Paths, State};
 
 /// What NAT's drops and notes have in common.
 const NAT: &str = "nat_";
@@ -94,12 +94,14 @@ fn range(settings: &Settings) -> String {
 pub fn nat_status(paths: &Paths) -> Result<Table> {
     let maps = open(paths)?;
     let settings = maps.settings.get(&0)?.unwrap_or_default();
-    let names = interfaces(mirror(&State::read(paths)?)?.as_ref());
+    let state = State::read(paths)?;
+    let names = interfaces(mirror(&state)?.as_ref());
     let mut table = Table::new(&["what", "name", "state", "count", "capacity", "detail"]);
     list_setting(&mut table, &settings);
     for family in [Use::of(&maps.v4)?, Use::of(&maps.v6)?] {
         list_use(&mut table, &family, &settings, &names);
     }
+    list_ended(&mut table, &state.nat_ended);
     let mut count = |what: &str, reason: &str, count: u64, meaning| {
         if reason.starts_with(NAT) {
             table.push([what.into(), reason.into(), Cell::None, count.into(), Cell::None, text(meaning)]);
@@ -159,6 +161,17 @@ fn list_use(table: &mut Table, family: &Use, settings: &Settings, names: &BTreeM
             HOLDERS.into(),
             "inside, with at least one port".into(),
         ]);
+    }
+}
+
+/// Connections that agents ended, since the tables were made.
+fn list_ended(table: &mut Table, ended: &EndedFor) {
+    for (what, count, meaning) in [
+        ("address", ended.address, "connections whose address is no longer one outside"),
+        ("ports", ended.ports, "connections whose port is no longer in the range"),
+        ("prefix", ended.prefix, "connections whose prefix is no longer exchanged"),
+    ] {
+        table.push(["ended".into(), what.into(), Cell::None, count.into(), Cell::None, meaning.into()]);
     }
 }
 
@@ -351,6 +364,7 @@ mod tests {
         let mut table = Table::new(&["what", "name", "state", "count", "capacity", "detail"]);
         list_setting(&mut table, &settings);
         list_use(&mut table, &family, &settings, &names);
+        list_ended(&mut table, &EndedFor { address: 7, ports: 0, prefix: 1 });
         let text = table.text();
         let lines: Vec<String> =
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
@@ -368,6 +382,9 @@ mod tests {
                 "ports 203.0.113.2 UDP 2 28976 1024 to 29999",
                 "ports 203.0.113.2 ICMP 1 28976 1024 to 29999",
                 "hosts - IPv4 2 16384 inside, with at least one port",
+                "ended address - 7 - connections whose address is no longer one outside",
+                "ended ports - 0 - connections whose port is no longer in the range",
+                "ended prefix - 1 - connections whose prefix is no longer exchanged",
             ]
         );
     }

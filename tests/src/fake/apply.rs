@@ -7,7 +7,7 @@ use std::fmt;
 use lb_common::port_table::class;
 use lb_common::table::Settings;
 use lb_common::wire::Addr;
-use lb_user::apply::kernel::{contains, is_not_of, is_outside, outside};
+use lb_user::apply::ends::{contains, is_not_of, is_outside, outside};
 use lb_user::plan::{Apply, Change, Contents, Family, FamilyOp, Op};
 
 use super::{Fake, InFake};
