@@ -149,6 +149,28 @@ mod tests {
         assert_eq!(text.map(|t| t.replace(&folder, "CLUSTER")), Ok(EXAMPLE.to_owned()));
     }
 
+    /// As `run` would say it: it takes configuration and manifests by the same means.
+    #[test]
+    fn a_forwarded_port_is_no_services() {
+        let dir = std::env::temp_dir().join(format!("stellwerk-check-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("cluster")).unwrap();
+        let file = dir.join("c.yaml");
+        let config = "node: n\ninside: x\ncluster: { manifests: ./cluster }\npublish:\n- 203.0.113.5:80 -> 10.20.0.7:80\n\
+                      - 203.0.113.5:8443 -> 10.20.0.7:443\n- 203.0.113.5:53 -> 10.20.0.7:53/udp\n";
+        let service = "apiVersion: v1\nkind: Service\nmetadata: { name: web }\nspec:\n  externalIPs: [203.0.113.5]\n  \
+                       ports:\n  - { name: a, port: 53 }\n  - { name: b, port: 8443 }\n";
+        std::fs::write(&file, config).unwrap();
+        std::fs::write(dir.join("cluster/web.yaml"), service).unwrap();
+        let said = super::check(&file).map_err(|errors| errors.to_string());
+        std::fs::remove_dir_all(&dir).unwrap();
+        let said = said.expect_err("two at one place").replace(&dir.display().to_string(), "DIR");
+        assert_eq!(
+            said,
+            "DIR/cluster/web.yaml:8:5: spec.ports[1]: default/web and publish[1] (DIR/c.yaml:6) both want \
+             203.0.113.5:8443/TCP; expected one of them to change"
+        );
+    }
+
     const EXAMPLE: &str = "\
 node            edge-1
 port Port2      eth0, gateway 203.0.113.1, hook auto

@@ -16,6 +16,7 @@ mod verify;
 mod yaml;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -136,7 +137,15 @@ impl Config {
 
     /// What the manifests' source needs of it.
     pub fn rules(&self) -> Rules {
-        let published = self.published.iter().flat_map(|service| service.addresses.iter().copied()).collect();
+        let said = |i: usize| {
+            let path = self.member("publish", i);
+            let line = self.places.by_path.get(&path).map_or(String::new(), |place| format!(":{}", place.line));
+            format!("{path} ({}{line})", self.file)
+        };
+        let at = |service: &ServicePort, addr: &IpAddr| (*addr, service.port, service.protocol);
+        let published = self.published.iter().enumerate();
+        let published =
+            published.flat_map(|(i, s)| s.addresses.iter().map(move |addr| (at(s, addr), said(i)))).collect();
         Rules { service_ranges: self.service_ranges.clone(), published, draining: self.draining }
     }
 

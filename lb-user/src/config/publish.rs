@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is here is a service like any other from now on, so that it is balanced, counted,
 //! shown and drained by what does that for those. Not here: whether a service of the cluster is reached at
-//! the same place (the plan says so).
+//! the same place ([`super::Config::rules`] goes to who knows those).
 
 use std::net::{IpAddr, SocketAddr};
 

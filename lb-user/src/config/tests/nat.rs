@@ -101,8 +101,17 @@ cluster: { serviceIPs: 203.0.113.5-203.0.113.9 }
             "zoo/web:8443 Tcp 203.0.113.5 8443 -> 10.20.0.7 443",
         ]
     );
-    let given: Vec<_> = config.rules().published.iter().map(ToString::to_string).collect();
-    assert_eq!(given, ["203.0.113.5", "2001:db8::5"], "no load balancer gets these");
+    let published = config.rules().published;
+    let said = published.iter().map(|((addr, port, _), said)| format!("{addr} {port} {said}")).collect::<Vec<_>>();
+    assert_eq!(
+        said,
+        [
+            "203.0.113.5 7 publish[3] (c.yaml:7)",
+            "203.0.113.5 53 publish[1] (c.yaml:5)",
+            "203.0.113.5 8443 publish[0] (c.yaml:4)",
+            "2001:db8::5 8443 publish[2] (c.yaml:6)",
+        ]
+    );
     let one = super::parse("node: n\ninside: x\npublish: { at: 10.0.0.1:80, to: 10.0.0.2:80, protocol: udp }").unwrap();
     assert_eq!(one.published[0].protocol, Protocol::Udp);
 }

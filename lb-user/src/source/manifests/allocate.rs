@@ -23,7 +23,7 @@ pub(super) fn allocate<'s>(
 ) -> (Given, Vec<Error>) {
     let ranges = &rules.service_ranges[..];
     let named = services.clone().flat_map(|s| &s.addresses);
-    let mut used: HashSet<IpAddr> = named.chain(&rules.published).copied().collect();
+    let mut used: HashSet<IpAddr> = named.chain(rules.published.keys().map(|(addr, ..)| addr)).copied().collect();
     let mut given = Given::new();
     let mut asking: Vec<(&Service, &[bool])> = services.filter_map(|s| Some((&**s, s.wants.as_deref()?))).collect();
     asking.sort_by(|a, b| a.0.name.cmp(&b.0.name));

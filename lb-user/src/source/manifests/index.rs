@@ -76,20 +76,21 @@ fn remove<T>(map: &mut BTreeMap<ServiceName, Vec<Arc<T>>>, name: &ServiceName, g
 }
 
 impl Taken {
-    /// Refuses two services at one address, port and protocol.
+    /// Refuses two services at one address, port and protocol, and one where the configuration forwards a port.
     pub fn check(
         &self,
         affected: &BTreeSet<ServiceName>,
         joined: &BTreeMap<ServiceName, Arc<Joined>>,
         index: &Index,
+        published: &BTreeMap<(IpAddr, u16, Protocol), String>,
     ) -> Result<(), Errors> {
         let mut mine = Taken::default();
         let mut errors = Vec::new();
         for (name, joined) in joined {
             let ports = index.services.get(name).and_then(|s| s.first()).map_or(&[][..], |s| &s.ports);
             for (port, said) in joined.ports.iter().zip(ports) {
-                let mut clash = |what: String, first: &ServiceName| {
-                    let first = format!("{first}{}", index.line(first));
+                let service = |first: &ServiceName| format!("{first}{}", index.line(first));
+                let mut clash = |what: String, first: String| {
                     errors.push(
                         said.said
                             .message(format!("{name} and {first} both want {what}; expected one of them to change")),
@@ -99,7 +100,8 @@ impl Taken {
                 for addr in &port.addresses {
                     let key = (*addr, port.port, port.protocol);
                     let before = mine.addresses.insert(key, name.clone());
-                    if let Some(first) = before.as_ref().or(self.addresses.get(&key).filter(old)) {
+                    let before = before.as_ref().or(self.addresses.get(&key).filter(old)).map(service);
+                    if let Some(first) = before.or_else(|| published.get(&key).cloned()) {
                         clash(format!("{}", Listen(*addr, port.port, port.protocol)), first);
                     }
                 }
@@ -108,7 +110,7 @@ impl Taken {
                     if let Some(first) =
                         before.as_ref().or(self.node_ports.get(&(node_port, port.protocol)).filter(old))
                     {
-                        clash(format!("node port {node_port}/{}", protocol(port.protocol)), first);
+                        clash(format!("node port {node_port}/{}", protocol(port.protocol)), service(first));
                     }
                 }
             }

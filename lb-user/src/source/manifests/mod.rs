@@ -28,15 +28,16 @@ use index::{Index, Taken};
 use join::Joined;
 
 use crate::config::{Error, Errors};
-use crate::intent::{ServicePort, ServiceRange};
+use crate::intent::{Protocol, ServicePort, ServiceRange};
 
 /// What the configuration says of services.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     /// Addresses that load balancers without one get.
     pub service_ranges: Vec<ServiceRange>,
-    /// Addresses that are given to none of them.
-    pub published: BTreeSet<IpAddr>,
+    /// Where the configuration forwards ports, and the place that says so: these addresses are given to no
+    /// load balancer.
+    pub published: BTreeMap<(IpAddr, u16, Protocol), String>,
     /// How long a terminating endpoint keeps its connections.
     pub draining: Duration,
 }
@@ -174,7 +175,7 @@ impl Manifests {
             None
         };
         let joined = self.join(&affected, given.as_ref().unwrap_or(&self.given), now)?;
-        self.taken.check(&affected, &joined, &self.index)?;
+        self.taken.check(&affected, &joined, &self.index, &self.rules.published)?;
         for name in affected {
             let before = self.joined.remove(&name);
             let after = joined.get(&name).cloned();

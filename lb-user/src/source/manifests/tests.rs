@@ -32,7 +32,7 @@ fn rules() -> Rules {
     let range = |first: &str, last: &str| ServiceRange { first: first.parse().unwrap(), last: last.parse().unwrap() };
     Rules {
         service_ranges: vec![range("10.9.0.1", "10.9.0.3"), range("fd00::1", "fd00::2")],
-        published: BTreeSet::new(),
+        published: BTreeMap::new(),
         draining: Duration::from_secs(30),
     }
 }

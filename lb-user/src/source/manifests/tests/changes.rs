@@ -144,7 +144,9 @@ fn addresses_stay() {
     assert_eq!(again.load(&Scope::Files(BTreeSet::new()), at(6)).unwrap().changed.len(), 2);
     assert_eq!(show(&again.services())[0], "default/m:80 80/TCP [10.8.0.1] -> ");
     // One that is published is nobody else's any more.
-    let published = ["10.8.0.1", "10.8.0.3"].map(|addr| addr.parse().unwrap()).into();
+    let published = ["10.8.0.1", "10.8.0.3"]
+        .map(|addr| ((addr.parse().unwrap(), 7, Protocol::Tcp), "publish (c.yaml:7)".into()))
+        .into();
     again.set_rules(Rules { service_ranges: vec![range], published, ..rules() });
     again.load(&Scope::Files(BTreeSet::new()), at(7)).unwrap();
     let given: Vec<_> = again.services().iter().map(|s| format!("{} {}", s.name, s.addresses[0])).collect();
