@@ -1,8 +1,10 @@
 //! The sweep of ports outside, over tables in this process's memory: what has ended goes, what an agent
 //! left that was killed in the middle is mended, and what lives stays.
 
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use lb_common::flow_table::{self, Hit, NONE};
-use lb_common::port_table::{self, CHARGED, Mapping, PLANE, PORTS, PortTable, base};
+use lb_common::port_table::{self, CHARGED, HOLDERS, Holder, Mapping, PLANE, PORTS, PortTable, base};
 use lb_common::table::{Flow, FlowKey, Settings};
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -55,6 +57,7 @@ impl<A: Addr> World<A> {
             leaked: sum.leaked + swept.leaked,
             hosts: sum.hosts + swept.hosts,
             counts: sum.counts + swept.counts,
+            places: sum.places + swept.places,
             ..sum
         })
     }
@@ -178,8 +181,42 @@ fn a_count_in_motion_is_left_alone() {
     }
 }
 
-/// A host whose first place was full when it came has another; when the first is free again, packets
-/// count there.
+/// Killed in the middle of forgetting a host: its place is nobody's, and nobody gets it.
+fn a_half_free_place_is_freed<A: Addr>(host: impl Fn(u8) -> A) {
+    let places = |all: &World<A>| -> Vec<u32> {
+        (0..HOLDERS).filter(|index| all.table.holder(*index).unwrap().read().is_some()).collect()
+    };
+    let mut all = World::<A>::new();
+    all.map(host(1), 1, 10, tcp::ESTABLISHED);
+    all.map(host(2), 1, 20, tcp::ESTABLISHED);
+    let place = places(&all).into_iter().find(|i| all.table.holder(*i).unwrap().read().unwrap().0 == host(1)).unwrap();
+    assert!(give_back(&all.table, &ports::at(&all.table, 10).unwrap()));
+    assert_eq!(state(all.table.holder(place).unwrap()).swap(1, Ordering::SeqCst), 2);
+    assert_eq!(all.hosts(), [(host(2), 1)]);
+    // Meanwhile the host has another one.
+    all.map(host(1), 2, 30, tcp::ESTABLISHED);
+    let others = places(&all);
+    assert!(!others.contains(&place));
+
+    assert_eq!(all.sweep(NOW), only(0, 0, 0, 0));
+    assert_eq!(all.sweep(NOW), Swept { places: 1, ..Swept::default() });
+    assert_eq!(all.sweep(NOW), only(0, 0, 0, 0));
+    assert_eq!(places(&all), others);
+    assert_eq!(state(all.table.holder(place).unwrap()).load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_place_that_was_left_half_free_is_freed_after_two_looks() {
+    a_half_free_place_is_freed(v4);
+    a_half_free_place_is_freed(v6);
+}
+
+/// A place's own word: 0: free, 1: taken or left by somebody just now, 2: a host's.
+#[expect(unsafe_code, reason = "nothing but a kill leaves the second one")]
+fn state<A: Addr>(holder: &Holder<A>) -> &AtomicU32 {
+    // SAFETY: the struct is laid out as C does it, and begins with a cell of 32 bits, which is an atomic.
+    unsafe { &*std::ptr::from_ref(holder).cast::<AtomicU32>() }
+}
 
 #[test]
 fn a_port_goes_back_by_its_own_endpoint_alone() {

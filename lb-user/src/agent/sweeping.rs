@@ -41,4 +41,7 @@ fn say(swept: &Swept, total: &Swept) {
     if swept.counts != 0 {
         warn!("corrected the number of ports of {} hosts inside ({} so far)", swept.counts, total.counts);
     }
+    if swept.places != 0 {
+        warn!("freed the places of {} hosts that an agent had left half free ({} so far)", swept.places, total.places);
+    }
 }

@@ -5,6 +5,7 @@
 //! that a stopped agent costs room, never correctness. A step looks at a part of the tables; the
 //! whole takes some seconds.
 
+mod places;
 pub mod ports;
 
 use std::cell::OnceCell;
@@ -38,8 +39,10 @@ pub struct Swept {
     pub leaked: usize,
     /// Hosts inside without a port, whose counts' places are free again,
     pub hosts: usize,
-    /// and hosts whose count of ports was wrong.
+    /// hosts whose count of ports was wrong,
     pub counts: usize,
+    /// and places of counts that an agent had left half free.
+    pub places: usize,
 }
 
 impl Swept {
@@ -51,6 +54,7 @@ impl Swept {
         self.leaked += other.leaked;
         self.hosts += other.hosts;
         self.counts += other.counts;
+        self.places += other.places;
     }
 }
 

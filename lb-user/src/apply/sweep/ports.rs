@@ -1,19 +1,19 @@
 //! The sweep of ports outside, and of what hosts inside are counted to have.
 //!
-//! Invariant: a mapping goes only when no connection can have kept it; a port that nobody has, and a
-//! count that is wrong, are what an agent leaves that is killed in the middle, and are mended only after
+//! Invariant: a mapping goes only when no connection can have kept it; a port that nobody has, a count
+//! that is wrong, and a place for one that is neither free nor anybody's ([`super::places`]), are what an agent leaves that is killed in the middle, and are mended only after
 //! they were found the same by two passes: what a packet is about to do is done long before.
 //! Deliberately not here: what is remembered beside a mapping, which is the flow table's.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use lb_common::hash;
 use lb_common::port_table::{self, HOLDERS, Holder, Meta, PLANE, PortTable, proto};
 use lb_common::table::Settings;
 use lb_common::wire::Addr;
 
-use super::{STEP, STEPS, Swept};
+use super::{STEP, STEPS, Swept, places};
 use crate::apply::ports::{Taken, at, bits, give_back};
 
 /// A host's count, and the mappings of it that a pass has met.
@@ -35,6 +35,8 @@ pub struct Pass<A> {
     bare_before: HashMap<u32, Meta>,
     /// By the count's place.
     counts_before: HashMap<u32, Count<A>>,
+    /// Places of counts that were neither free nor anybody's.
+    half_before: HashSet<u32>,
 }
 
 impl<A> Default for Pass<A> {
@@ -45,6 +47,7 @@ impl<A> Default for Pass<A> {
             bare: HashMap::new(),
             bare_before: HashMap::new(),
             counts_before: HashMap::new(),
+            half_before: HashSet::new(),
         }
     }
 }
@@ -115,7 +118,10 @@ fn end<A: Addr, T: PortTable<A>>(table: &T, entries: u32, pass: &mut Pass<A>, sw
             }
         }
     }
-    *pass = Pass { counts_before: counts, bare_before: std::mem::take(&mut pass.bare), ..Pass::default() };
+    let (freed, half_before) = places::free(table, &pass.half_before);
+    swept.places += freed;
+    let bare_before = std::mem::take(&mut pass.bare);
+    *pass = Pass { counts_before: counts, bare_before, half_before, ..Pass::default() };
 }
 
 /// How many mappings each host has.
