@@ -77,20 +77,8 @@ fn a_flood_from_inside_leaves_translated_or_not_at_all() {
     const PACKETS: u32 = 200_000;
     let lab = Translated::with(&nat::config(", quota: 100000", "")).unwrap();
     lab.watch_untranslated().unwrap();
-    // Nobody answers there.
-    lab.gw.ip("route add blackhole 198.18.0.0/15").unwrap();
     let begin = Instant::now();
-    lab.h1
-        .run(|| {
-            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
-            socket.set_header_included_v4(true).unwrap();
-            for n in 0..PACKETS {
-                let port = (n / 2 % 60_000 + 1024) as u16;
-                let to = [198, 18, (n / 2 / 60_000) as u8, 1];
-                let _ = socket.send_to(&crafted(n % 2 == 0, port, to), &SocketAddr::from((to, 80)).into());
-            }
-        })
-        .unwrap();
+    flood(&lab, PACKETS);
     println!("{PACKETS} packets in {:?}", begin.elapsed());
     std::thread::sleep(Duration::from_millis(500));
     let (untranslated, translated) = lab.watched().unwrap();
@@ -101,6 +89,22 @@ fn a_flood_from_inside_leaves_translated_or_not_at_all() {
     let how = Datagram { length: 10, ..Datagram::default() };
     assert!(lab.count("nat_ports_exhausted") > 0 || probe::udp(&lab.from_h2(), outside(like, ECHO), how).is_ok());
     assert_eq!(lab.watched().unwrap().0, 0);
+}
+
+/// SYNs and datagrams of h1, of as many endpoints as there can be, to where nobody answers.
+fn flood(lab: &Translated, packets: u32) {
+    lab.gw.ip("route replace blackhole 198.18.0.0/15").unwrap();
+    lab.h1
+        .run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).unwrap();
+            socket.set_header_included_v4(true).unwrap();
+            for n in 0..packets {
+                let port = (n / 2 % 60_000 + 1024) as u16;
+                let to = [198, 18, (n / 2 / 60_000) as u8, 1];
+                let _ = socket.send_to(&crafted(n % 2 == 0, port, to), &SocketAddr::from((to, 80)).into());
+            }
+        })
+        .unwrap();
 }
 
 /// A SYN or a datagram of h1. The kernel fills in the IP checksum.
@@ -123,6 +127,35 @@ fn crafted(tcp: bool, port: u16, to: [u8; 4]) -> Vec<u8> {
     let at = if tcp { 36 } else { 26 };
     bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     bytes
+}
+
+/// While nobody reads the log of mappings: what it has no room for is counted, and shown; the next agent writes
+/// the rest.
+#[test]
+fn what_the_log_has_no_room_for_is_counted() {
+    let mut lab = Translated::with(&nat::config(", quota: 100000, log: nat.log", "")).unwrap();
+    lab.agent().kill();
+    flood(&lab, 110_000);
+    std::thread::sleep(Duration::from_millis(300));
+    let lost = lab.count("nat_log_lost");
+    assert!(lost > 10_000, "{}", lab.state());
+    let rows = lab.agent().rows("status").unwrap();
+    let nat = rows.iter().find(|row| row["what"] == "nat").and_then(|row| row["detail"].as_str()).unwrap_or_default();
+    assert!(nat.ends_with(&format!(", {lost} events lost to the log")), "{nat}");
+    lab.agent().start().unwrap();
+    lab.ready().unwrap();
+    let file = lab.files.config().with_file_name("nat.log");
+    let lines = || std::fs::read_to_string(&file).unwrap_or_default().lines().count() as u64;
+    let mut wanted = (0, 0);
+    for _ in 0..50 {
+        // Each beginning and end is a line, or lost.
+        wanted = (lines(), lab.count("nat_mapped") + lab.count("nat_unmapped") - lab.count("nat_log_lost"));
+        if wanted.0 == wanted.1 {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    panic!("{} lines, but {} events\n{}", wanted.0, wanted.1, lab.state());
 }
 
 /// Killed at several moments: no connection breaks, and its successor finds what nobody has.
