@@ -50,5 +50,6 @@ fn seed(case: &Case) -> Vec<u8> {
             _ => {}
         }
     }
-    chaos::seed(0, packets.iter().map(|(place, pause, bytes)| (*place, *pause, &bytes[..])))
+    let device = if case.name.starts_with("nat/") { chaos::TRANSLATES } else { 0 };
+    chaos::seed(device, packets.iter().map(|(place, pause, bytes)| (*place, *pause, &bytes[..])))
 }

@@ -7,7 +7,8 @@ use stellwerk_tests::packet::{self, End, Names, Spec, checksum};
 use stellwerk_tests::{chaos, fake::Fake};
 
 const HOSTS: &[&str] = &[
-    "client", "client2", "camera", "pod1", "pod2", "far", "node", "vip", "vip2", "cluster", "other", "unused", "inside",
+    "client", "client2", "camera", "pod1", "pod2", "far", "node", "vip", "vip2", "cluster", "other", "unused",
+    "inside", "out",
 ];
 const PORTS: &[u16] = &[80, 53, 3868, 8080, 5353, 30080, 20000, 20001, 40000];
 const FLAGS: &[&[&str]] =
@@ -88,7 +89,7 @@ proptest! {
 
     /// No bytes whatsoever make the engine panic or break its tables.
     #[test]
-    fn any_bytes(device in 0usize..3, packets in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..200)), 1..8)) {
+    fn any_bytes(device in 0..chaos::COUNT, packets in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..200)), 1..8)) {
         let fake = chaos::fake(device);
         for (place, packet) in packets {
             chaos::run(&fake, &chaos::arrival(place), &packet);
@@ -98,7 +99,7 @@ proptest! {
     /// The same for packets that are nearly right.
     #[test]
     fn bent_packets(
-        device in 0usize..3, v6: bool, place: u8,
+        device in 0..chaos::COUNT, v6: bool, place: u8,
         packets in prop::collection::vec((packet(), any::<prop::sample::Index>(), any::<u8>(), any::<prop::sample::Index>()), 1..8),
     ) {
         let (fake, names) = (chaos::fake(device), names(v6));
@@ -115,7 +116,7 @@ proptest! {
 
     /// Random conversations keep every flow's two directions agreed, and every checksum right.
     #[test]
-    fn conversations(device in 0usize..3, v6: bool, packets in prop::collection::vec((packet(), any::<u8>(), 0u32..9), 1..40)) {
+    fn conversations(device in 0..chaos::COUNT, v6: bool, packets in prop::collection::vec((packet(), any::<u8>(), 0u32..9), 1..40)) {
         let (fake, names) = (chaos::fake(device), names(v6));
         for (spec, place, pause) in packets {
             let frame = bytes(&spec, &names);

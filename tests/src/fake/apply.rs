@@ -8,9 +8,10 @@ use lb_common::port_table::class;
 use lb_common::table::Settings;
 use lb_common::wire::Addr;
 use lb_user::apply::ends::{contains, is_not_of, is_outside, outside};
+use lb_user::intent::Capacity;
 use lb_user::plan::{Apply, Change, Contents, Family, FamilyOp, Op};
 
-use super::{Fake, InFake};
+use super::{Fake, InFake, SMALL};
 
 /// A table that has no room.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,7 +107,10 @@ impl Apply for Fake {
 impl Fake {
     /// Tables that hold `contents` at once, for tests that are not about the way there.
     pub fn holding(contents: &Contents) -> Self {
-        let mut fake = Fake { settings: contents.settings, ..Fake::default() };
+        let pools = contents.v4.uplinks.values().map(|uplink| uplink.count).sum::<u32>();
+        let nat_addresses = pools.max(contents.v6.uplinks.values().map(|uplink| uplink.count).sum());
+        let capacity = Capacity { nat_addresses, ..SMALL };
+        let mut fake = Fake { settings: contents.settings, ..Fake::new(capacity, contents.settings.ticks_per_second) };
         fake.filter = contents.filter.clone();
         fake.next_hops = contents.next_hops.clone();
         fake.groups = contents.groups.clone();

@@ -115,8 +115,7 @@ impl PartialEq for Fake {
     }
 }
 
-/// Room for what a test opens, so that copies of all tables are cheap; for no address outside, whose ports
-/// would be most of it.
+/// Room for what a test opens, so that copies of all tables are cheap; for no address outside.
 pub const SMALL: Capacity = Capacity { connections: 256, nat_addresses: 0, ..Capacity::DEFAULT };
 
 impl Default for Fake {
