@@ -96,6 +96,10 @@ impl Config {
         };
         config.manifests = beside(&config.manifests);
         config.nat.log = beside(&config.nat.log);
+        if let Some(log) = config.nat.log.as_ref().filter(|log| log.is_dir()) {
+            let message = format!("`{}` is a folder; expected a file to write to", log.display());
+            return Err(Errors(vec![config.error_at("internalSwitch.log", message)]));
+        }
         Ok(config)
     }
 

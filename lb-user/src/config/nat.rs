@@ -48,7 +48,7 @@ pub(super) fn internal_switch(
     nat.subnets = nat_subnets(nat, places, at, log);
     if let Some(at) = at.get("nonMasquerade") {
         let list = at.list_or_one();
-        nat.direct = list.iter().filter_map(|at| subnet(at, PREFIX, value::subnet, log)).collect();
+        nat.direct = list.iter().filter_map(|at| direct(nat, at, log)).collect();
     }
     prefixes(nat, ipv6.as_ref(), places, at, log);
     if let Some(at) = at.get("quota") {
@@ -58,7 +58,15 @@ pub(super) fn internal_switch(
     if let Some(at) = at.get("filtering") {
         set(&mut nat.filtering, at.value(log, "address, port or none", filtering));
     }
-    nat.log = at.get("log").and_then(|at| at.string(log, "a file to write to")).map(PathBuf::from);
+    if let Some(at) = at.get("log") {
+        places.note(&at);
+        nat.log = at.string(log, "a file to write to").map(PathBuf::from);
+    }
+    if nat.ipv4 != Translation::Masquerade && nat.ipv6 != Translation::Masquerade {
+        for at in ["quota", "filtering", "log"].into_iter().filter_map(|key| at.get(key)) {
+            log.notice(&at, "has no effect, since neither internalSwitch.ipv4 nor internalSwitch.ipv6 is masquerade");
+        }
+    }
     Some(InternalSwitch { interface: interface?, addresses })
 }
 
@@ -102,6 +110,20 @@ pub(super) fn fits(net: IpNet) -> bool {
     net.prefix_len() >= if net.addr().is_ipv4() { 8 } else { 48 }
 }
 
+fn direct(nat: &Nat, at: &At<'_>, log: &mut Log) -> Option<IpNet> {
+    let net = subnet(at, PREFIX, value::subnet, log)?;
+    let v4 = net.addr().is_ipv4();
+    if nat.of(v4) == Translation::Off {
+        log.notice(at, format!("`{net}` has no effect, since internalSwitch.{} is off", key(v4)));
+    }
+    Some(net)
+}
+
+/// The key that says how a family is translated.
+fn key(v4: bool) -> &'static str {
+    if v4 { "ipv4" } else { "ipv6" }
+}
+
 fn nat_subnets(nat: &Nat, places: &mut Places, at: &At<'_>, log: &mut Log) -> Vec<IpNet> {
     let Some(at) = at.get("natSubnets") else {
         return Vec::new();
@@ -117,8 +139,7 @@ fn nat_subnets(nat: &Nat, places: &mut Places, at: &At<'_>, log: &mut Log) -> Ve
         };
         let v4 = net.addr().is_ipv4();
         if nat.of(v4) != Translation::Masquerade {
-            let key = if v4 { "ipv4" } else { "ipv6" };
-            log.notice(&at, format!("`{net}` is not translated, since internalSwitch.{key} is not masquerade"));
+            log.notice(&at, format!("`{net}` is not translated, since internalSwitch.{} is not masquerade", key(v4)));
         }
         let range = value::of_net(net);
         places.extents.push(Extent { used: Use::Nat, path: at.to_string(), place: at.place(), range });

@@ -194,6 +194,8 @@ pub fn ports(text: &str) -> Result<(u16, u16), String> {
     match (u16::try_from(first), u16::try_from(last)) {
         (Ok(first), Ok(last)) if first > last => Err(format!("is reversed (did you mean {last}-{first}?)")),
         (Ok(0), Ok(_)) => Err("starts at port 0".into()),
+        // Even and odd ones are told apart: there is one of each at least.
+        (Ok(first), Ok(last)) if first == last => Err("is one port alone".into()),
         (Ok(first), Ok(last)) => Ok((first, last)),
         _ => Err("goes beyond port 65535".into()),
     }

@@ -119,14 +119,37 @@ cluster: { serviceIPs: 203.0.113.5-203.0.113.9 }
 #[test]
 fn what_has_no_effect_is_told() {
     let text = "internalSwitch: { interface: br0, address: 10.20.0.1/24, natSubnets: ['fd00:27::/64', 10.9.0.1/24] }";
-    let notices: Vec<_> = config(text).unwrap().notices.iter().map(ToString::to_string).collect();
+    let notices =
+        |text: &str| config(text).unwrap().notices.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
     assert_eq!(
-        notices,
+        notices(
+            "internalSwitch: { interface: b, ipv4: off, quota: 7, log: x, nonMasquerade: [10.0.0.0/8, 'fd00::/8'] }"
+        ),
+        "c.yaml:3:78: internalSwitch.nonMasquerade[0]: `10.0.0.0/8` has no effect, since internalSwitch.ipv4 is off\n\
+         c.yaml:3:90: internalSwitch.nonMasquerade[1]: `fd00::/8` has no effect, since internalSwitch.ipv6 is off\n\
+         c.yaml:3:51: internalSwitch.quota: has no effect, since neither internalSwitch.ipv4 nor internalSwitch.ipv6 is masquerade\n\
+         c.yaml:3:59: internalSwitch.log: has no effect, since neither internalSwitch.ipv4 nor internalSwitch.ipv6 is masquerade"
+    );
+    assert_eq!(
+        notices(text),
         [
             "c.yaml:3:71: internalSwitch.natSubnets[0]: `fd00:27::/64` is not translated, since internalSwitch.ipv6 is not masquerade",
             "c.yaml:3:87: internalSwitch.natSubnets[1]: `10.9.0.1/24` has bits behind its prefix; taken as 10.9.0.0/24",
         ]
+        .join("\n")
     );
+}
+
+#[test]
+fn a_log_is_no_folder() {
+    let dir = std::env::temp_dir().join(format!("stellwerk-log-{}", std::process::id()));
+    std::fs::create_dir_all(dir.join("logs")).unwrap();
+    let file = dir.join("c.yaml");
+    std::fs::write(&file, "node: n\ninternalSwitch: { interface: b, log: ./logs }\n").unwrap();
+    let said = Config::load(&file).map_err(|errors| errors.to_string().replace(&dir.display().to_string(), "DIR"));
+    std::fs::remove_dir_all(&dir).unwrap();
+    let want = "DIR/c.yaml:2:38: internalSwitch.log: `DIR/logs` is a folder; expected a file to write to";
+    assert_eq!(said.unwrap_err(), want);
 }
 
 #[test]

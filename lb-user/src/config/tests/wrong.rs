@@ -246,6 +246,10 @@ const CASES: &[(&str, &[&str])] = &[
         "snatPorts: 1024-70000",
         &["c.yaml:3:12: snatPorts: `1024-70000` goes beyond port 65535; expected two port numbers such as 1024-29999"],
     ),
+    (
+        "snatPorts: 65535-65535",
+        &["c.yaml:3:12: snatPorts: `65535-65535` is one port alone; expected two port numbers such as 1024-29999"],
+    ),
     ("snatPorts: 1024", &["c.yaml:3:12: snatPorts: `1024` is not two port numbers such as 1024-29999"]),
     ("icmpRate: many", &["c.yaml:3:11: icmpRate: `many` is not a number of packets a second from 0 to 1000000"]),
     (
