@@ -38,6 +38,17 @@ impl<A: Addr> Holder<A> {
         valid.then(|| (A::unpair(self.addr.load()).0, self.ports.load(), self.denied.load()))
     }
 
+    /// Whether somebody has the place's host in hand: for a microsecond, or for good, where an agent was killed
+    /// in the midst of it.
+    pub fn is_claimed(&self) -> bool {
+        self.state.load() == Self::CLAIMED
+    }
+
+    /// Frees a place that somebody left claimed; false where it is not.
+    pub fn recover(&self) -> bool {
+        self.state.swap_if(Self::CLAIMED, 0)
+    }
+
     /// Corrects the count by so much.
     pub fn correct(&self, by: u32) {
         self.ports.add(by);

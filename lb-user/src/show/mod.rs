@@ -114,6 +114,7 @@ fn next_hop(hop: &NextHop, interfaces: &BTreeMap<u32, String>) -> String {
             let name = interface(hop.ifindex, interfaces);
             format!("{name} {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
         }
+        NextHop::DROP => "blackhole".into(),
         _ => "kernel".into(),
     }
 }

@@ -141,6 +141,7 @@ impl Display for Fake {
             let kind = match hop.kind {
                 NextHop::LINK => "link",
                 NextHop::LOCAL => "local",
+                NextHop::DROP => "drop",
                 _ => "kernel",
             };
             writeln!(

@@ -141,7 +141,9 @@ fn try_way<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Res
     if to.is(Owned::PREFIX_OUTSIDE) {
         return to_prefix(work, context, from, to);
     }
-    let own = context.at.own != 0 && from.is(Owned::OUTSIDE);
+    // Of this node's own ports those that nobody inside can have stay.
+    let ours = class(key.proto).is_none() || tables.settings().translates_to(key.sport);
+    let own = context.at.own != 0 && from.is(Owned::OUTSIDE) && ours;
     if leaves(from, to) || own { outward(work, context, from) } else { Ok(NO_WAY) }
 }
 
