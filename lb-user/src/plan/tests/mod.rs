@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use lb_common::table::filter::{BITS, addr_bit, inside_bit, outside_bit, tuple_bit};
-use lb_common::table::{Backend, Owned, Prefix, Settings};
+use lb_common::table::{Backend, NextHop, Owned, Prefix, Settings};
 use lb_common::wire::Addr;
 
 use super::contents::{Change, Contents, Family, FamilyOp, Hooks, Op};
@@ -115,8 +115,13 @@ impl Model {
         }
         self.check_sides(family);
         let led_to = family.routes.values().chain(family.backends.values().map(|b| &b.next_hop));
-        for index in led_to {
-            assert!(self.contents.next_hops.contains_key(index), "no next hop {index}");
+        for &index in led_to {
+            let members = match index & NextHop::GROUP {
+                0 => &[index][..],
+                _ => self.contents.groups.get(&(index & !NextHop::GROUP)).expect("a group").as_slice(),
+            };
+            let known = |index| self.contents.next_hops.contains_key(index);
+            assert!(members.iter().all(known), "no next hop {members:?}");
         }
         assert!(self.contents.filter.keys().all(|&index| index < BITS / 64));
     }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use lb_common::table::filter::{addr_bit, grain_bit};
-use lb_common::table::{Backend, NextHop, Owned, Prefix, Service, ServiceKey};
+use lb_common::table::{Backend, Group, Link, NextHop, Owned, Prefix, Service, ServiceKey};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 
 use super::super::{Contents, FamilyOp, Hooks, Ids, Op, PlanError, diff};
 use super::world::*;
 use super::{clock, nothing};
-use crate::intent::{HookChoice, Intent, Network, Protocol, ServiceRange};
+use crate::intent::{Forwarding, HookChoice, Intent, Network, Protocol, Route, RouteKind, ServiceRange};
 
 fn plan(intent: &Intent, network: &Network) -> Contents {
     super::super::plan(intent, network, &mut Ids::default(), clock(0)).expect("a plan")
@@ -251,6 +251,66 @@ fn ids_wait_until_their_last_owner_is_forgotten() {
     assert_eq!(id_of("10.20.0.6", false), 2);
     assert_eq!(id_of("10.20.0.7", true), 3, "1 and 2 may still have connections");
     assert_eq!(id_of("10.20.0.8", true), 1);
+}
+
+#[test]
+fn several_next_hops_share_the_flows_by_weight() {
+    let share = |gateway, link, weight| Route { weight, ..route("10.8.0.0/16", Some(gateway), link, 7) };
+    let mut network = network();
+    network.routes.extend([share("192.168.20.10", ETH1, 1), share("203.0.113.1", ETH0, 3)]);
+    // Of two routes of one metric the first counts.
+    network.routes.extend(["192.168.20.10", "203.0.113.1"].map(|via| route("10.9.0.0/16", Some(via), ETH1, 7)));
+    let group = |c: &Contents| {
+        let index = c.v4.routes[&Prefix { len: 16, addr: a4("10.8.0.0") }];
+        (index & NextHop::GROUP != 0).then(|| c.groups[&(index & !NextHop::GROUP)])
+    };
+    let c = plan(&intent(vec![]), &network);
+    let hop = |last: u8| c.next_hops.iter().find(|(_, h)| h.dst == Mac(mac(last))).map(|(&i, _)| i).expect("known");
+    let both = group(&c).expect("a group");
+    let to = |hop: u32, group: &Group| group.iter().filter(|&&member| member == hop).count();
+    assert_eq!([hop(0x21), hop(0x11)].map(|hop| to(hop, &both)), [64, 192]);
+    assert_eq!(c.v4.routes[&Prefix { len: 16, addr: a4("10.9.0.0") }], hop(0x21));
+    // One that nobody knows the way to any more leaves all to the other.
+    network.neighbours.retain(|n| n.addr != ip("192.168.20.10"));
+    let alone = plan(&intent(vec![]), &network);
+    assert_eq!(group(&alone), None);
+    assert_eq!(alone.next_hops[&alone.v4.routes[&Prefix { len: 16, addr: a4("10.8.0.0") }]].dst, Mac(mac(0x11)));
+    // A third one takes its share from the others, and moves nothing between them.
+    network.neighbours.push(neighbour(ETH1, "192.168.20.10", 0x21));
+    network.neighbours.push(neighbour(ETH1, "192.168.20.99", 0x29));
+    network.routes.push(share("192.168.20.99", ETH1, 4));
+    let third = plan(&intent(vec![]), &network);
+    let moved = group(&third).expect("a group");
+    let last = |c: &Contents, index: u32| c.next_hops[&index].dst;
+    let places = both.iter().zip(&moved).map(|(&a, &b)| (last(&c, a), last(&third, b)));
+    assert_eq!(places.filter(|(a, b)| a != b && *b != Mac(mac(0x29))).count(), 0);
+}
+
+#[test]
+fn what_leads_nowhere() {
+    let mut network = network();
+    let kind = |prefix, kind| Route { prefix: str::parse(prefix).expect("a prefix"), kind, ..Route::default() };
+    network.routes.extend([kind("10.8.0.0/16", RouteKind::Blackhole), kind("10.9.0.0/16", RouteKind::Refusing)]);
+    let c = plan(&intent(vec![]), &network);
+    let route = |addr| c.v4.routes[&Prefix { len: 16, addr: a4(addr) }];
+    assert_eq!([route("10.8.0.0"), route("10.9.0.0")], [NextHop::BLACKHOLE, NextHop::UNRESOLVED]);
+}
+
+#[test]
+fn links_forward_where_the_kernel_does_and_has_no_policy() {
+    let mut network = network();
+    let forwarding = |v4, v6, rp_filter| Forwarding { v4, v6, rp_filter };
+    network.forwarding =
+        [(LO, (true, true, 0)), (ETH0, (true, true, 2)), (ETH1, (true, false, 1)), (BR, (false, true, 0))]
+            .map(|(link, (v4, v6, rp_filter))| (link, forwarding(v4, v6, rp_filter)))
+            .into();
+    let flags = |network: &Network| -> Vec<(u32, u16)> {
+        plan(&intent(vec![]), network).links.iter().map(|(&link, l)| (link, l.flags)).collect()
+    };
+    let (v4, v6) = (Link::FORWARDS4, Link::FORWARDS6);
+    assert_eq!(flags(&network), [(ETH0, v4 | v6 | Link::LOOSE4), (ETH1, v4 | Link::STRICT4), (BR, v6)]);
+    network.policy = [true, false];
+    assert_eq!(flags(&network), [(ETH0, v6), (BR, v6)]);
 }
 
 #[test]

@@ -310,7 +310,12 @@ mod tests {
     fn parse(header: [u8; 12], attrs: &[Vec<u8>]) -> Vec<String> {
         let mut all = Vec::new();
         route(&mut all, &[&header[..], &attrs.concat()].concat());
-        all.iter().map(|r| format!("{} via {:?} link {} metric {}", r.prefix, r.gateway, r.link, r.metric)).collect()
+        let text = |r: &Route| {
+            let kind = if r.kind == RouteKind::Unicast { String::new() } else { format!(" {:?}", r.kind) };
+            let share = if r.weight == 0 { String::new() } else { format!(" weight {}", r.weight) };
+            format!("{} via {:?} link {} metric {}{kind}{share}", r.prefix, r.gateway, r.link, r.metric)
+        };
+        all.iter().map(text).collect()
     }
 
     #[test]
@@ -323,7 +328,10 @@ mod tests {
         let hops = [hop(2, 0, [10, 0, 0, 1]), hop(3, 1, [10, 0, 0, 2]), hop(4, 0, [10, 0, 0, 3])].concat();
         assert_eq!(
             parse(main(24), &[attr(1, &[10, 1, 2, 0]), attr(9, &hops)]),
-            ["10.1.2.0/24 via Some(10.0.0.1) link 2 metric 0", "10.1.2.0/24 via Some(10.0.0.3) link 4 metric 0"]
+            [
+                "10.1.2.0/24 via Some(10.0.0.1) link 2 metric 0 weight 1",
+                "10.1.2.0/24 via Some(10.0.0.3) link 4 metric 0 weight 1"
+            ]
         );
         // An IPv4 route through an IPv6 gateway.
         let via = [&[10, 0][..], &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].concat();
@@ -334,7 +342,10 @@ mod tests {
         // Another table, by its attribute; a blackhole; nonsense.
         let other = attr(15, &100u32.to_ne_bytes());
         assert!(parse(main(8), &[attr(1, &[10, 0, 0, 0]), link(2), other]).is_empty());
-        assert!(parse([2, 8, 0, 0, 254, 0, 0, 6, 0, 0, 0, 0], &[attr(1, &[10, 0, 0, 0]), link(2)]).is_empty());
+        let nowhere = |kind| parse([2, 8, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0], &[attr(1, &[10, 0, 0, 0]), link(2)]);
+        assert_eq!(nowhere(BLACKHOLE), ["10.0.0.0/8 via None link 0 metric 0 Blackhole"]);
+        assert_eq!(nowhere(7), ["10.0.0.0/8 via None link 0 metric 0 Refusing"]);
+        assert!(nowhere(3).is_empty(), "broadcast");
         assert!(parse(main(33), &[attr(1, &[10, 0, 0, 0]), link(2)]).is_empty());
         assert!(parse(main(8), &[vec![0xff, 0xff, 1, 0, 10]]).is_empty());
     }
