@@ -129,10 +129,10 @@ fn transport<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, new: &Rewrite
         SCTP => Ok(()),
         // An ICMPv6 checksum covers the addresses, an ICMP checksum doesn't.
         proto if proto == A::ICMP => {
-            // What is no query has no id: both are zero, and stay.
             let (old, id) = match A::query(parsed.icmp_type) {
+                Query::Request => (key.sport, new.sport),
                 Query::Reply => (key.dport, new.dport),
-                Query::Request | Query::None => (key.sport, new.sport),
+                Query::None => Default::default(),
             };
             let pseudo = if A::IS_V6 { addrs } else { Diff::default() };
             if id == old {
