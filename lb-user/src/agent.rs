@@ -7,6 +7,7 @@
 
 mod lock;
 pub mod nat_log;
+mod routes;
 mod sweeping;
 mod switch;
 mod wanted;
@@ -28,6 +29,7 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tracing::{debug, error, info, warn};
 
+use self::routes::Routes;
 use self::wanted::Neighbours;
 use self::wish::{Undo, Wish};
 use crate::apply::load::{self, Loaded};
@@ -36,7 +38,7 @@ use crate::config::Config;
 use crate::intent::{Network, ServicePort};
 use crate::plan::{Apply, Clock, Contents, Ids, Op, Planned, diff};
 use crate::source::manifests::ServiceName;
-use crate::source::netlink::{self, Wanted};
+use crate::source::netlink::{self, Asked, Wanted};
 use crate::source::readiness::readable;
 use crate::source::watch::{Changed, Watch};
 
@@ -46,12 +48,14 @@ const ASK_LATER: Duration = Duration::from_millis(20);
 const PRUNE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 
-pub use lock::running;
+pub use lock::{About, running};
 
 /// What `run` is told.
 #[derive(Clone, Debug)]
 pub struct Options {
     pub config: PathBuf,
+    /// Routes added by command.
+    pub routes: PathBuf,
     pub paths: Paths,
 }
 
@@ -62,20 +66,23 @@ pub fn run(options: &Options) -> Result<()> {
 }
 
 async fn start(options: &Options) -> Result<()> {
-    let lock = lock::take(&options.paths)?;
+    let lock = lock::take(&options.paths, std::path::absolute(&options.config)?, options.routes.clone())?;
     let config = Config::load(&options.config)?;
     // Before anything that it names is read: no change falls between.
     let watch = Watch::new(&options.config, config.manifests.as_deref())?;
     wish::check(&config, &options.paths)?;
     let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
-    let network_by = block_in_place(|| netlink::spawn(wanted_by))?;
+    let (probed, probed_by) = watch::channel(Wanted::new());
+    let network_by = block_in_place(|| netlink::spawn(Asked { wanted: wanted_by, probed: probed_by }))?;
     let network = network_by.borrow().clone();
     let mut kernel = Kernel::new(&options.paths, loaded)?;
     log_lines(&mut kernel);
     // What the tables have room for was settled when they were made.
     wish.intent.tuning.capacity = kernel.capacity;
     let current = block_in_place(|| kernel.read())?;
+    // Before it is read, as the files above.
+    let stored = routes::watch(&options.routes);
     let nat_log = nat_log::start(&options.paths, wish.intent.nat.log.clone())?;
     let ends = nat_log.ends();
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
@@ -92,6 +99,7 @@ async fn start(options: &Options) -> Result<()> {
         wanted,
         lock,
         nat_log,
+        routes: Routes::new(options.routes.clone(), probed)?,
         retry: None,
         deadline: None,
         ask: None,
@@ -101,7 +109,7 @@ async fn start(options: &Options) -> Result<()> {
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     block_in_place(|| agent.first())?;
     sweeping::start(&options.paths, agent.nat_log.ends())?;
-    agent.serve(watch, network_by, stop).await
+    agent.serve(watch, network_by, stored, stop).await
 }
 
 /// The verifier takes as long as the files do: both at once.
@@ -165,6 +173,7 @@ struct Agent {
     neighbours: Neighbours,
     lock: lock::Lock,
     nat_log: nat_log::NatLog,
+    routes: Routes,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -185,6 +194,7 @@ async fn at(time: Option<Instant>) {
 impl Agent {
     fn first(&mut self) -> Result<()> {
         self.wish.intent.revision = self.lock.revision() + 1;
+        self.settle_routes();
         self.replan(None)?;
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
@@ -200,6 +210,7 @@ impl Agent {
         &mut self,
         mut watch: Watch,
         mut network: watch::Receiver<Network>,
+        mut stored: Option<Watch>,
         [mut terminate, mut interrupt]: [Signal; 2],
     ) -> Result<()> {
         let mut prune = interval(PRUNE);
@@ -219,10 +230,15 @@ impl Agent {
                     let now = network.borrow_and_update().clone();
                     block_in_place(|| self.network_changed(now));
                 }
+                () = routes::changed(&mut stored) => block_in_place(|| self.stored_routes_changed()),
+                () = at(self.routes.retry) => block_in_place(|| self.settle_routes()),
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
                 () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
-                _ = prune.tick() => block_in_place(|| self.prune()),
+                _ = prune.tick() => block_in_place(|| {
+                    self.settle_routes();
+                    self.prune();
+                }),
             }
         }
         info!("stopped; traffic goes on, and a new agent takes over");
@@ -248,10 +264,26 @@ impl Agent {
             Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
             Err(error) => error!("refused, and what runs stays:\n{error:#}"),
         }
+        if changed.config {
+            self.settle_routes();
+        }
+    }
+
+    fn stored_routes_changed(&mut self) {
+        self.routes.read();
+        self.settle_routes();
+    }
+
+    fn settle_routes(&mut self) {
+        let (paths, state) = (&self.options.paths, &mut self.kernel.state);
+        let repaired = self.routes.settle(self.wish.routes(), &self.wish.intent.ports, &self.network, paths, state);
+        self.lock.note_routes(self.routes.generation(), repaired);
     }
 
     fn network_changed(&mut self, network: Network) {
         self.network = network;
+        // First of all: the kernel goes by them, however long a plan takes.
+        self.settle_routes();
         self.behind = true;
         self.replan_or_retry(None);
     }

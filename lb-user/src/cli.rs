@@ -3,9 +3,15 @@
 //! Invariant: every listing command is a table for people and, with `--json`, an array of objects
 //! with the same field names. Not here: what the commands do.
 
+mod hcs;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
+
+use crate::route::form::Words;
 
 /// The network of an edge Kubernetes node: service load balancer, NAT switch and router.
 #[derive(Debug, Parser)]
@@ -40,6 +46,11 @@ pub enum Command {
     /// Translation between inside and outside
     #[command(subcommand)]
     Nat(Nat),
+    /// Routes behind ports
+    #[command(subcommand)]
+    Route(Route),
+    /// Completion for a shell: `source <(stellwerk completions bash)`
+    Completions { shell: Shell },
     /// Dropped and noted packets by reason
     Drops(Listing),
 }
@@ -49,6 +60,105 @@ pub struct Run {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    #[command(flatten)]
+    pub store: Store,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Store {
+    /// Where routes added by command are kept [default: the agent's, or /var/lib/stellwerk/routes.json]
+    #[arg(long = "routes", value_name = "FILE")]
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Route {
+    /// Add a route, at once and for good: it survives restarts and reboots
+    Add(Add),
+    /// The routes that were added here, and what each is for at the moment
+    Get(Get),
+    /// Remove a route that was added by command
+    Remove(Remove),
+}
+
+/// What a route is known by.
+#[derive(Args, Clone, Debug)]
+pub struct Identity {
+    /// The port's name, as the configuration has it
+    #[arg(short, long, value_name = "PORT")]
+    pub interface: String,
+    /// A prefix, or an address
+    #[arg(short, long, value_name = "PREFIX")]
+    pub destination: String,
+    /// Clear bits behind the prefix instead of refusing them
+    #[arg(long)]
+    pub force_mask: bool,
+    /// Print an array of objects
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub store: Store,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Add {
+    #[command(flatten)]
+    pub identity: Identity,
+    /// The router's address, in the port's network
+    #[arg(short, long, value_name = "ADDRESS")]
+    pub next_hop: Option<String>,
+    /// The lower wins; equal ones share by flow [default: 100]
+    #[arg(short, long, value_name = "N", allow_negative_numbers = true)]
+    pub metric: Option<String>,
+    /// Its share among equal metrics, 1 to 256 [default: 1]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub weight: Option<String>,
+    /// In place of a next hop: blackhole, unreachable or prohibit
+    #[arg(long = "type", value_name = "TYPE")]
+    pub kind: Option<String>,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Get {
+    /// Only those of a port
+    #[arg(short, long, value_name = "PORT")]
+    pub interface: Option<String>,
+    #[command(flatten)]
+    pub listing: Listing,
+    #[command(flatten)]
+    pub store: Store,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Remove {
+    #[command(flatten)]
+    pub identity: Identity,
+}
+
+impl Identity {
+    pub fn words(&self) -> Words<'_> {
+        let (interface, destination) = (self.interface.as_str(), self.destination.as_str());
+        Words { interface, destination, mask: self.force_mask, ..Words::default() }
+    }
+}
+
+impl Add {
+    pub fn words(&self) -> Words<'_> {
+        Words {
+            next_hop: self.next_hop.as_deref(),
+            metric: self.metric.as_deref(),
+            weight: self.weight.as_deref(),
+            kind: self.kind.as_deref(),
+            ..self.identity.words()
+        }
+    }
+}
+
+impl Cli {
+    /// Reads the words of a command line, also those of other devices' runbooks.
+    pub fn read(words: impl IntoIterator<Item = OsString>) -> Result<Cli, String> {
+        hcs::translate(words).map(Cli::parse_from)
+    }
 }
 
 #[derive(Args, Clone, Copy, Debug, Default)]

@@ -11,6 +11,8 @@ use std::time::SystemTime;
 use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 
+use crate::route::Own;
+
 /// The whole wish, with a revision that rises with every change.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Intent {
@@ -41,6 +43,7 @@ pub struct Port {
     pub nat_addresses: Vec<IpAddr>,
     pub compute: bool,
     pub hook: HookChoice,
+    pub reply_via: ReplyVia,
 }
 
 impl Port {
@@ -58,6 +61,16 @@ pub enum HookChoice {
     Auto,
     Xdp,
     Tc,
+}
+
+/// By which way answers leave to what came in by a port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReplyVia {
+    /// As the kernel's routes say.
+    #[default]
+    Routes,
+    /// By the port and its gateway.
+    Port,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -296,6 +309,8 @@ pub struct Network {
     pub addresses: Vec<Address>,
     pub neighbours: Vec<Neighbour>,
     pub routes: Vec<Route>,
+    /// What is ours among the kernel's routes and rules.
+    pub own: Own,
     /// What the kernel forwards, by the link that it comes in by.
     pub forwarding: BTreeMap<u32, Forwarding>,
     /// Whether policy rules of others choose among routing tables, for IPv4 and for IPv6: then the main

@@ -11,5 +11,6 @@ pub mod cli;
 pub mod config;
 pub mod intent;
 pub mod plan;
+pub mod route;
 pub mod show;
 pub mod source;

@@ -5,6 +5,9 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -18,6 +21,13 @@ pub struct About {
     pub pid: u32,
     /// Of the wish in force.
     pub revision: u64,
+    /// The files that it reads: its configuration, and the routes added by command.
+    pub config: PathBuf,
+    pub routes: PathBuf,
+    /// Of the routes in force.
+    pub generation: u64,
+    /// Changes by others to its routes that it has set right, as agents before it have.
+    pub repaired: u64,
 }
 
 /// Held while the agent runs.
@@ -27,7 +37,7 @@ pub struct Lock {
 }
 
 /// Locks, or says who runs.
-pub fn take(paths: &Paths) -> Result<Lock> {
+pub fn take(paths: &Paths, config: PathBuf, routes: PathBuf) -> Result<Lock> {
     fs::create_dir_all(&paths.run).with_context(|| format!("creating {}", paths.run.display()))?;
     let path = paths.lock();
     let mut file = OpenOptions::new()
@@ -42,8 +52,8 @@ pub fn take(paths: &Paths) -> Result<Lock> {
         Err(TryLockError::WouldBlock) => bail!("an agent runs already: process {}", about(&mut file).pid),
         Err(TryLockError::Error(error)) => return Err(error).with_context(|| path.display().to_string()),
     }
-    let revision = about(&mut file).revision;
-    let mut lock = Lock { file, about: About { pid: std::process::id(), revision } };
+    let before = about(&mut file);
+    let mut lock = Lock { file, about: About { pid: std::process::id(), config, routes, generation: 0, ..before } };
     lock.write()?;
     Ok(lock)
 }
@@ -57,7 +67,15 @@ fn about(file: &mut File) -> About {
 /// What the agent said last, and whether it runs.
 pub fn running(paths: &Paths) -> (About, bool) {
     let Ok(mut file) = File::open(paths.lock()) else { return (About::default(), false) };
-    let about = about(&mut file);
+    // It may be in the middle of writing.
+    let whole = (0..10).map(|_| about(&mut file)).find(|about| {
+        let whole = about.pid != 0;
+        if !whole {
+            thread::sleep(Duration::from_millis(1));
+        }
+        whole
+    });
+    let about = whole.unwrap_or_default();
     // A shared lock is refused while the agent holds its own; ours goes with the file.
     let runs = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
     (about, runs)
@@ -70,8 +88,18 @@ impl Lock {
     }
 
     pub fn note(&mut self, revision: u64) {
-        if revision != self.about.revision {
-            self.about.revision = revision;
+        self.change(|about| about.revision = revision);
+    }
+
+    /// Routes are in force, and so many changes by others were set right just now.
+    pub fn note_routes(&mut self, generation: u64, repaired: u64) {
+        self.change(|about| (about.generation, about.repaired) = (generation, about.repaired + repaired));
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut About)) {
+        let before = self.about.clone();
+        change(&mut self.about);
+        if self.about != before {
             // Told to people only: nothing depends on it.
             _ = self.write();
         }

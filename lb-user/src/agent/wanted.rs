@@ -140,7 +140,7 @@ fn endpoints(service: &ServicePort) -> impl Iterator<Item = IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intent::{Address, Endpoint, EndpointState, HookChoice, Link, Port, Protocol};
+    use crate::intent::{Address, Endpoint, EndpointState, HookChoice, Link, Port, Protocol, ReplyVia};
 
     fn link(index: u32, up: bool) -> Link {
         Link {
@@ -170,6 +170,7 @@ mod tests {
             nat_addresses: vec![],
             compute: false,
             hook: HookChoice::Auto,
+            reply_via: ReplyVia::default(),
         };
         // A link that is down has no neighbours, and one is not there.
         let ports = vec![

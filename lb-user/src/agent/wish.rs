@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::apply::{Maps, Paths};
 use crate::config::{Config, Error, Errors, verify};
 use crate::intent::{Intent, ServicePort};
+use crate::route::StaticRoute;
 use crate::source::manifests::{Manifests, Scope, ServiceName, Update};
 use crate::source::netlink::Mirror;
 
@@ -79,6 +80,11 @@ impl Wish {
         }
         let intent = config.intent(1, services);
         Ok(Wish { intent, config, manifests, refused: false })
+    }
+
+    /// Operators' routes of the configuration.
+    pub fn routes(&self) -> &[StaticRoute] {
+        &self.config.routes
     }
 
     pub fn manifests(&self) -> Option<&Path> {

@@ -114,6 +114,8 @@ pub struct Paths {
     pub pin: PathBuf,
     /// State, lock: `/run/<the pin folder's name>`.
     pub run: PathBuf,
+    /// What outlives a reboot: `/var/lib/<the pin folder's name>`.
+    pub kept: PathBuf,
 }
 
 impl Default for Paths {
@@ -125,8 +127,8 @@ impl Default for Paths {
 impl Paths {
     pub fn new(pin: impl Into<PathBuf>) -> Self {
         let pin = pin.into();
-        let run = Path::new("/run").join(pin.file_name().unwrap_or("stellwerk".as_ref()));
-        Paths { pin, run }
+        let name = pin.file_name().unwrap_or("stellwerk".as_ref());
+        Paths { run: Path::new("/run").join(name), kept: Path::new("/var/lib").join(name), pin }
     }
 
     pub fn maps(&self) -> PathBuf {
@@ -143,6 +145,11 @@ impl Paths {
 
     pub fn state(&self) -> PathBuf {
         self.run.join("state.json")
+    }
+
+    /// Routes added by command, where nothing else is said.
+    pub fn routes(&self) -> PathBuf {
+        self.kept.join("routes.json")
     }
 
     pub fn lock(&self) -> PathBuf {

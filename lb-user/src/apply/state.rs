@@ -34,6 +34,8 @@ pub struct State {
     pub addresses: BTreeSet<(String, IpNet)>,
     /// Neighbours that the kernel keeps fresh for us.
     pub neighbours: BTreeSet<(u32, IpAddr)>,
+    /// Whether routes or rules of our protocol were set.
+    pub routes: bool,
     /// Translated connections that agents ended so far: nothing to undo, but it shall outlive them.
     pub nat_ended: EndedFor,
 }

@@ -32,6 +32,19 @@ pub fn forwarding(paths: &Paths, state: &mut State) -> Result<()> {
     ensure(paths, state, "net/ipv6/conf/all/forwarding", "1")
 }
 
+/// An interface with next hops whose life decides something. One that is asked and doesn't answer has failed
+/// after three times this long, in place of three seconds.
+const RETRANSMIT_MS: &str = "100";
+
+/// See [`RETRANSMIT_MS`].
+pub fn next_hops(paths: &Paths, state: &mut State, name: &str, v4: bool) -> Result<()> {
+    let family = if v4 { "ipv4" } else { "ipv6" };
+    for (key, value) in [("retrans_time_ms", RETRANSMIT_MS), ("ucast_solicit", "3"), ("mcast_solicit", "3")] {
+        ensure(paths, state, &format!("net/{family}/neigh/{name}/{key}"), value)?;
+    }
+    Ok(())
+}
+
 /// An interface that carries our programs: the source of a packet may be translated to an address
 /// of ours before the kernel gets it, which it would else take for a martian.
 pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {

@@ -17,7 +17,7 @@ use super::state::{State, namespace};
 use super::sys;
 use super::sysctl;
 use crate::source::netlink::message::Connection;
-use crate::source::netlink::{Mirror, release, write};
+use crate::source::netlink::{Mirror, own, release, write};
 
 /// Removes links, filters, maps, and restores what was changed. Says what it did, a line each.
 pub fn unload(paths: &Paths) -> Result<Vec<String>> {
@@ -40,6 +40,7 @@ pub fn unload(paths: &Paths) -> Result<Vec<String>> {
     step("qdiscs removed", remove_qdiscs(&state));
     step("pins removed", pin::remove(paths));
     step("kernel settings restored", restore(&state));
+    step("routes and rules removed", routes(&state));
     step("neighbours left to the kernel", neighbours(&state));
     step("switch and addresses removed", remove_switch(&state));
     step("file systems unmounted", pin::unmount(&state));
@@ -84,6 +85,21 @@ fn restore(state: &State) -> Result<usize> {
         }
     }
     Ok(state.sysctls.len())
+}
+
+fn routes(state: &State) -> Result<usize> {
+    if !state.routes {
+        return Ok(0);
+    }
+    let mut connection = own::open()?;
+    let all = own::read(&mut connection)?;
+    for rule in &all.rules {
+        own::delete_rule(&mut connection, rule).with_context(|| format!("the rule from {}", rule.from))?;
+    }
+    for (key, target) in &all.routes {
+        own::delete_route(&mut connection, key, target).with_context(|| format!("the route {key}"))?;
+    }
+    Ok(all.rules.len() + all.routes.len())
 }
 
 fn neighbours(state: &State) -> Result<usize> {

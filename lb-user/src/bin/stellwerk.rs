@@ -2,17 +2,26 @@
 
 use std::io::{IsTerminal, Write};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::CommandFactory;
+use clap_complete::Shell;
 use lb_user::apply::Paths;
-use lb_user::cli::{Cli, Command, Listing, Nat};
+use lb_user::cli::{Cli, Command, Identity, Listing, Nat, Route, Store};
+use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
 use lb_user::{agent, apply, show};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::read(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(why) => {
+            eprintln!("stellwerk: {why}");
+            return ExitCode::from(2);
+        }
+    };
     match dispatch(&cli) {
         Ok(code) => code,
         Err(error) => {
@@ -40,7 +49,8 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Run(run) => {
             log();
             apply::pin::check(&paths)?;
-            agent::run(&agent::Options { config: run.config.clone(), paths })?;
+            let routes = path(&run.store)?.unwrap_or_else(|| paths.routes());
+            agent::run(&agent::Options { config: run.config.clone(), routes, paths })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Unload => {
@@ -62,8 +72,50 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Nat(Nat::Status(listing)) => print(show::nat_status(&paths)?, listing),
         Command::Nat(Nat::Flows(listing)) => print(show::nat_flows(&paths)?, listing),
         Command::Nat(Nat::Top(top)) => print(show::nat_top(&paths, top.n)?, &top.listing),
+        Command::Route(route) => self::route(&paths, route),
+        Command::Completions { shell } => completions(*shell),
         Command::Drops(listing) => print(show::drops(&paths)?, listing),
     }
+}
+
+fn path(store: &Store) -> anyhow::Result<Option<PathBuf>> {
+    Ok(store.path.as_ref().map(std::path::absolute).transpose()?)
+}
+
+fn route(paths: &Paths, route: &Route) -> anyhow::Result<ExitCode> {
+    match route {
+        Route::Add(add) => {
+            let done = command::add(paths, &add.words(), path(&add.identity.store)?.as_deref())?;
+            changed(paths, &done, &add.identity, true)
+        }
+        Route::Get(get) => {
+            print(show::routes(paths, path(&get.store)?.as_deref(), get.interface.as_deref())?, &get.listing)
+        }
+        Route::Remove(remove) => {
+            let identity = &remove.identity;
+            let done = command::remove(paths, &identity.words(), path(&identity.store)?.as_deref())?;
+            changed(paths, &done, identity, false)
+        }
+    }
+}
+
+/// What was done to standard output, what else there is to say to standard error.
+fn changed(paths: &Paths, done: &Done, identity: &Identity, there: bool) -> anyhow::Result<ExitCode> {
+    done.notices.iter().for_each(|notice| eprintln!("stellwerk: {notice}"));
+    match (identity.json, there) {
+        (true, true) => {
+            let table = show::route(paths, path(&identity.store)?.as_deref(), &done.route)?;
+            print(table, &Listing { json: true })
+        }
+        (true, false) => write(b"[]\n"),
+        (false, _) => write(format!("{}\n", done.said).as_bytes()),
+    }
+}
+
+fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "stellwerk", &mut text);
+    write(&text)
 }
 
 /// Lines of the agent and the data plane; `RUST_LOG` says which.
@@ -80,8 +132,12 @@ fn log() {
 
 fn print(table: Table, listing: &Listing) -> anyhow::Result<ExitCode> {
     let text = if listing.json { table.json()? } else { table.text() };
+    write(text.as_bytes())
+}
+
+fn write(text: &[u8]) -> anyhow::Result<ExitCode> {
     // A reader that has seen enough (`| head`) is no error.
-    match std::io::stdout().write_all(text.as_bytes()) {
+    match std::io::stdout().write_all(text) {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(ExitCode::SUCCESS),
     }

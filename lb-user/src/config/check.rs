@@ -9,9 +9,9 @@ use std::net::IpAddr;
 use super::Config;
 use super::at::{At, Log};
 use super::error::{Error, Place};
-use super::nat;
 use super::value::{self, MAX_RANGE, show};
-use crate::intent::{Port, ServiceRange, Translation};
+use super::{nat, routes};
+use crate::intent::{Port, ReplyVia, ServiceRange, Translation};
 
 /// What a range of addresses is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub(super) fn whole(config: &Config, root: &At<'_>, log: &mut Log) {
     gateways(config, log);
     nat::whole(config, log);
     published(config, log);
+    routes::whole(config, log);
+    reply_via(config, log);
     overlaps(config, log);
     for extent in config.places.extents.iter().filter(|e| e.used == Use::Cluster) {
         if value::size(&extent.range) > MAX_RANGE {
@@ -151,6 +153,15 @@ fn published(config: &Config, log: &mut Log) {
                 format!("`{to}` is inside {} ({}); expected a host's address", extent.path, show(&extent.range));
             log.errors.push(config.error_at(&path, message));
         }
+    }
+}
+
+/// Answers leave by a port only where that leads out.
+fn reply_via(config: &Config, log: &mut Log) {
+    for port in config.ports.iter().filter(|port| port.reply_via == ReplyVia::Port && port.gateways.is_empty()) {
+        let path = format!("ports.{}.replyVia", port.name);
+        let message = "`port` says nothing without a gateway of the port; expected `gateway` beside it";
+        log.errors.push(config.error_at(&path, message));
     }
 }
 

@@ -11,6 +11,7 @@ mod error;
 mod nat;
 mod publish;
 mod read;
+mod routes;
 mod value;
 mod verify;
 mod yaml;
@@ -25,13 +26,14 @@ use ipnet::IpNet;
 
 use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, Tuning};
 
+use crate::route::StaticRoute;
 use crate::source::manifests::Rules;
 
 pub use error::{Error, Errors, Place};
 pub use verify::verify;
 
 pub(crate) use at::{At, Log};
-pub(crate) use value::{address, boolean, contains, integer, number, show};
+pub(crate) use value::{address, boolean, contains, integer, number, prefix, show};
 pub(crate) use yaml::parse as parse_yaml;
 
 /// A configuration that makes sense by itself.
@@ -43,6 +45,8 @@ pub struct Config {
     pub internal_switch: Option<InternalSwitch>,
     pub inside: Vec<String>,
     pub nat: Nat,
+    /// Operators' routes.
+    pub routes: Vec<StaticRoute>,
     /// Ports that are forwarded to hosts inside.
     pub published: Vec<ServicePort>,
     pub node_ranges: Vec<ServiceRange>,

@@ -15,8 +15,8 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, nat, publish};
-use crate::intent::{Capacity, HookChoice, Nat, Port, ServiceRange, Tuning};
+use super::{Config, Places, nat, publish, routes};
+use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, Tuning};
 
 const KEYS: &[&str] = &[
     "node",
@@ -24,6 +24,7 @@ const KEYS: &[&str] = &[
     "internalSwitch",
     "inside",
     "publish",
+    "routes",
     "cluster",
     "timeouts",
     "snatPorts",
@@ -32,7 +33,7 @@ const KEYS: &[&str] = &[
     "log",
     "draining",
 ];
-const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook"];
+const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
 const CLUSTER_KEYS: &[&str] = &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests"];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
@@ -62,6 +63,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         inside: Vec::new(),
         nat: Nat::default(),
         published: Vec::new(),
+        routes: Vec::new(),
         node_ranges: Vec::new(),
         service_ranges: Vec::new(),
         pod_subnets: Vec::new(),
@@ -95,6 +97,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
     }
     if let Some(at) = root.get("publish") {
         config.published = publish::forwards(&mut config.places, &at, log);
+    }
+    if let Some(at) = root.get("routes") {
+        config.routes = routes::routes(&mut config.places, &at, log);
     }
     if let Some(at) = root.get("inside") {
         config.inside = at.list_or_one().iter().filter_map(|at| at.value(log, PATTERN, interface_name)).collect();
@@ -152,6 +157,10 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
         let nat_addresses = addresses(&mut config.places, &at, "natAddresses", log);
         let compute = at.get("compute").and_then(|at| at.value(log, "true or false", value::boolean));
         let hook = at.get("hook").and_then(|at| at.value(log, "auto, xdp or tc", hook));
+        let reply_via = at.get("replyVia").and_then(|at| {
+            config.places.note(&at);
+            at.value(log, "routes or port", reply_via)
+        });
         if let Some(interface) = interface {
             config.ports.push(Port {
                 name: name.to_owned(),
@@ -160,6 +169,7 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
                 nat_addresses,
                 compute: compute.unwrap_or(false),
                 hook: hook.unwrap_or_default(),
+                reply_via: reply_via.unwrap_or_default(),
             });
         }
     }
@@ -185,6 +195,14 @@ fn hook(text: &str) -> Result<HookChoice, String> {
         "auto" => Ok(HookChoice::Auto),
         "xdp" => Ok(HookChoice::Xdp),
         "tc" => Ok(HookChoice::Tc),
+        _ => Err(String::new()),
+    }
+}
+
+fn reply_via(text: &str) -> Result<ReplyVia, String> {
+    match text {
+        "routes" => Ok(ReplyVia::Routes),
+        "port" => Ok(ReplyVia::Port),
         _ => Err(String::new()),
     }
 }

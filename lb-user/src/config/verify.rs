@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use crate::intent::{Address, Link, Network, Port, Route};
 
-use super::{Config, Error};
+use super::{Config, Error, routes};
 
 /// Everything that stands against attaching to these interfaces.
 pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
@@ -43,6 +43,7 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
         );
         errors.extend(nat_addresses(config, network, port, link));
     }
+    errors.extend(routes::verify(config, network));
     if let Some(switch) = &config.internal_switch {
         find(config, network, "internalSwitch.interface", &switch.interface, &mut errors);
     }

@@ -5,6 +5,7 @@
 
 mod flows;
 mod nat;
+mod routes;
 mod services;
 mod status;
 mod table;
@@ -19,6 +20,7 @@ use lb_common::table::NextHop;
 
 pub use flows::flows;
 pub use nat::{nat_flows, nat_status, nat_top};
+pub use routes::{route, routes};
 pub use services::{backends, services};
 pub use status::status;
 pub use table::{Cell, Table};

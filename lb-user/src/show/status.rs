@@ -11,6 +11,7 @@ use crate::agent::running;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
 use crate::apply::{Maps, Paths, Point, State, attached};
+use crate::route::command::Known;
 
 /// The whole.
 pub fn status(paths: &Paths) -> Result<Listing> {
@@ -28,6 +29,10 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     for (name, state, detail) in hooks(paths)? {
         fact("hook", name, state, detail);
     }
+    if let Some((used, wished)) = routes(paths, about.repaired)? {
+        let detail = format!("{} changes by others repaired", about.repaired).into();
+        listing.push(["routes".into(), "operators'".into(), Cell::None, used.into(), wished.into(), detail]);
+    }
     if let Some(nat) = Brief::read(&maps, &settings)? {
         let names = interfaces(mirror(&State::read(paths)?)?.as_ref());
         let links: Vec<String> = nat.links.iter().map(|link| interface(*link, &names)).collect();
@@ -38,6 +43,14 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
     Ok(listing)
+}
+
+/// Operators' routes in the kernel, and how many there shall be; None where there never was one.
+fn routes(paths: &Paths, repaired: u64) -> Result<Option<(usize, usize)>> {
+    // Whether what is stored can be read is `route get`'s to say.
+    let Ok(rows) = Known::new(paths, None).and_then(|known| known.rows(None)) else { return Ok(None) };
+    let used = rows.iter().filter(|row| matches!(row.state, "active" | "standby")).count();
+    Ok((!rows.is_empty() || repaired > 0).then_some((used, rows.len())))
 }
 
 /// Interface, mode and point of each program that hangs on a link.

@@ -5,6 +5,7 @@
 //! tables and nothing else. Deliberately not here: what follows from the facts ([`crate::plan`]).
 
 pub mod message;
+pub mod own;
 mod read;
 pub mod write;
 
@@ -32,11 +33,14 @@ const PATIENCE: Duration = Duration::from_millis(30);
 /// Unresolved neighbours are asked for again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
+/// Next hops whose life decides something are asked this often whether they are there.
+const PROBE: Duration = Duration::from_millis(250);
+
 /// Neighbours that traffic needs: a link and an address on it.
 pub type Wanted = BTreeSet<(u32, IpAddr)>;
 
 /// Which tables to read again.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, PartialEq)]
 struct Dirty {
     links: bool,
     addresses: bool,
@@ -119,9 +123,12 @@ impl Mirror {
             self.permanent = all.permanent;
         }
         if dirty.routes {
-            self.network.routes = read::routes(&mut self.connection).context("reading the kernel's routes")?;
+            let all = read::routes(&mut self.connection).context("reading the kernel's routes")?;
+            self.network.routes = all.routes;
+            self.network.own.routes = all.own;
         }
         if dirty.rules {
+            self.network.own.rules = own::rules(&mut self.connection).context("reading the kernel's rules")?;
             self.network.policy = read::policy(&mut self.connection).context("reading the kernel's policy rules")?;
         }
         if dirty.settings {
@@ -145,6 +152,15 @@ impl Mirror {
             link.xdp_transmit = transmit.contains(&link.index);
         }
         Ok(())
+    }
+
+    /// Asks whether next hops are there.
+    fn probe(&mut self, hops: &Wanted) {
+        for &(link, addr) in hops.iter().filter(|hop| !self.permanent.contains(hop)) {
+            if let Err(error) = write::probe(&mut self.connection, link, addr) {
+                tracing::debug!(link, address = %addr, %error, "asking whether a next hop is there");
+            }
+        }
     }
 
     /// Asks for wanted neighbours: for new ones always, for all those that are unresolved on `again`.
@@ -185,45 +201,53 @@ fn subscribe() -> Result<AsyncFd<Socket>> {
 }
 
 /// Reads what has come without waiting.
-fn drain(socket: &Socket, buffer: &mut Vec<u8>, dirty: &mut Dirty) -> bool {
-    let mut any = false;
+fn drain(socket: &Socket, buffer: &mut Vec<u8>, dirty: &mut Dirty) {
     loop {
         buffer.clear();
         match socket.recv(buffer, 0) {
             Ok(_) => message::kinds(buffer).for_each(|kind| dirty.note(kind)),
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => *dirty = Dirty::ALL,
-            Err(_) => return any,
+            Err(_) => return,
         }
-        any = true;
     }
 }
 
-/// Waits for a change and the end of its burst.
-async fn changed(socket: &AsyncFd<Socket>) -> Result<Dirty> {
-    let (mut dirty, mut buffer) = (Dirty::default(), Vec::with_capacity(1 << 17));
-    let mut ready = socket.readable().await?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        drain(ready.get_inner(), &mut buffer, &mut dirty);
+/// Waits for a change and the end of its burst. May be dropped while it waits: what came is noted in `dirty`.
+async fn changed(socket: &AsyncFd<Socket>, dirty: &mut Dirty) -> Result<()> {
+    let mut buffer = Vec::with_capacity(1 << 17);
+    while *dirty == Dirty::default() {
+        let mut ready = socket.readable().await?;
+        drain(ready.get_inner(), &mut buffer, dirty);
         ready.clear_ready();
-        match timeout_at((Instant::now() + QUIET).min(end), socket.readable()).await {
-            Ok(more) => ready = more?,
-            Err(_) => return Ok(dirty),
-        }
+    }
+    let end = Instant::now() + PATIENCE;
+    while let Ok(ready) = timeout_at((Instant::now() + QUIET).min(end), socket.readable()).await {
+        let mut ready = ready?;
+        drain(ready.get_inner(), &mut buffer, dirty);
+        ready.clear_ready();
         if Instant::now() >= end {
-            return Ok(dirty);
+            break;
         }
     }
+    Ok(())
 }
 
-/// Mirrors until the receivers are gone. `wanted` may change at any time.
-pub fn spawn(wanted: watch::Receiver<Wanted>) -> Result<watch::Receiver<Network>> {
+/// What the mirror is to ask for, as it may change at any time.
+pub struct Asked {
+    pub wanted: watch::Receiver<Wanted>,
+    /// Next hops whose life decides something. The kernel keeps no neighbour fresh that it is told to probe:
+    /// those are none of the wanted meanwhile.
+    pub probed: watch::Receiver<Wanted>,
+}
+
+/// Mirrors until the receivers are gone.
+pub fn spawn(asked: Asked) -> Result<watch::Receiver<Network>> {
     // Subscribed before the first read: nothing falls between.
     let socket = subscribe()?;
     let mirror = Mirror::open()?;
     let (sender, receiver) = watch::channel(mirror.network.clone());
     tokio::spawn(async move {
-        if let Err(error) = follow(socket, mirror, wanted, &sender).await {
+        if let Err(error) = follow(socket, mirror, asked, &sender).await {
             tracing::error!("no longer following the kernel's network: {error:#}");
         }
     });
@@ -233,24 +257,33 @@ pub fn spawn(wanted: watch::Receiver<Wanted>) -> Result<watch::Receiver<Network>
 async fn follow(
     socket: AsyncFd<Socket>,
     mut mirror: Mirror,
-    mut wanted: watch::Receiver<Wanted>,
+    Asked { mut wanted, mut probed }: Asked,
     sender: &watch::Sender<Network>,
 ) -> Result<()> {
     let mut features = interval(Duration::from_secs(1));
     let mut again = interval(ASK_AGAIN);
+    let mut probe = interval(PROBE);
     features.set_missed_tick_behavior(MissedTickBehavior::Delay);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut asked = Wanted::new();
+    probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut asked, mut dirty) = (Wanted::new(), Dirty::default());
     while !sender.is_closed() {
         let mut ask_again = false;
         let result = tokio::select! {
-            dirty = changed(&socket) => {
-                let dirty = dirty?;
+            result = changed(&socket, &mut dirty) => {
+                result?;
+                let dirty = std::mem::take(&mut dirty);
                 tokio::task::block_in_place(|| mirror.refresh(dirty))
             }
             _ = features.tick() => tokio::task::block_in_place(|| mirror.refresh_features()),
             _ = again.tick() => { ask_again = true; Ok(()) }
+            _ = probe.tick(), if !probed.borrow().is_empty() => {
+                let hops = probed.borrow().clone();
+                tokio::task::block_in_place(|| mirror.probe(&hops));
+                continue;
+            }
             change = wanted.changed() => { if change.is_err() { return Ok(()); } Ok(()) }
+            change = probed.changed() => { if change.is_err() { return Ok(()); } Ok(()) }
         };
         if let Err(error) = result {
             // The tables are as they were; the next change or second tries again.
@@ -258,7 +291,7 @@ async fn follow(
             tokio::time::sleep(Duration::from_millis(200)).await;
             tokio::task::block_in_place(|| mirror.refresh(Dirty::ALL)).unwrap_or_default();
         }
-        let want = wanted.borrow_and_update().clone();
+        let want = &*wanted.borrow_and_update() - &*probed.borrow_and_update();
         tokio::task::block_in_place(|| mirror.resolve(&want, &mut asked, ask_again));
         sender.send_if_modified(|network| {
             let differs = *network != mirror.network;

@@ -73,7 +73,8 @@ impl Watch {
     pub fn new(config: &Path, manifests: Option<&Path>) -> notify::Result<Watch> {
         let paths = Paths {
             config: std::path::absolute(config)?,
-            config_target: std::fs::canonicalize(config)?,
+            // A file that isn't there yet is none.
+            config_target: std::fs::canonicalize(config).or_else(|_| std::path::absolute(config))?,
             manifests: manifests.map(std::path::absolute).transpose()?,
             manifests_said: manifests.unwrap_or(Path::new("")).to_owned(),
         };

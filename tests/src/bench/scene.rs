@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use anyhow::{Result, anyhow};
 use lb_user::apply::Kernel;
 use lb_user::intent::{
-    Address, Capacity, Endpoint, EndpointState, HookChoice, Intent, Link, Neighbour, Network, Port, Protocol, Route,
-    ServicePort, Tuning,
+    Address, Capacity, Endpoint, EndpointState, HookChoice, Intent, Link, Neighbour, Network, Port, Protocol, ReplyVia,
+    Route, ServicePort, Tuning,
 };
 use lb_user::plan::{Apply, Clock, Ids, Op, diff, plan};
 
@@ -43,6 +43,7 @@ pub fn fill(kernel: &mut Kernel, capacity: Capacity) -> Result<()> {
             nat_addresses: vec![],
             compute: true,
             hook: HookChoice::Xdp,
+            reply_via: ReplyVia::default(),
         }],
         inside: vec!["pods".into()],
         services: vec![

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use lb_user::intent::{
     Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol,
-    Route, ServicePort, ServiceRange,
+    ReplyVia, Route, ServicePort, ServiceRange,
 };
 use lb_user::plan::Clock;
 
@@ -75,6 +75,7 @@ impl World {
             nat_addresses: vec![],
             compute: true,
             hook: HookChoice::Auto,
+            reply_via: ReplyVia::default(),
         };
         let intent = Intent {
             node: "edge-1".into(),

@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -56,13 +56,15 @@ const CASES: &[(&str, &[&str])] = &[
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),
     (
         "ports: { A: eth0 }",
-        &["c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, natAddresses, compute, hook"],
+        &[
+            "c.yaml:3:13: ports.A: `eth0` is not a map with the keys interface, gateway, natAddresses, compute, hook, replyVia",
+        ],
     ),
     (
         "ports: { A: { } }",
@@ -81,7 +83,7 @@ const CASES: &[(&str, &[&str])] = &[
             "c.yaml:4:33: ports.A.gateway: `203.0.113.300` is not an address such as 192.168.1.1 or fd00::1",
             "c.yaml:4:57: ports.A.compute: `yes` is not true or false",
             "c.yaml:4:68: ports.A.hook: `XDP` is not auto, xdp or tc",
-            "c.yaml:4:73: ports.A.vlan: unknown key; expected one of interface, gateway, natAddresses, compute, hook",
+            "c.yaml:4:73: ports.A.vlan: unknown key; expected one of interface, gateway, natAddresses, compute, hook, replyVia",
         ],
     ),
     (

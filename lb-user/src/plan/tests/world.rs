@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use crate::intent::{
     Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol,
-    Route, ServicePort, ServiceRange,
+    ReplyVia, Route, ServicePort, ServiceRange,
 };
 
 pub const LO: u32 = 1;
@@ -110,6 +110,7 @@ pub fn intent(services: Vec<ServicePort>) -> Intent {
         nat_addresses: vec![],
         compute,
         hook: HookChoice::Auto,
+        reply_via: ReplyVia::default(),
     };
     Intent {
         node: "edge-1".into(),

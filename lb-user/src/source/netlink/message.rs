@@ -120,6 +120,11 @@ impl Connection {
         Ok(Connection { socket, sequence: 0, buffer: Vec::with_capacity(1 << 17) })
     }
 
+    /// Dumps are filtered by what their request's header says.
+    pub fn strict(&self) -> io::Result<()> {
+        self.socket.set_netlink_get_strict_chk(true)
+    }
+
     /// Asks for one change; the kernel's refusal is an error of its own errno.
     pub fn change(&mut self, message: Message) -> io::Result<()> {
         self.exchange(message, ACK, |_, _| {}).map(drop)

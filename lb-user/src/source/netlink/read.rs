@@ -10,12 +10,13 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::message::{Attrs, Connection, Message, text, u16_at, u32_at};
-use super::write::OURS;
+use super::own;
 use crate::intent::{Address, Forwarding, Link, Neighbour, Route, RouteKind};
+use crate::route::{Key, PROTOCOL, Target};
 
 const GET_LINK: u16 = 18;
 const GET_ADDRESS: u16 = 22;
-const GET_ROUTE: u16 = 26;
+pub(super) const GET_ROUTE: u16 = 26;
 const GET_NEIGHBOUR: u16 = 30;
 const ETHERNET: u16 = 1;
 const IFF_UP: u32 = 1;
@@ -31,11 +32,12 @@ const GET_NETCONF: u16 = 82;
 const STANDARD_RULES: [u32; 3] = [0, 32_766, 32_767];
 /// Not usable: dead, or its link is down (`RTNH_F_DEAD`, `RTNH_F_LINKDOWN`).
 const UNUSABLE: u32 = 1 | 16;
-/// Reachable, stale, delay, probe, permanent: states in which the link-layer address is known.
-const RESOLVED: u16 = 0x02 | 0x04 | 0x08 | 0x10 | 0x80;
+/// Reachable, stale, delay, probe, or set for good: states in which the link-layer address is known.
+const RESOLVED: u16 = 0x02 | 0x04 | 0x08 | 0x10 | PERMANENT;
+/// `NUD_NOARP`, `NUD_PERMANENT`: nobody asks whether it is there.
+const PERMANENT: u16 = 0x40 | 0x80;
 /// A cache entry (`RTM_F_CLONED`).
 const CLONED: u32 = 0x200;
-const PERMANENT: u16 = 0x80;
 const PROXY: u8 = 0x08;
 
 /// Links, and what XDP program is attached to each: 1 native, 2 generic.
@@ -135,14 +137,22 @@ fn neighbour(all: &mut Neighbours, payload: &[u8]) -> Option<()> {
     Some(())
 }
 
-pub fn routes(connection: &mut Connection) -> Result<Vec<Route>> {
-    let mut all: Vec<Route> = connection.dump(
+/// Routes of the main table, and those of all tables that are ours.
+#[derive(Default)]
+pub struct Routes {
+    pub routes: Vec<Route>,
+    pub own: BTreeMap<Key, Target>,
+}
+
+pub fn routes(connection: &mut Connection) -> Result<Routes> {
+    let mut all: Routes = connection.dump(
         || Message::new(GET_ROUTE, 0, &[0; 12]),
-        |all: &mut Vec<_>, payload| {
-            route(all, payload);
+        |all: &mut Routes, payload| {
+            all.own.extend(own::route(payload));
+            route(&mut all.routes, payload);
         },
     )?;
-    all.sort_by_key(|r| (r.prefix, r.metric, r.link, r.gateway));
+    all.routes.sort_by_key(|r| (r.prefix, r.metric, r.link, r.gateway));
     Ok(all)
 }
 
@@ -229,7 +239,7 @@ pub fn policy(connection: &mut Connection) -> Result<[bool; 2]> {
             let family = payload.first().copied().unwrap_or_default();
             let attrs = Attrs(payload.get(12..).unwrap_or_default());
             let standard = STANDARD_RULES.contains(&attrs.u32(6).unwrap_or(0));
-            let ours = attrs.find(21).is_some_and(|protocol| protocol == [OURS]);
+            let ours = attrs.find(21).is_some_and(|protocol| protocol == [PROTOCOL]);
             if !standard && !ours && matches!(i32::from(family), libc::AF_INET | libc::AF_INET6) {
                 found[usize::from(i32::from(family) == libc::AF_INET6)] = true;
             }
@@ -239,7 +249,7 @@ pub fn policy(connection: &mut Connection) -> Result<[bool; 2]> {
 }
 
 /// A gateway of the route's family, or (`RTA_VIA`) of another.
-fn gateway(attrs: Attrs) -> Option<IpAddr> {
+pub(super) fn gateway(attrs: Attrs) -> Option<IpAddr> {
     attrs.find(5).and_then(ip).or_else(|| ip(attrs.find(18)?.get(2..)?))
 }
 

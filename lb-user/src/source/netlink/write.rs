@@ -11,8 +11,6 @@ use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
 
-/// The protocol number of routes and rules of ours (`rtm_protocol`): above those that have names.
-pub const OURS: u8 = 0x53;
 const NEW_LINK: u16 = 16;
 const DEL_LINK: u16 = 17;
 const NEW_ADDRESS: u16 = 20;
@@ -20,11 +18,13 @@ const DEL_ADDRESS: u16 = 21;
 const NEW_NEIGHBOUR: u16 = 28;
 const DEL_QDISC: u16 = 37;
 const GET_FILTER: u16 = 46;
+/// NUD_PROBE
+const PROBE: u8 = 0x10;
 const CLSACT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 
-fn family(addr: IpAddr) -> u8 {
+pub(super) fn family(addr: IpAddr) -> u8 {
     if addr.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
 }
 
@@ -57,6 +57,22 @@ pub fn resolve(connection: &mut Connection, link: u32, addr: IpAddr, keep: bool)
     let managed = 1u32; // NTF_EXT_MANAGED in NDA_FLAGS_EXT
     match connection.change(message.attr(15, &managed.to_ne_bytes())) {
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => resolve(connection, link, addr, false),
+        result => result,
+    }
+}
+
+/// Has the kernel ask a resolved neighbour whether it is still there, in unicast; one that is not
+/// resolved is asked for anew. Must not be asked for permanent ones: their state would be lost.
+pub fn probe(connection: &mut Connection, link: u32, addr: IpAddr) -> io::Result<()> {
+    let mut header = vec![family(addr), 0, 0, 0];
+    header.extend_from_slice(&link.to_ne_bytes());
+    header.extend_from_slice(&[PROBE, 0, 0, 0]);
+    let message = Message::new(NEW_NEIGHBOUR, REPLACE, &header).attr(1, &octets(addr));
+    match connection.change(message) {
+        // Without a link-layer address, or not there.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOENT)) => {
+            resolve(connection, link, addr, false)
+        }
         result => result,
     }
 }

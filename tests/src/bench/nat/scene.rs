@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use lb_common::hash;
 use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::apply::Kernel;
-use lb_user::intent::{Capacity, HookChoice, Intent, InternalSwitch, Nat, Network, Port, Translation, Tuning};
+use lb_user::intent::{
+    Capacity, HookChoice, Intent, InternalSwitch, Nat, Network, Port, ReplyVia, Translation, Tuning,
+};
 
 use crate::bench::scene::{address, link, neighbour, put, route};
 use crate::bench::script::Clients;
@@ -91,6 +93,7 @@ pub fn fill(kernel: &mut Kernel, hosts: Hosts, quota: u32, capacity: Capacity) -
             nat_addresses: Hosts::all(hosts.outside).collect(),
             compute: false,
             hook: HookChoice::Xdp,
+            reply_via: ReplyVia::default(),
         }],
         internal_switch: Some(InternalSwitch {
             interface: "switch".into(),
