@@ -269,17 +269,6 @@ impl Agent {
         }
     }
 
-    fn stored_routes_changed(&mut self) {
-        self.routes.read();
-        self.settle_routes();
-    }
-
-    fn settle_routes(&mut self) {
-        let (paths, state) = (&self.options.paths, &mut self.kernel.state);
-        let repaired = self.routes.settle(self.wish.routes(), &self.wish.intent.ports, &self.network, paths, state);
-        self.lock.note_routes(self.routes.generation(), repaired);
-    }
-
     fn network_changed(&mut self, network: Network) {
         self.network = network;
         // First of all: the kernel goes by them, however long a plan takes.

@@ -56,6 +56,9 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
             line(name, text);
         }
     }
+    for route in &config.routes {
+        line("route", route.to_string());
+    }
     for forward in &config.published {
         line("published", published(forward));
     }

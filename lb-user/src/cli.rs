@@ -199,10 +199,21 @@ pub struct Top {
 #[cfg(test)]
 mod tests {
     use clap::{CommandFactory, Parser};
+    use clap_complete::Shell;
 
     #[test]
     fn command_line_is_consistent() {
         super::Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn shells_complete() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut super::Cli::command(), "stellwerk", &mut text);
+            let text = String::from_utf8(text).expect("UTF-8");
+            assert!(["route", "next-hop", "force-mask"].iter().all(|word| text.contains(word)), "{shell}");
+        }
     }
 
     /// What is refused, and in which words; a usage line and the way to the help follow each.
@@ -232,6 +243,14 @@ mod tests {
             ("nat top -n", "a value is required for '-n <N>' but none was supplied"),
             ("nat top -n -3", "unexpected argument '-3' found"),
             ("nat top -n all", "invalid value 'all' for '-n <N>': invalid digit found in string"),
+            ("route add -i Port3", "the following required arguments were not provided: --destination <PREFIX>"),
+            ("route", "'stellwerk route' requires a subcommand but one was not provided"),
+            ("route get -d 10.0.0.0/8", "unexpected argument '-d' found"),
+            ("route remove -i a -d b -n c", "unexpected argument '-n' found"),
+            (
+                "completions csh",
+                "invalid value 'csh' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]",
+            ),
             ("drops -j", "unexpected argument '-j' found"),
             ("status --pin-path", "a value is required for '--pin-path <DIR>' but none was supplied"),
             ("status --pin-path=", "a value is required for '--pin-path <DIR>' but none was supplied"),

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
+use super::Agent;
 use crate::apply::{Paths, State, sysctl};
 use crate::intent::{Network, Port};
 use crate::route::decide::{Decision, decide};
@@ -56,6 +57,19 @@ pub async fn changed(watch: &mut Option<Watch>) {
     match watch {
         Some(watch) => _ = watch.changed().await,
         None => std::future::pending().await,
+    }
+}
+
+impl Agent {
+    pub(super) fn stored_routes_changed(&mut self) {
+        self.routes.read();
+        self.settle_routes();
+    }
+
+    pub(super) fn settle_routes(&mut self) {
+        let (paths, state) = (&self.options.paths, &mut self.kernel.state);
+        let repaired = self.routes.settle(self.wish.routes(), &self.wish.intent.ports, &self.network, paths, state);
+        self.lock.note_routes(self.routes.generation(), repaired);
     }
 }
 
@@ -126,7 +140,9 @@ impl Routes {
         state.change(paths, |state| state.routes = true)?;
         let mut tally = Tally { last: self.last.take(), left: desired.clone(), repaired: 0, refused: BTreeMap::new() };
         for (key, target) in desired.routes.iter().filter(|(key, target)| real.routes.get(key) != Some(target)) {
-            let replace = real.routes.contains_key(key);
+            // Another's may stand in the place of ours since somebody replaced that.
+            let was_ours = tally.last.as_ref().is_some_and(|last| last.routes.contains_key(key));
+            let replace = was_ours || real.routes.contains_key(key);
             let expected = tally.last.as_ref().is_some_and(|last| last.routes.get(key) == Some(target));
             let result = own::set_route(&mut self.connection, key, target, replace);
             if !tally.note("set", &format!("the route {key}"), expected, result) {

@@ -148,10 +148,14 @@ fn remove_run(paths: &Paths) -> Result<()> {
             _ => {}
         }
     }
-    match fs::remove_dir(&paths.run) {
-        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
-            Err(error).context(paths.run.display().to_string())
+    // Where no route was ever added, the folder that was watched for one is empty.
+    for folder in [&paths.kept, &paths.run] {
+        match fs::remove_dir(folder) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty) => {
+                return Err(error).context(folder.display().to_string());
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }

@@ -66,4 +66,5 @@ fn least_file() {
 
 mod kernel;
 mod nat;
+mod routes;
 mod wrong;

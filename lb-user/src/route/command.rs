@@ -132,9 +132,9 @@ impl Known {
             // Nobody asks next hops: what is in the kernel is what there is to say.
             _ if !self.runs && there => (if best { "active" } else { "standby" }, None),
             _ if !self.runs => ("stored", Some("no agent runs".into())),
-            State::Silent(false) => ("unanswered", Some(format!("the next hop {next_hop} doesn't answer"))),
-            State::Silent(true) => {
-                ("unanswered", Some(format!("the next hop {next_hop} doesn't answer; it stays, since no other does")))
+            State::Silent(best) => {
+                let stays = if best && there { "; it stays, since no other does" } else { "" };
+                ("unanswered", Some(format!("the next hop {next_hop} doesn't answer{stays}")))
             }
             State::Active if there => ("active", None),
             State::Standby if there || route.kind != Kind::Unicast => ("standby", None),
@@ -162,7 +162,7 @@ pub fn add(paths: &Paths, words: &Words, store: Option<&Path>) -> Result<Done> {
     store.stored.routes.push(route.clone());
     let generation = store.write()?;
     let mut done = Done { said: format!("added: {route}"), route, notices: Vec::new() };
-    done.notices.extend(warning);
+    done.notices.extend(warning.map(|warning| format!("warning: {warning}")));
     let unchecked = known.ports().is_none() || known.network.is_none();
     done.notices.extend(known.notices.iter().cloned());
     if !known.runs {

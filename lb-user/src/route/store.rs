@@ -61,7 +61,7 @@ pub struct Store {
 impl Store {
     pub fn open(path: &Path) -> Result<Store> {
         let folder = folder(path);
-        fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
+        make(folder).with_context(|| format!("creating {}", folder.display()))?;
         let beside = path.with_extension("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&beside);
         let lock = lock.with_context(|| beside.display().to_string())?;
@@ -84,6 +84,15 @@ fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
     file.write_all(text)?;
     file.sync_all()?;
     fs::rename(&beside, path)?;
+    File::open(folder(path))?.sync_all()
+}
+
+/// Makes a folder that outlives a power cut, as what will be in it does.
+fn make(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir_all(path)?;
     File::open(folder(path))?.sync_all()
 }
 

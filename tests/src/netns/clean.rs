@@ -146,8 +146,8 @@ fn remove(which: &dyn Fn(&str) -> bool) {
     for group in matching(&super::lab::cgroups().unwrap_or_default(), which) {
         let _ = std::fs::remove_dir(group);
     }
-    // The agent notes under /run what it changed.
-    for parent in [std::env::temp_dir(), PathBuf::from("/run")] {
+    // The agent notes under /run what it changed, and keeps under /var/lib what outlives a reboot.
+    for parent in [std::env::temp_dir(), "/run".into(), "/var/lib".into()] {
         for dir in matching(&parent, which) {
             let _ = std::fs::remove_dir_all(dir);
         }
