@@ -240,6 +240,8 @@ pub struct Tuning {
     pub sctp_transitory: u32,
     pub fragment: u32,
     pub icmp_rate: u32,
+    /// What is nobody's connection is forwarded without the kernel, where that can be.
+    pub fast_forwarding: bool,
     pub snat_first: u16,
     pub snat_last: u16,
     pub trace_port: u16,
@@ -274,6 +276,7 @@ impl Default for Tuning {
             sctp_transitory: 240,
             fragment: 30,
             icmp_rate: 1_000,
+            fast_forwarding: true,
             snat_first: 1_024,
             snat_last: 29_999,
             trace_port: 0,

@@ -29,6 +29,7 @@ const KEYS: &[&str] = &[
     "timeouts",
     "snatPorts",
     "icmpRate",
+    "forwarding",
     "capacity",
     "log",
     "draining",
@@ -190,6 +191,15 @@ fn addresses(places: &mut Places, at: &At<'_>, key: &str, log: &mut Log) -> Vec<
     all
 }
 
+/// Whether forwarding is fast.
+fn is_fast(text: &str) -> Result<bool, String> {
+    match text {
+        "fast" => Ok(true),
+        "kernel" => Ok(false),
+        _ => Err(String::new()),
+    }
+}
+
 fn hook(text: &str) -> Result<HookChoice, String> {
     match text {
         "auto" => Ok(HookChoice::Auto),
@@ -278,6 +288,9 @@ fn tuning(tuning: &mut Tuning, root: &At<'_>, log: &mut Log) {
         && let Some((first, last)) = at.value(log, PORTS, value::ports)
     {
         (tuning.snat_first, tuning.snat_last) = (first, last);
+    }
+    if let Some(at) = root.get("forwarding") {
+        set(&mut tuning.fast_forwarding, at.value(log, "fast or kernel", is_fast));
     }
     if let Some(at) = root.get("icmpRate") {
         let right = "a number of packets a second from 0 to 1000000";

@@ -51,6 +51,9 @@ pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> 
 /// Links that packets are forwarded from without the kernel: where the kernel forwards, and its main table is
 /// all that it asks.
 pub(super) fn forwarding(intent: &Intent, network: &Network) -> BTreeMap<u32, table::Link> {
+    if !intent.tuning.fast_forwarding {
+        return BTreeMap::new();
+    }
     let [policy4, policy6] = network.policy;
     let of = |link: &Link| {
         let kernels = network.forwarding.get(&link.index)?;

@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -56,7 +56,7 @@ const CASES: &[(&str, &[&str])] = &[
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, capacity, log, draining",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),
@@ -253,6 +253,7 @@ const CASES: &[(&str, &[&str])] = &[
         &["c.yaml:3:12: snatPorts: `65535-65535` is one port alone; expected two port numbers such as 1024-29999"],
     ),
     ("snatPorts: 1024", &["c.yaml:3:12: snatPorts: `1024` is not two port numbers such as 1024-29999"]),
+    ("forwarding: slow", &["c.yaml:3:13: forwarding: `slow` is not fast or kernel"]),
     ("icmpRate: many", &["c.yaml:3:11: icmpRate: `many` is not a number of packets a second from 0 to 1000000"]),
     (
         "capacity: { backends: 1, flows: 9 }",

@@ -311,6 +311,9 @@ fn links_forward_where_the_kernel_does_and_has_no_policy() {
     assert_eq!(flags(&network), [(ETH0, v4 | v6 | Link::LOOSE4), (ETH1, v4 | Link::STRICT4), (BR, v6)]);
     network.policy = [true, false];
     assert_eq!(flags(&network), [(ETH0, v6), (BR, v6)]);
+    let mut wish = intent(vec![]);
+    wish.tuning.fast_forwarding = false;
+    assert!(plan(&wish, &network).links.is_empty());
 }
 
 #[test]
