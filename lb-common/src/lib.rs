@@ -12,6 +12,7 @@ extern crate std;
 
 pub mod apply;
 pub mod drop;
+pub mod fib;
 pub mod flow_table;
 pub mod frame;
 pub mod hash;

@@ -9,6 +9,7 @@ pub mod apply;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod fib;
 pub mod intent;
 pub mod plan;
 pub mod route;

@@ -8,5 +8,6 @@ pub mod fake;
 pub mod load;
 pub mod netns;
 pub mod packet;
+pub mod routes;
 pub mod runner;
 pub mod sim;

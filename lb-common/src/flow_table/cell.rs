@@ -8,7 +8,7 @@
 #[cfg(not(target_arch = "bpf"))]
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
-pub use imp::{Cell32, Cell64, Lanes, acquire, pick};
+pub use imp::{Cell32, Cell64, Lanes, acquire, pick, word};
 
 #[cfg(not(target_arch = "bpf"))]
 mod imp {
@@ -94,6 +94,11 @@ mod imp {
     /// One of four words.
     pub fn pick(lanes: &[Lanes; 4], index: u32) -> &Lanes {
         &lanes[index as usize % 4]
+    }
+
+    /// One of eight words.
+    pub fn word(line: &[Cell64; 8], index: u32) -> &Cell64 {
+        &line[index as usize % 8]
     }
 }
 
@@ -240,6 +245,17 @@ mod imp {
         unsafe {
             asm!("{0} &= 3", inout(reg) index, options(pure, nomem, nostack));
             &*lanes.as_ptr().add(index as usize)
+        }
+    }
+
+    /// One of eight words.
+    #[inline(always)]
+    pub fn word(line: &[Cell64; 8], index: u32) -> &Cell64 {
+        let mut index = index as u64;
+        // SAFETY: as in `pick`.
+        unsafe {
+            asm!("{0} &= 7", inout(reg) index, options(pure, nomem, nostack));
+            &*line.as_ptr().add(index as usize)
         }
     }
 }

@@ -137,6 +137,8 @@ pub trait Addr:
     fn low(self) -> u32;
     /// The address with all bits behind `/24` (IPv4) or `/64` (IPv6) cleared.
     fn subnet(self) -> Self;
+    /// The address as a number, its first bit the highest of the first half; IPv4 has 32 bits of it.
+    fn halves(self) -> (u64, u64);
     /// For people and programs outside the data path.
     fn to_ip(self) -> IpAddr;
     /// The address, if `ip` is of this family.
@@ -183,6 +185,11 @@ impl Addr for Ip4 {
     #[inline(always)]
     fn subnet(self) -> Self {
         self.grain()
+    }
+
+    #[inline(always)]
+    fn halves(self) -> (u64, u64) {
+        ((u32::from_be(self.0) as u64) << 32, 0)
     }
 
     fn to_ip(self) -> IpAddr {
@@ -246,6 +253,13 @@ impl Addr for Ip6 {
     fn subnet(self) -> Self {
         let [a, b, ..] = self.0;
         Ip6([a, b, 0, 0])
+    }
+
+    #[inline(always)]
+    fn halves(self) -> (u64, u64) {
+        let [a, b, c, d] = self.0;
+        let half = |high: u32, low: u32| (u32::from_be(high) as u64) << 32 | u32::from_be(low) as u64;
+        (half(a, b), half(c, d))
     }
 
     fn to_ip(self) -> IpAddr {

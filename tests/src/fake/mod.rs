@@ -6,6 +6,7 @@
 //! code that runs on it is the real one. What is not here: decisions.
 
 mod apply;
+pub mod fib;
 pub mod flows;
 pub mod lru;
 pub mod ports;
