@@ -2,6 +2,9 @@
 //!
 //! The sizes here are placeholders: the agent sets them at load, from the configuration.
 
+#[allow(dead_code, reason = "the path asks the tries until it is switched to this table")]
+mod fib;
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};

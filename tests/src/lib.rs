@@ -7,6 +7,7 @@ pub mod demo;
 pub mod fake;
 pub mod load;
 pub mod netns;
+pub mod object;
 pub mod packet;
 pub mod routes;
 pub mod runner;

@@ -13,10 +13,19 @@ use stellwerk_tests::routes::{self, Drawn, Oracle, Random, bits, mask};
 /// What happens to a table.
 #[derive(Clone, Debug)]
 enum Op {
-    Insert { bits: u128, len: u32, value: u32 },
+    Insert {
+        bits: u128,
+        len: u32,
+        value: u32,
+    },
     /// Removes one of the prefixes that are there.
-    Remove { which: usize },
-    Replace { seed: u64, count: usize },
+    Remove {
+        which: usize,
+    },
+    Replace {
+        seed: u64,
+        count: usize,
+    },
 }
 
 /// Prefixes of a few bits of freedom, so that they lie within each other, at any depth.
@@ -246,7 +255,10 @@ fn concurrent<A: Drawn>() {
                     let prefix = (found != NONE).then(|| &table[(found as usize & 0xffff) - 2]);
                     let holds = prefix.is_none_or(|p| mask(bits(addr), p.len) == bits(p.addr));
                     assert!(holds, "{addr:?}: found another's {prefix:?}");
-                    assert!(prefix.map(|prefix| prefix.len) >= least, "{addr:?}: {prefix:?} is shorter than /{least:?}");
+                    assert!(
+                        prefix.map(|prefix| prefix.len) >= least,
+                        "{addr:?}: {prefix:?} is shorter than /{least:?}"
+                    );
                 }
             });
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
 use lb_common::drop::{Drop as Reason, Note};
+use lb_common::fib::Line;
 use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::port_table::{self, Holder, Owner};
@@ -70,6 +71,11 @@ pub const SPECS: &[Spec] = &[
     spec::<Prefix<Ip6>, u32>("ROUTES6", Some(|c| c.routes)),
     spec::<Prefix<Ip4>, Owned>("OWNED4", Some(owned)),
     spec::<Prefix<Ip6>, Owned>("OWNED6", Some(owned)),
+    spec::<u32, Cell64>("FIB_ROOT4", None),
+    spec::<u32, Cell64>("FIB_ROOT6", None),
+    // Arrays of maps; what those hold is the layout.
+    spec::<u32, Line>("FIB4", None),
+    spec::<u32, Line>("FIB6", None),
     spec::<u32, Entry<Ip4>>("FLOWS4", Some(flows::slots)),
     spec::<u32, Entry<Ip6>>("FLOWS6", Some(flows::slots)),
     spec::<u32, [u64; MULTIPLIERS]>("FLOW_HASH", None),

@@ -6,6 +6,7 @@
 
 pub mod clock;
 pub mod ends;
+pub mod fib;
 pub mod flows;
 mod hooks;
 pub mod kernel;

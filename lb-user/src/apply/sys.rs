@@ -4,6 +4,8 @@
 //! and values and refuses buffers of another length, so that the kernel never reads or writes past
 //! one. What the bytes mean is [`super::maps`]'s.
 
+mod parts;
+
 use std::ffi::CString;
 use std::fmt;
 use std::io;
@@ -275,6 +277,7 @@ pub unsafe trait Shared: Sync {}
 
 #[expect(unsafe_code, reason = "structs of atomics alone")]
 mod shared {
+    use lb_common::fib::Line;
     use lb_common::flow_table::Entry;
     use lb_common::flow_table::cell::Cell64;
     use lb_common::port_table::{Holder, Owner};
@@ -286,6 +289,8 @@ mod shared {
     unsafe impl<A: Addr> super::Shared for Entry<A> {}
     // SAFETY: as above.
     unsafe impl super::Shared for Cell64 {}
+    // SAFETY: as above.
+    unsafe impl super::Shared for Line {}
     // SAFETY: as above.
     unsafe impl<A: Addr> super::Shared for Owner<A> {}
     // SAFETY: as above.

@@ -1,8 +1,6 @@
 //! The loaded programs: the product's by its own loader, the bench's beside them, and one wrapper in
 //! front of whichever is under test.
 
-use std::path::{Path, PathBuf};
-
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, ProgramArray};
 use aya::programs::{ProgramFd, SchedClassifier, TestRun, TestRunOptions, Xdp};
@@ -17,6 +15,7 @@ use lb_user::apply::table::Table;
 use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, unload};
 use lb_user::intent::Capacity;
 use stellwerk_tests::netns::{Lab, Ns};
+pub use stellwerk_tests::object::object;
 
 use super::script::Script;
 
@@ -77,16 +76,6 @@ const FRESH: u32 = 1 << 20;
 const ABORTED_XDP: u32 = 0;
 const ABORTED_TC: u32 = -2i32 as u32;
 
-/// The object of an eBPF bin.
-pub fn object(name: &str) -> Result<Vec<u8>> {
-    let beside = |dir: &Path| dir.join(format!("{name}.o"));
-    let path = match std::env::var_os("STELLWERK_BPF_DIR") {
-        Some(dir) => beside(&PathBuf::from(dir)),
-        None => beside(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf")),
-    };
-    std::fs::read(&path).with_context(|| format!("{}: `cargo xtask build` makes it", path.display()))
-}
-
 /// Binds the thread to one CPU, the last.
 pub fn pin_cpu() -> Result<()> {
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
@@ -97,7 +86,7 @@ pub fn pin_cpu() -> Result<()> {
 
 /// Time that this thread has run.
 #[expect(unsafe_code, reason = "the clock has no safe form among the crates used here")]
-fn thread_ns() -> f64 {
+pub fn thread_ns() -> f64 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call fills the one value it is given.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };

@@ -6,6 +6,7 @@ pub mod nat;
 pub mod packet;
 pub mod plot;
 pub mod report;
+pub mod route;
 pub mod scene;
 pub mod script;
 pub mod series;

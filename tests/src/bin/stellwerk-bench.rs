@@ -39,6 +39,8 @@ enum What {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// Nanoseconds a lookup of a route, beside the kernel's own ways
+    Route(Output),
     /// Frames, connections, requests and bytes a second through network namespaces
     Wire(Output),
     /// How long a change takes from its file into the kernel
@@ -67,7 +69,9 @@ fn main() -> ExitCode {
     let what = Arguments::parse().what;
     let made = match &what {
         What::Packet { output, svg, .. } => empty(&[output.json.as_ref(), svg.as_ref()]),
-        What::Nat { output, .. } | What::Wire(output) | What::Update(output) => empty(&[output.json.as_ref()]),
+        What::Nat { output, .. } | What::Route(output) | What::Wire(output) | What::Update(output) => {
+            empty(&[output.json.as_ref()])
+        }
     };
     if let Err(error) = made {
         eprintln!("stellwerk-bench: {error:#}");
@@ -84,6 +88,10 @@ fn main() -> ExitCode {
         }
         What::Nat { output, only } => {
             let done = bench::nat::run(output.quick, only.as_deref());
+            (output, done)
+        }
+        What::Route(output) => {
+            let done = bench::route::run(output.quick);
             (output, done)
         }
         What::Wire(output) => {

@@ -4,7 +4,10 @@
 //! others from /16 to /23; IPv6 has nearly one of /48 in two, and most others are /32 to /47. IPv6 prefixes lie in
 //! providers' blocks, as they do there; IPv4 prefixes anywhere, since hardly a /16 has none.
 
+pub mod kernel;
+
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use lb_common::table::Prefix;
 use lb_common::wire::{Addr, Ip4, Ip6};
@@ -39,17 +42,59 @@ impl Random {
 
 /// Lengths and their parts in 1,000.
 const LENGTHS4: &[(u32, u64)] = &[
-    (8, 1), (10, 1), (11, 1), (12, 1), (13, 1), (14, 2), (15, 2), (16, 14), (17, 8), (18, 14), (19, 26), (20, 44), (21, 52),
-    (22, 110), (23, 102), (24, 611), (25, 2), (27, 2), (29, 2), (30, 1), (32, 3),
+    (8, 1),
+    (10, 1),
+    (11, 1),
+    (12, 1),
+    (13, 1),
+    (14, 2),
+    (15, 2),
+    (16, 14),
+    (17, 8),
+    (18, 14),
+    (19, 26),
+    (20, 44),
+    (21, 52),
+    (22, 110),
+    (23, 102),
+    (24, 611),
+    (25, 2),
+    (27, 2),
+    (29, 2),
+    (30, 1),
+    (32, 3),
 ];
 const LENGTHS6: &[(u32, u64)] = &[
-    (20, 1), (24, 2), (28, 4), (29, 22), (30, 4), (31, 3), (32, 126), (33, 18), (34, 14), (35, 6), (36, 62), (37, 4), (38, 10),
-    (39, 4), (40, 100), (41, 4), (42, 22), (43, 6), (44, 92), (45, 10), (46, 22), (47, 14), (48, 440), (56, 4), (64, 5), (128, 1),
+    (20, 1),
+    (24, 2),
+    (28, 4),
+    (29, 22),
+    (30, 4),
+    (31, 3),
+    (32, 126),
+    (33, 18),
+    (34, 14),
+    (35, 6),
+    (36, 62),
+    (37, 4),
+    (38, 10),
+    (39, 4),
+    (40, 100),
+    (41, 4),
+    (42, 22),
+    (43, 6),
+    (44, 92),
+    (45, 10),
+    (46, 22),
+    (47, 14),
+    (48, 440),
+    (56, 4),
+    (64, 5),
+    (128, 1),
 ];
 /// Where the registries' blocks are.
-const BLOCKS6: &[(u128, u32)] = &[
-    (0x2001, 16), (0x240, 12), (0x260, 12), (0x280, 12), (0x2a0, 12), (0x2a1, 12), (0x2c0, 12),
-];
+const BLOCKS6: &[(u128, u32)] =
+    &[(0x2001, 16), (0x240, 12), (0x260, 12), (0x280, 12), (0x2a0, 12), (0x2a1, 12), (0x2c0, 12)];
 
 /// A family whose tables can be drawn.
 pub trait Drawn: Addr + Send + Sync {
@@ -126,7 +171,25 @@ pub fn within<A: Drawn>(random: &mut Random, prefix: &Prefix<A>) -> A {
 
 /// Longest prefix match as one would say it: the longest length of which there is the address's prefix.
 #[derive(Default)]
-pub struct Oracle(BTreeMap<u32, HashMap<u128, u32>>);
+pub struct Oracle(BTreeMap<u32, HashMap<u128, u32, BuildHasherDefault<Mixed>>>);
+
+/// A hash of prefixes' bits. The standard one takes most of a test's time.
+#[derive(Default)]
+pub struct Mixed(u64);
+
+impl Hasher for Mixed {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are u128");
+    }
+
+    fn write_u128(&mut self, bits: u128) {
+        self.0 = Random((bits >> 64) as u64 ^ (bits as u64).rotate_left(7)).next();
+    }
+}
 
 impl Oracle {
     pub fn of<A: Addr>(routes: &[(Prefix<A>, u32)]) -> Self {
