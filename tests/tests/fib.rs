@@ -218,15 +218,15 @@ fn full6() {
 /// Prefixes that stay, within which others come, go and change all the time: whoever looks up meanwhile finds one
 /// of a prefix that the address is in, and never a shorter one than the longest that stays.
 fn concurrent<A: Drawn>() {
-    const STAY: usize = 300;
+    const STAY: usize = 2_500;
     let heap = Heap::new(8, 2);
     let mut random = Random(17);
-    // Below few /16s, so that nodes are written anew all the time.
+    // Below two /16s, so that nodes are written anew all the time, and that IPv6's are flat.
     let mut table = Vec::<Prefix<A>>::new();
-    let all = routes::table::<A>(3_000, 2, 19);
-    let parents: Vec<u128> = all.iter().take(12).map(|(prefix, _)| mask(bits(prefix.addr), 20)).collect();
+    let all = routes::table::<A>(5_000, 2, 19);
+    let parents: Vec<u128> = all.iter().take(2).map(|(prefix, _)| mask(bits(prefix.addr), 20)).collect();
     for (prefix, _) in &all {
-        let parent = parents[random.below(12) as usize];
+        let parent = parents[random.below(2) as usize];
         let bits = mask(parent | bits(prefix.addr) & !mask(u128::MAX, 20), prefix.len);
         let moved = Prefix { len: prefix.len, addr: A::of(bits) };
         if !table.contains(&moved) {

@@ -5,7 +5,8 @@
 //! 256 slots of which neighbours are mostly alike: it keeps a bit for each slot that begins a run, and one
 //! entry a run, so that most nodes are one cache line. An entry is a value, nothing, or another node; a
 //! node also keeps the value of the longest prefix above it that ends within its parent, so that a
-//! prefix touches the one node that it ends in, and those right below. Promises:
+//! prefix touches the one node that it ends in, and those right below. IPv6's second 16 bits may be flat, too,
+//! where a registry's block holds many prefixes. Promises:
 //!
 //! 1. A lookup made while a prefix comes, goes or changes gives the answer of before or of after, or
 //!    [`KERNEL`]; never a third one. For every address one aligned store switches the one to the other.
@@ -43,6 +44,8 @@ pub type Line = [Cell64; 8];
 
 /// An entry that names a node: the rest is the node's first line.
 pub const NODE: u32 = 1 << 31;
+/// An entry that names a flat table of IPv6's second 16 bits: the rest is its first line.
+pub const FLAT: u32 = 3 << 30;
 /// A node's fifth word: its default (upper half), and how many runs begin before each fourth of its slots.
 /// Before it are the bits of slots that begin a run; behind it are the entries, two a word.
 pub const HEAD: u32 = 4;
@@ -69,6 +72,15 @@ pub fn find<A: Addr, M: Memory<A>>(memory: &M, dst: A) -> u32 {
     let mut entry = half(root.load(), slot);
     let mut best = NONE;
     (high, low) = (high << ROOT_BITS | low >> (64 - ROOT_BITS), low << ROOT_BITS);
+    if A::IS_V6 && entry & FLAT == FLAT {
+        acquire();
+        let slot = (high >> (64 - ROOT_BITS)) as u32;
+        let Some(line) = memory.line((entry & !FLAT) + slot / LINE_ENTRIES) else {
+            return KERNEL;
+        };
+        entry = half(word(line, slot / 2).load(), slot);
+        (high, low) = (high << ROOT_BITS | low >> (64 - ROOT_BITS), low << ROOT_BITS);
+    }
     for _ in 0..(A::BITS - ROOT_BITS) / STRIDE {
         if entry & NODE == 0 {
             break;
@@ -82,7 +94,9 @@ pub fn find<A: Addr, M: Memory<A>>(memory: &M, dst: A) -> u32 {
         let head = line[HEAD as usize].load();
         best = longer((head >> 32) as u32, best);
         let place = place(line, head, (high >> (64 - STRIDE)) as u32);
-        let Some(line) = memory.line(first + place / LINE_ENTRIES) else {
+        // Of most nodes all is in one line.
+        let line = if place < LINE_ENTRIES { Some(line) } else { memory.line(first + place / LINE_ENTRIES) };
+        let Some(line) = line else {
             return KERNEL;
         };
         entry = half(word(line, place / 2).load(), place);

@@ -12,7 +12,8 @@ use lb_common::fib::{Line, Memory, PART, ROOT_WORDS};
 use lb_common::flow_table::cell::Cell64;
 use lb_common::wire::Addr;
 
-use super::sys::{Mapping, RawMap};
+use super::sys::{Mapping, RawMap, bytes};
+use super::table::{remove_many, set_many};
 use crate::fib::Store;
 
 /// A part: what keeps it, and its memory.
@@ -28,6 +29,8 @@ pub struct Parts {
     root: Mapping<Cell64>,
     outer: RawMap,
     parts: Vec<Option<Part>>,
+    /// Parts that programs don't see yet.
+    new: Vec<u32>,
     /// Parts of the agent before.
     old: Vec<u32>,
     /// How many there may be.
@@ -52,14 +55,20 @@ impl Parts {
         let part = PART as usize * size_of::<Line>();
         let limit = (limit / part as u64).clamp(1, u64::from(outer.max_entries())) as usize;
         let parts = (0..outer.max_entries()).map(|_| None).collect();
-        Ok(Parts { root, outer, parts, old, limit })
+        Ok(Parts { root, outer, parts, new: Vec::new(), old, limit })
     }
 
-    fn make(&mut self, index: u32) -> Result<Part> {
+    fn make() -> Result<Part> {
         let map = RawMap::new_array(size_of::<Line>(), PART)?;
         let lines = map.mapping()?.context("a part can't be mapped")?;
-        self.outer.set_inner(index, &map)?;
         Ok(Part { map, lines })
+    }
+
+    /// Programs don't see these parts any longer: by one call, since the kernel waits at each.
+    fn detach(&self, parts: &[u32]) {
+        if let Err(error) = remove_many("table of routes", &self.outer, bytes(parts)) {
+            tracing::warn!("parts of the table of routes stay in the kernel: {error:#}");
+        }
     }
 
     /// Bytes in parts, and in the root.
@@ -86,9 +95,10 @@ impl<A: Addr> Store<A> for Parts {
         }
         let free = |index: &u32| self.parts[*index as usize].is_none() && !self.old.contains(index);
         let index = (0..self.parts.len() as u32).find(free)?;
-        match self.make(index) {
+        match Self::make() {
             Ok(part) => {
                 self.parts[index as usize] = Some(part);
+                self.new.push(index);
                 Some(index * PART)
             }
             Err(error) => {
@@ -98,20 +108,31 @@ impl<A: Addr> Store<A> for Parts {
         }
     }
 
-    fn shrink(&mut self, first: u32) {
-        let index = first / PART;
-        self.parts[index as usize] = None;
-        if let Err(error) = self.outer.delete(&index.to_ne_bytes()) {
-            tracing::warn!("a part of the table of routes stays in the kernel: {error}");
+    /// By one call, since the kernel waits at each. Where it fails, what is in these parts asks the kernel.
+    fn attach(&mut self) {
+        let new = std::mem::take(&mut self.new);
+        let maps: Vec<u32> =
+            new.iter().filter_map(|&index| Some(self.parts[index as usize].as_ref()?.map.number())).collect();
+        if let Err(error) = set_many("table of routes", &self.outer, bytes(&new), bytes(&maps)) {
+            tracing::warn!("parts of the table of routes can't be seen: {error:#}");
         }
     }
 
-    /// Puts a part in its own place: to change an array of maps, the kernel waits.
+    fn shrink(&mut self, firsts: &[u32]) {
+        let indexes: Vec<u32> = firsts.iter().map(|first| first / PART).collect();
+        self.detach(&indexes);
+        self.new.retain(|index| !indexes.contains(index));
+        indexes.iter().for_each(|&index| self.parts[index as usize] = None);
+    }
+
+    /// Puts a part in its own place: who changes an array of maps comes back when every program that ran before
+    /// has ended (`maybe_wait_bpf_programs`, kernel 5.0).
     fn wait(&self) {
-        let Some((index, part)) = (0..).zip(&self.parts).find_map(|(index, part)| Some((index, part.as_ref()?))) else {
+        let Some((index, part)) = (0u32..).zip(&self.parts).find_map(|(index, part)| Some((index, part.as_ref()?)))
+        else {
             return;
         };
-        if let Err(error) = self.outer.set_inner(index, &part.map) {
+        if let Err(error) = self.outer.update(&index.to_ne_bytes(), &part.map.number().to_ne_bytes()) {
             tracing::warn!("the kernel can't be waited for: {error}");
             // No program runs as long.
             sleep(Duration::from_secs(1));
@@ -119,10 +140,7 @@ impl<A: Addr> Store<A> for Parts {
     }
 
     fn settled(&mut self) {
-        for index in std::mem::take(&mut self.old) {
-            if let Err(error) = self.outer.delete(&index.to_ne_bytes()) {
-                tracing::warn!("an old part of the table of routes stays in the kernel: {error}");
-            }
-        }
+        let old = std::mem::take(&mut self.old);
+        self.detach(&old);
     }
 }

@@ -12,10 +12,10 @@
 //!
 //! What is not here: where the memory comes from (`apply/fib.rs`), what a value means.
 
+mod flat;
 mod node;
 mod pool;
 mod room;
-mod root;
 
 use std::fmt;
 
@@ -23,10 +23,10 @@ use lb_common::fib::MAX_VALUE;
 use lb_common::table::Prefix;
 use lb_common::wire::Addr;
 
+use flat::Flat;
 use node::Rest;
 use pool::Pool;
 pub use pool::Store;
-use root::Root;
 
 /// Why a prefix isn't in the table as it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub struct Usage {
 
 /// One family's table.
 pub struct Fib<A: Addr, S: Store<A>> {
-    root: Root,
+    root: Flat,
     pool: Pool<A, S>,
     prefixes: usize,
 }
@@ -90,7 +90,7 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
     /// Takes over a memory: what it held before is in force until all of `routes` is there. Of a prefix
     /// that comes twice the later one counts. Whether all had room [`Self::retry`] tells.
     pub fn load(store: S, routes: &[(Prefix<A>, u32)]) -> Result<Self, Error> {
-        let mut fib = Fib { root: Root::new(), pool: Pool::new(store), prefixes: 0 };
+        let mut fib = Fib { root: Flat::root::<A>(std::iter::empty()), pool: Pool::new(store), prefixes: 0 };
         match fib.replace(routes) {
             Ok(()) | Err(Error::Full { .. }) => Ok(fib),
             Err(error) => Err(error),
@@ -99,19 +99,21 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
 
     /// Makes the table another one. Refused as a whole where a route isn't one.
     pub fn replace(&mut self, routes: &[(Prefix<A>, u32)]) -> Result<(), Error> {
-        let mut all = Vec::with_capacity(routes.len());
-        for (prefix, value) in routes {
-            all.push((rest(prefix)?, checked(*value)?));
+        let mut order = Vec::with_capacity(routes.len());
+        for (index, (prefix, value)) in (0u32..).zip(routes) {
+            checked(*value)?;
+            order.push(((rest(prefix)?.bits >> 64) as u64, index));
         }
-        // In order, so that each node's prefixes come together; stable, so that the later of two counts.
-        all.sort_by_key(|(rest, _)| (rest.bits, rest.len));
-        let mut root = Root::new();
-        for &(rest, value) in &all {
-            root.add(rest, value);
+        // So that a node's prefixes come together; of two that are one the later one comes later.
+        order.sort_unstable();
+        let mut root = Flat::root::<A>(routes.iter().filter_map(|(prefix, _)| rest(prefix).ok()));
+        for (_, index) in order {
+            let (prefix, value) = &routes[index as usize];
+            root.note(rest(prefix)?, Some(*value));
         }
-        let same = |a: &(Rest, u32), b: &(Rest, u32)| (a.0.bits, a.0.len) == (b.0.bits, b.0.len);
-        self.prefixes = all.chunk_by(same).count();
+        (_, self.prefixes) = root.count();
         self.root.take_back(&mut self.pool);
+        self.pool.whole = true;
         root.write(&mut self.pool);
         self.root = root;
         self.pool.done();
@@ -171,7 +173,7 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
         let room = &self.pool.room;
         Usage {
             prefixes: self.prefixes,
-            nodes: self.root.nodes(),
+            nodes: self.root.count().0,
             lines: room.lines(),
             used: room.used(),
             retired: room.retired(),

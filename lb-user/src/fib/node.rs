@@ -70,7 +70,7 @@ impl Node {
         Node { own: Vec::new(), below: Vec::new(), default, place: Place::New }
     }
 
-    fn is_empty(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.own.is_empty() && self.below.is_empty()
     }
 
@@ -183,7 +183,7 @@ impl Node {
             };
             alone[slot / 64] |= 1 << (slot % 64);
         }
-        match pool.write(&slots, |slot| alone[slot / 64] >> (slot % 64) & 1 != 0, self.default) {
+        match pool.write(&slots, &alone, self.default) {
             Ok(piece) => {
                 self.place = Place::At(piece);
                 name(piece)
@@ -191,8 +191,7 @@ impl Node {
             Err(NoRoom) => {
                 self.take_back(pool);
                 self.place = Place::Spilled;
-                pool.spilled += 1;
-                pool.met_spilled = true;
+                pool.spill();
                 KERNEL
             }
         }
@@ -232,13 +231,10 @@ impl Node {
         Step::Nothing
     }
 
-    pub fn default(&self) -> u32 {
-        self.default
-    }
-
-    /// Nodes, this one and those below.
-    pub fn count(&self) -> usize {
-        1 + self.below.iter().map(|(_, node)| node.count()).sum::<usize>()
+    /// Nodes, this one and those below, and prefixes that end in them.
+    pub fn count(&self) -> (usize, usize) {
+        let below = self.below.iter().map(|(_, node)| node.count());
+        below.fold((1, self.own.len()), |sum, below| (sum.0 + below.0, sum.1 + below.1))
     }
 
     pub fn get(&self, rest: Rest) -> Option<u32> {

@@ -6,7 +6,7 @@
 use std::marker::PhantomData;
 use std::sync::atomic::{Ordering, fence};
 
-use lb_common::fib::{ENTRIES, HEAD, LINE_ENTRIES, Memory, NODE, PART, half, place};
+use lb_common::fib::{ENTRIES, HEAD, LINE_ENTRIES, Memory, NODE, PART, ROOT_BITS, half, place};
 use lb_common::flow_table::cell::{Cell64, word};
 use lb_common::wire::Addr;
 
@@ -17,6 +17,8 @@ pub const SLOTS: usize = 256;
 /// Halves of words of the largest node, and its words.
 const HALVES: usize = ENTRIES as usize + SLOTS;
 const WORDS: usize = HALVES.div_ceil(16) * 8;
+/// Of a table of [`super::flat`].
+pub const FLAT_LINES: u32 = (1 << ROOT_BITS) / LINE_ENTRIES;
 /// So many retired lines are worth a wait.
 const WORTH: u32 = PART / 4;
 
@@ -24,8 +26,10 @@ const WORTH: u32 = PART / 4;
 pub trait Store<A: Addr>: Memory<A> {
     /// Makes a part's worth of lines; the first one's index. None: no more can be had.
     fn grow(&mut self) -> Option<u32>;
-    /// A part that [`Self::grow`] made, and that no lookup reads, isn't needed.
-    fn shrink(&mut self, first: u32);
+    /// Lets lookups see all parts that were made.
+    fn attach(&mut self) {}
+    /// Parts that [`Self::grow`] made, named by their first lines, and that no lookup reads aren't needed.
+    fn shrink(&mut self, firsts: &[u32]);
     /// Returns when every lookup that has begun before has ended.
     fn wait(&self);
     /// Nothing names what was in this memory before the table's first load.
@@ -45,16 +49,25 @@ pub struct Pool<A, S> {
     pub spilled: usize,
     /// The change at hand met one.
     pub met_spilled: bool,
+    /// Nothing that is written is named before [`Self::attach`].
+    pub whole: bool,
     family: PhantomData<A>,
 }
 
 impl<A: Addr, S: Store<A>> Pool<A, S> {
     pub fn new(store: S) -> Self {
-        let (room, unnamed) = (Room::default(), Vec::new());
-        Pool { store, room, unnamed, spilled: 0, met_spilled: false, family: PhantomData }
+        Pool {
+            store,
+            room: Room::default(),
+            unnamed: Vec::new(),
+            spilled: 0,
+            met_spilled: false,
+            whole: false,
+            family: PhantomData,
+        }
     }
 
-    fn take(&mut self, lines: u32) -> Result<u32, NoRoom> {
+    pub fn take(&mut self, lines: u32) -> Result<u32, NoRoom> {
         loop {
             if let Some(first) = self.room.take(lines) {
                 return Ok(first);
@@ -63,6 +76,9 @@ impl<A: Addr, S: Store<A>> Pool<A, S> {
                 self.reclaim();
             } else if let Some(first) = self.store.grow() {
                 self.room.add_part(first);
+                if !self.whole {
+                    self.store.attach();
+                }
             } else if self.room.retired() > 0 {
                 self.reclaim();
             } else {
@@ -71,12 +87,25 @@ impl<A: Addr, S: Store<A>> Pool<A, S> {
         }
     }
 
+    /// Something had no room.
+    pub fn spill(&mut self) {
+        self.spilled += 1;
+        self.met_spilled = true;
+    }
+
+    /// Whatever is written may be named from now on.
+    pub fn attach(&mut self) {
+        self.whole = false;
+        self.store.attach();
+    }
+
     /// Waits, and frees what was retired before.
     pub fn reclaim(&mut self) {
         self.store.wait();
         self.room.reclaim();
-        while let Some(first) = self.room.take_spare_part() {
-            self.store.shrink(first);
+        let spare: Vec<u32> = std::iter::from_fn(|| self.room.take_spare_part()).collect();
+        if !spare.is_empty() {
+            self.store.shrink(&spare);
         }
     }
 
@@ -90,28 +119,21 @@ impl<A: Addr, S: Store<A>> Pool<A, S> {
         self.room.retire(self.unnamed.drain(..));
     }
 
-    /// Writes a node. `alone`: a slot whose entry is a run of its own.
-    pub fn write(
-        &mut self,
-        slots: &[u32; SLOTS],
-        alone: impl Fn(usize) -> bool,
-        default: u32,
-    ) -> Result<Piece, NoRoom> {
+    /// Writes a node. `alone`: a bit for every slot whose entry is a run of its own.
+    pub fn write(&mut self, slots: &[u32; SLOTS], alone: &[u64; 4], default: u32) -> Result<Piece, NoRoom> {
+        let bits = runs(slots, alone);
         let mut words = [0u64; WORDS];
-        let mut set = |at: usize, value: u32| words[at / 2] |= u64::from(value) << (at % 2 * 32);
-        let (mut runs, mut bits, mut before) = (0, [0u64; 4], [0u8; 4]);
-        let mut was_alone = true;
-        for (slot, &entry) in slots.iter().enumerate() {
-            let is_alone = alone(slot);
-            if slot % 64 == 0 {
-                before[slot / 64] = runs as u8;
-            }
-            if slot == 0 || is_alone || was_alone || entry != slots[slot - 1] {
-                bits[slot / 64] |= 1 << (slot % 64);
-                set(ENTRIES as usize + runs, entry);
+        let (mut runs, mut before) = (0, [0u8; 4]);
+        for (fourth, &bits) in bits.iter().enumerate() {
+            before[fourth] = runs as u8;
+            let mut rest = bits;
+            while rest != 0 {
+                let entry = slots[fourth * 64 + rest.trailing_zeros() as usize];
+                let at = ENTRIES as usize + runs;
+                words[at / 2] |= u64::from(entry) << (at % 2 * 32);
                 runs += 1;
+                rest &= rest - 1;
             }
-            was_alone = is_alone;
         }
         words[..4].copy_from_slice(&bits);
         words[HEAD as usize] = u64::from(default) << 32 | u64::from(u32::from_le_bytes(before));
@@ -145,8 +167,20 @@ impl<A: Addr, S: Store<A>> Pool<A, S> {
         self.set_half(&self.line(node.first)[HEAD as usize], 1, value);
     }
 
-    pub fn root(&self, slot: usize) -> u32 {
-        half(self.root_word(slot).load(), slot as u32)
+    /// Changes a slot of a flat table in place.
+    pub fn set_flat(&self, flat: Piece, slot: usize, entry: u32) {
+        let slot = slot as u32;
+        let cell = word(self.line(flat.first + slot / LINE_ENTRIES), slot / 2);
+        self.set_half(cell, slot, entry);
+    }
+
+    /// Writes a flat table where no lookup comes.
+    pub fn write_flat(&self, flat: Piece, entries: &[u32]) {
+        for (index, entries) in (flat.first..).zip(entries.chunks(LINE_ENTRIES as usize)) {
+            for (cell, entries) in self.line(index).iter().zip(entries.chunks(2)) {
+                cell.store(u64::from(entries[0]) | u64::from(entries[1]) << 32);
+            }
+        }
     }
 
     pub fn set_root(&self, slot: usize, entry: u32) {
@@ -166,6 +200,22 @@ impl<A: Addr, S: Store<A>> Pool<A, S> {
         let other = u64::from(half(word.load(), !index)) << (!index % 2 * 32);
         word.store(other | u64::from(entry) << (index % 2 * 32));
     }
+}
+
+/// A bit for every slot that begins a run.
+fn runs(slots: &[u32; SLOTS], alone: &[u64; 4]) -> [u64; 4] {
+    let mut bits = [0; 4];
+    let (mut last, mut was_alone) = (!slots[0], 0);
+    for (fourth, slots) in slots.chunks(64).enumerate() {
+        let mut changes = 0;
+        for (at, &entry) in slots.iter().enumerate() {
+            changes |= u64::from(entry != last) << at;
+            last = entry;
+        }
+        bits[fourth] = changes | alone[fourth] | alone[fourth] << 1 | was_alone;
+        was_alone = alone[fourth] >> 63;
+    }
+    bits
 }
 
 /// The entry that names a node.

@@ -73,8 +73,8 @@ impl<A: Addr> Store<A> for Writer<'_> {
         Some(part as u32 * PART)
     }
 
-    fn shrink(&mut self, first: u32) {
-        self.given[(first / PART) as usize] = false;
+    fn shrink(&mut self, firsts: &[u32]) {
+        firsts.iter().for_each(|first| self.given[(first / PART) as usize] = false);
     }
 
     fn wait(&self) {

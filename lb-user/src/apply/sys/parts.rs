@@ -1,4 +1,4 @@
-//! Arrays that are made one by one and put into an array of maps.
+//! Arrays that are made one by one, for an array of maps.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -31,9 +31,8 @@ impl RawMap {
         Ok(RawMap { fd, kind, key_size: 4, stride: value_size, max_entries, flags: MMAPABLE })
     }
 
-    /// Puts a map into this array of maps. The kernel comes back when every program that ran before has ended
-    /// (`maybe_wait_bpf_programs`, 5.0).
-    pub fn set_inner(&self, index: u32, inner: &RawMap) -> io::Result<()> {
-        self.update(&index.to_ne_bytes(), &inner.fd.as_raw_fd().to_ne_bytes())
+    /// The descriptor's number, which is what an array of maps is given.
+    pub fn number(&self) -> u32 {
+        self.fd.as_raw_fd() as u32
     }
 }
