@@ -148,7 +148,7 @@ fn large<A: Drawn>(routes: usize) {
             }
         }
         let addr = match random.below(4) {
-            0 => A::of(u128::from(random.next()) << 64),
+            0 => A::of(u128::from(random.word()) << 64),
             _ => {
                 let (prefix, _) = &table[random.below(table.len() as u64) as usize];
                 routes::within(&mut random, prefix)
@@ -234,7 +234,7 @@ fn concurrent<A: Drawn>() {
         }
     }
     // A prefix's values are its number, and the same with a bit that changes.
-    let value = |number: usize, turn: u32| number as u32 + 2 + (turn % 2 << 16);
+    let value = |number: usize, turn: u32| number as u32 + 2 + ((turn % 2) << 16);
     let stay: Vec<_> = table.iter().take(STAY).enumerate().map(|(i, prefix)| (*prefix, value(i, 0))).collect();
     let oracle = Oracle::of(&stay);
     let mut fib = Fib::load(heap.writer(), &stay).unwrap();

@@ -111,6 +111,9 @@ impl<A: Addr> Store<A> for Parts {
     /// By one call, since the kernel waits at each. Where it fails, what is in these parts asks the kernel.
     fn attach(&mut self) {
         let new = std::mem::take(&mut self.new);
+        if new.is_empty() {
+            return;
+        }
         let maps: Vec<u32> =
             new.iter().filter_map(|&index| Some(self.parts[index as usize].as_ref()?.map.number())).collect();
         if let Err(error) = set_many("table of routes", &self.outer, bytes(&new), bytes(&maps)) {
@@ -141,6 +144,9 @@ impl<A: Addr> Store<A> for Parts {
 
     fn settled(&mut self) {
         let old = std::mem::take(&mut self.old);
-        self.detach(&old);
+        if !old.is_empty() {
+            Store::<A>::wait(self);
+            self.detach(&old);
+        }
     }
 }

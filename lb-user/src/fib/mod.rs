@@ -117,7 +117,9 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
         root.write(&mut self.pool);
         self.root = root;
         self.pool.done();
-        self.pool.reclaim();
+        if self.pool.room.retired() > 0 {
+            self.pool.reclaim();
+        }
         self.pool.store.settled();
         self.retry()
     }
@@ -161,6 +163,7 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
         Error::Full { spilled: self.pool.spilled }
     }
 
+    /// The prefix's own value.
     pub fn get(&self, prefix: &Prefix<A>) -> Option<u32> {
         self.root.get(rest(prefix).ok()?)
     }

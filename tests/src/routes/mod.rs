@@ -16,7 +16,7 @@ use lb_common::wire::{Addr, Ip4, Ip6};
 pub struct Random(pub u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -24,7 +24,7 @@ impl Random {
     }
 
     pub fn below(&mut self, end: u64) -> u64 {
-        ((u128::from(self.next()) * u128::from(end)) >> 64) as u64
+        ((u128::from(self.word()) * u128::from(end)) >> 64) as u64
     }
 
     /// One of the lengths, by their weights.
@@ -117,7 +117,7 @@ impl Drawn for Ip4 {
         let len = random.len(LENGTHS4);
         // 1.0.0.0 to 223.255.255.255, but for the node itself.
         let addr = loop {
-            let addr = (1 + random.below(223) as u32) << 24 | random.next() as u32 & 0xff_ffff;
+            let addr = (1 + random.below(223) as u32) << 24 | random.word() as u32 & 0xff_ffff;
             if addr >> 24 != 10 && addr >> 24 != 127 {
                 break addr;
             }
@@ -136,7 +136,7 @@ impl Drawn for Ip6 {
         let (block, block_len) = BLOCKS6[random.below(BLOCKS6.len() as u64) as usize];
         // A registry's block is given out from its beginning on, mostly in pieces of /29.
         let provider = u128::from(random.below(8_192)) << (128 - 29);
-        let within = (u128::from(random.next()) << 64 | u128::from(random.next())) >> 29;
+        let within = (u128::from(random.word()) << 64 | u128::from(random.word())) >> 29;
         // Half of what is within a provider's block is in its first /32.
         let within = if random.below(2) == 0 { within & u128::MAX >> 32 } else { within };
         (mask(block << (128 - block_len) | provider | within, len), len)
@@ -165,7 +165,7 @@ pub fn table<A: Drawn>(count: usize, values: u32, seed: u64) -> Vec<(Prefix<A>, 
 
 /// An address in a prefix.
 pub fn within<A: Drawn>(random: &mut Random, prefix: &Prefix<A>) -> A {
-    let any = u128::from(random.next()) << 64 | u128::from(random.next());
+    let any = u128::from(random.word()) << 64 | u128::from(random.word());
     A::of(bits(prefix.addr) | (any & !mask(u128::MAX, prefix.len)))
 }
 
@@ -187,7 +187,7 @@ impl Hasher for Mixed {
     }
 
     fn write_u128(&mut self, bits: u128) {
-        self.0 = Random((bits >> 64) as u64 ^ (bits as u64).rotate_left(7)).next();
+        self.0 = Random((bits >> 64) as u64 ^ (bits as u64).rotate_left(7)).word();
     }
 }
 
