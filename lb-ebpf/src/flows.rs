@@ -6,6 +6,7 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::maps::Array;
+use lb_common::fib;
 use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS};
 use lb_common::path::parse::Ip;
 use lb_common::path::{Context, Work, nat, service};
@@ -14,6 +15,7 @@ use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
 
 use crate::maps;
+use crate::maps::fib::Fib;
 use crate::tables::Kernel;
 
 /// Buckets less one. Like the multipliers a constant once the program is loaded; the agent gives both
@@ -27,6 +29,7 @@ static FLOW_MULTIPLIERS: [u64; MULTIPLIERS] = [0; MULTIPLIERS];
 pub trait InArrays: Ip {
     const FLOWS: &'static Array<Entry<Self>>;
 
+    fn way_to(dst: &Self) -> u32;
     fn slot(key: &FlowKey<Self>) -> u32;
     fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
     fn take(key: &FlowKey<Self>, hit: &mut Hit<Self>, keep: u32) -> u32;
@@ -117,9 +120,19 @@ macro_rules! step {
 
 macro_rules! family {
     (
-        $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
+        $addr:ty, $flows:path, $way_to:ident, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
         $open:ident, $way:ident, $known:ident, $take_port:ident, $cede:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $way_to(dst: *const $addr) -> u32 {
+            // SAFETY: it comes from a reference (below), or is null to the verifier alone.
+            match unsafe { dst.as_ref() } {
+                Some(dst) => fib::find(&Fib, *dst),
+                None => fib::KERNEL,
+            }
+        }
+
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $slot(key: *const FlowKey<$addr>) -> u32 {
@@ -188,6 +201,11 @@ macro_rules! family {
 
         impl InArrays for $addr {
             const FLOWS: &'static Array<Entry<Self>> = &$flows;
+
+            #[inline(always)]
+            fn way_to(dst: &Self) -> u32 {
+                $way_to(dst)
+            }
 
             #[inline(always)]
             fn slot(key: &FlowKey<Self>) -> u32 {
@@ -265,6 +283,7 @@ macro_rules! family {
 family!(
     Ip4,
     maps::FLOWS4,
+    route_find4,
     flow_slot4,
     flow_find4,
     flow_take4,
@@ -283,6 +302,7 @@ family!(
 family!(
     Ip6,
     maps::FLOWS6,
+    route_find6,
     flow_slot6,
     flow_find6,
     flow_take6,

@@ -2,8 +2,7 @@
 //!
 //! The sizes here are placeholders: the agent sets them at load, from the configuration.
 
-#[allow(dead_code, reason = "the path asks the tries until it is switched to this table")]
-mod fib;
+pub mod fib;
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::LpmTrie;
@@ -55,11 +54,6 @@ pub static OWNED4: LpmTrie<Ip4, Owned> = LpmTrie::with_max_entries(ROUTE_COUNT, 
 #[map]
 pub static OWNED6: LpmTrie<Ip6, Owned> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
 
-/// The kernel's routes and neighbours: the agent writes, connections read once; full: the plan is refused.
-#[map]
-pub static ROUTES4: LpmTrie<Ip4, u32> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
-#[map]
-pub static ROUTES6: LpmTrie<Ip6, u32> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
 /// The agent writes, every packet of a connection reads; full: the plan is refused.
 #[map]
 pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
@@ -147,6 +141,9 @@ pub static CLOCK: Array<u64> = Array::with_max_entries(1, 0);
 /// By service id: user space alone writes and reads.
 #[map]
 pub static NAMES: Array<Name> = Array::with_max_entries(SERVICE_COUNT, 0);
+/// By family, how many prefixes the table of routes has, and has room for: user space alone.
+#[map]
+pub static ROUTE_COUNTS: Array<[u32; 2]> = Array::with_max_entries(2, 0);
 /// What a service's backends that are gone had counted, by service id: user space alone.
 #[map]
 pub static RETIRED: Array<Counters> = Array::with_max_entries(SERVICE_COUNT, 0);

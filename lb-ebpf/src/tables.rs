@@ -41,7 +41,6 @@ pub trait Family: InArrays {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service>;
     const BACKENDS: &'static Array<Backend<Self>>;
     const OWNED: &'static LpmTrie<Self, Owned>;
-    const ROUTES: &'static LpmTrie<Self, u32>;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts>;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>>;
@@ -55,7 +54,6 @@ impl Family for Ip4 {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service> = &maps::SERVICES4;
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS4;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED4;
-    const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES4;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS4;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS4;
@@ -69,7 +67,6 @@ impl Family for Ip6 {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service> = &maps::SERVICES6;
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS6;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED6;
-    const ROUTES: &'static LpmTrie<Self, u32> = &maps::ROUTES6;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS6;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS6;
@@ -200,7 +197,8 @@ impl<A: Family> Tables<A> for Kernel {
 
     #[inline(always)]
     fn route(&self, dst: A) -> Option<u32> {
-        A::ROUTES.get(Key::new(A::BITS, dst)).copied()
+        // The table says by zero that there is none.
+        A::way_to(&dst).checked_sub(1)
     }
 
     #[inline(always)]

@@ -8,18 +8,19 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, bail};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
 use lb_common::table::route::PLACES;
-use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Settings};
-use lb_common::wire::Addr;
+use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Prefix, Settings};
+use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::clock;
 use super::ends::Ends;
 use super::hooks::{self, Attacher};
 use super::load::{self, Loaded};
 use super::maps::{FamilyMaps, Maps, Paths};
+use super::routes::Routes;
 use super::state::State;
 use super::sys::{Cursor, RawMap, bytes};
 use super::sysctl;
@@ -40,6 +41,8 @@ pub struct Kernel {
     pub ebpf: Ebpf,
     pub ends: Ends,
     attacher: Attacher,
+    routes4: Routes<Ip4>,
+    routes6: Routes<Ip6>,
 }
 
 /// Neighbouring operations on one table.
@@ -120,6 +123,8 @@ impl Kernel {
             ebpf,
             ends: Ends::default(),
             attacher,
+            routes4: Routes::open(&paths.maps(), capacity.routes)?,
+            routes6: Routes::open(&paths.maps(), capacity.routes)?,
         })
     }
 
@@ -140,7 +145,7 @@ impl Kernel {
     }
 
     fn apply_each(&mut self, ops: &[Op]) -> Result<()> {
-        let Kernel { maps, paths, state, ebpf, attacher, ends, .. } = self;
+        let Kernel { maps, paths, state, ebpf, attacher, ends, routes4, routes6, capacity, .. } = self;
         let mut pending = Pending::default();
         for op in ops {
             match op {
@@ -158,6 +163,16 @@ impl Kernel {
                     pending.change_array(&maps.names, change)?;
                 }
                 Op::Prefix(change) => pending.change_array(&maps.prefixes, change)?,
+                Op::V4(FamilyOp::Route(change)) => {
+                    pending.flush()?;
+                    routes4.take_over(ops.iter().filter_map(route4))?;
+                    routes4.change(change)?;
+                }
+                Op::V6(FamilyOp::Route(change)) => {
+                    pending.flush()?;
+                    routes6.take_over(ops.iter().filter_map(route6))?;
+                    routes6.change(change)?;
+                }
                 Op::V4(op) => family(maps, &maps.v4, op, &mut pending, ends)?,
                 Op::V6(op) => family(maps, &maps.v6, op, &mut pending, ends)?,
                 Op::Row { first, backends } => {
@@ -181,6 +196,10 @@ impl Kernel {
                 }
             }
         }
+        routes4.take_over(std::iter::empty())?;
+        routes6.take_over(std::iter::empty())?;
+        routes4.count(&maps.route_counts, capacity.routes)?;
+        routes6.count(&maps.route_counts, capacity.routes)?;
         pending.flush()
     }
 
@@ -188,6 +207,15 @@ impl Kernel {
     pub fn forget_other_layouts(&self) -> Result<()> {
         load::remove_other_layouts(&self.paths)
     }
+}
+
+/// A route that is set.
+fn route4(op: &Op) -> Option<(Prefix<Ip4>, u32)> {
+    if let Op::V4(FamilyOp::Route(Change::Set(prefix, index))) = op { Some((*prefix, *index)) } else { None }
+}
+
+fn route6(op: &Op) -> Option<(Prefix<Ip6>, u32)> {
+    if let Op::V6(FamilyOp::Route(Change::Set(prefix, index))) = op { Some((*prefix, *index)) } else { None }
 }
 
 fn family<'a, A: Addr>(
@@ -200,7 +228,7 @@ fn family<'a, A: Addr>(
     match op {
         FamilyOp::Service(change) => pending.change(&tables.services, change),
         FamilyOp::Owned(change) => pending.change(&tables.owned, change),
-        FamilyOp::Route(change) => pending.change(&tables.routes, change),
+        FamilyOp::Route(_) => bail!("routes have a table of their own"),
         FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
         FamilyOp::EndOutside { addr, plane } => {
             pending.flush()?;
@@ -285,7 +313,7 @@ fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
         services: tables.services.entries()?.into_iter().collect(),
         backends: present(tables.backends.entries()?),
         owned: tables.owned.entries()?.into_iter().collect(),
-        routes: tables.routes.entries()?.into_iter().collect(),
+        routes: BTreeMap::new(),
         uplinks: tables.uplinks.entries()?.into_iter().collect(),
     })
 }
@@ -325,6 +353,9 @@ impl Apply for Kernel {
     }
 
     fn read(&self) -> Result<Contents> {
-        read_maps(&self.maps, self.attacher.read(&self.paths, &self.state)?)
+        let mut contents = read_maps(&self.maps, self.attacher.read(&self.paths, &self.state)?)?;
+        contents.v4.routes.clone_from(self.routes4.held());
+        contents.v6.routes.clone_from(self.routes6.held());
+        Ok(contents)
     }
 }

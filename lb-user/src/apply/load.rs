@@ -202,7 +202,6 @@ fn adopt(capacity: &mut Capacity, name: &str, entries: u32) {
         "NEXT_HOPS" => capacity.next_hops = entries,
         "COUNTERS" | "BACKENDS" => capacity.backends = entries,
         "NAMES" | "RETIRED" | "SERVICES" => capacity.services = entries,
-        "ROUTES" => capacity.routes = entries,
         "FLOWS" => capacity.connections = flows::connections(entries),
         "AFFINITY" => capacity.affinity = entries,
         "FRAGMENTS" => capacity.fragments = entries,

@@ -14,6 +14,7 @@ pub mod load;
 pub mod maps;
 pub mod pin;
 pub mod ports;
+mod routes;
 mod state;
 pub mod sweep;
 mod sys;

@@ -81,6 +81,10 @@ fn count<K: Plain, V: Plain + Default + PartialEq>(table: &Table<K, V>) -> Resul
 
 fn fills(maps: &Maps) -> Result<Vec<(String, u64, u32)>> {
     let mut all = vec![count(&maps.names)?, slots(maps)?, count(&maps.next_hops)?];
+    for (index, name) in [(0, "ROUTES4"), (1, "ROUTES6")] {
+        let [count, room] = maps.route_counts.get(&index)?.unwrap_or_default();
+        all.push((name.into(), count.into(), room));
+    }
     family(&maps.v4, &mut all)?;
     family(&maps.v6, &mut all)?;
     Ok(all)
@@ -90,7 +94,6 @@ fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) ->
     all.extend([
         count(&tables.services)?,
         count(&tables.backends)?,
-        count(&tables.routes)?,
         count(&tables.owned)?,
         (if A::IS_V6 { "FLOWS6" } else { "FLOWS4" }.into(), tables.flows.entries().len() as u64, tables.flows.slots()),
         count(&tables.affinity)?,
