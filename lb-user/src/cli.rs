@@ -244,7 +244,7 @@ mod tests {
             ("nat top -n -3", "unexpected argument '-3' found"),
             ("nat top -n all", "invalid value 'all' for '-n <N>': invalid digit found in string"),
             ("route add -i Port3", "the following required arguments were not provided: --destination <PREFIX>"),
-            ("route", "'stellwerk route' requires a subcommand but one was not provided"),
+            ("route --pin-path x", "'stellwerk route' requires a subcommand but one was not provided"),
             ("route get -d 10.0.0.0/8", "unexpected argument '-d' found"),
             ("route remove -i a -d b -n c", "unexpected argument '-n' found"),
             (

@@ -38,7 +38,7 @@ fn wrong_routes() {
     for (line, want) in [
         (
             "interface: A, destination: 10.9.0.1/16, nextHop: 10.0.0.1",
-            "c.yaml:5:33: routes[1].destination: `10.9.0.1/16` has bits behind its prefix; expected 10.9.0.0/16",
+            "c.yaml:5:34: routes[1].destination: `10.9.0.1/16` has bits behind its prefix; expected 10.9.0.0/16",
         ),
         (
             "destination: 10.9.0.0/16, metric: 0",
@@ -46,7 +46,7 @@ fn wrong_routes() {
         ),
         (
             "interface: A, destination: 10.8.0.0/16, nextHop: 10.0.0.1, metric: 0, weight: x",
-            "c.yaml:5:73: routes[1].metric: `0` is too small; expected a number from 1 to 4294967295 (the lower wins)\nc.yaml:5:84: routes[1].weight: `x` is not a number from 1 to 256",
+            "c.yaml:5:74: routes[1].metric: `0` is too small; expected a number from 1 to 4294967295 (the lower wins)\nc.yaml:5:85: routes[1].weight: `x` is not a number from 1 to 256",
         ),
         (
             "interface: A, destination: 10.8.0.0/16, nextHop: 'fd00::1'",
@@ -62,11 +62,11 @@ fn wrong_routes() {
         ),
         (
             "interface: A, destination: 10.8.0.0/16, nexthop: 10.0.0.7",
-            "c.yaml:5:5: routes[1]: the next hop is missing; expected a router's address in the port's network, such as 192.168.20.1 or fd00:20::1, or the type blackhole, unreachable or prohibit\nc.yaml:5:46: routes[1].nexthop: unknown key; expected `nextHop`",
+            "c.yaml:5:5: routes[1]: the next hop is missing; expected a router's address in the port's network, such as 192.168.20.1 or fd00:20::1, or the type blackhole, unreachable or prohibit\nc.yaml:5:47: routes[1].nexthop: unknown key; expected `nextHop`",
         ),
         (
             "interface: A, destination: 10.8.0.0/16, type: local",
-            "c.yaml:5:52: routes[1].type: `local` is not blackhole, unreachable or prohibit",
+            "c.yaml:5:53: routes[1].type: `local` is not blackhole, unreachable or prohibit",
         ),
     ] {
         assert_eq!(errors(&[good, line]), want);
