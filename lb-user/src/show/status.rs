@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use lb_common::table::Plain;
-use lb_common::wire::Addr;
+use lb_common::table::{Flow, Plain};
+use lb_common::wire::{Addr, Ip4};
 
 use super::{Cell, Table as Listing, interface, interfaces, mirror, nat::Brief, open};
 use crate::agent::running;
@@ -29,6 +29,7 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     for (name, state, detail) in hooks(paths)? {
         fact("hook", name, state, detail);
     }
+    listing.push(forwarding(paths, &maps)?);
     if let Some((used, wished)) = routes(paths, about.repaired)? {
         let detail = format!("{} changes by others repaired", about.repaired).into();
         listing.push(["routes".into(), "operators'".into(), Cell::None, used.into(), wished.into(), detail]);
@@ -43,6 +44,18 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
     Ok(listing)
+}
+
+/// The links that packets are forwarded from ahead of the kernel, and how many were.
+fn forwarding(paths: &Paths, maps: &Maps) -> Result<[Cell; 6]> {
+    let names = interfaces(mirror(&State::read(paths)?)?.as_ref());
+    let mut links: Vec<String> = maps.links.entries()?.iter().map(|(link, _)| interface(*link, &names)).collect();
+    links.sort();
+    let state = if links.is_empty() { "kernel" } else { "fast" };
+    let counted = maps.counters.sum(Flow::<Ip4>::FORWARDED)?;
+    let detail = format!("{} bytes", counted.bytes);
+    let name = if links.is_empty() { Cell::None } else { links.join(", ").into() };
+    Ok(["forwarding".into(), name, state.into(), counted.packets.into(), Cell::None, detail.into()])
 }
 
 /// Operators' routes in the kernel, and how many there shall be; None where there never was one.
