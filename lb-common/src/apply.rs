@@ -17,13 +17,23 @@ use crate::wire::{Addr, Be16, Mac};
 /// A packet that can be read and changed.
 pub trait Packet {
     fn frame(&self) -> Frame<'_>;
-    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop>;
-    /// Reads a header at `offset`, changes it and writes it back.
+
+    /// Writes the value at `offset`.
+    #[inline(always)]
+    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
+        self.frame().write(offset, value).ok_or(Drop::RewriteFailed)
+    }
+
+    /// Changes the value at `offset` in place.
+    #[inline(always)]
     fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
         &mut self,
         offset: u32,
         change: impl FnOnce(&mut T),
-    ) -> Result<(), Drop>;
+    ) -> Result<(), Drop> {
+        self.frame().change(offset, change).ok_or(Drop::RewriteFailed)
+    }
+
     /// Changes the ports and the checksum of the TCP or UDP header at `offset`.
     fn transport(&mut self, offset: u32, ports: [Be16; 2], pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop>;
     /// Changes the transport checksum at `offset`: `pseudo` by the addresses, `plain` by the rest.
@@ -183,20 +193,6 @@ impl Packet for Frame<'_> {
     #[inline(always)]
     fn frame(&self) -> Frame<'_> {
         *self
-    }
-
-    #[inline(always)]
-    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
-        self.write(offset, value).ok_or(Drop::RewriteFailed)
-    }
-
-    #[inline(always)]
-    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
-        &mut self,
-        offset: u32,
-        change: impl FnOnce(&mut T),
-    ) -> Result<(), Drop> {
-        self.change(offset, change).ok_or(Drop::RewriteFailed)
     }
 
     #[inline(always)]

@@ -22,7 +22,6 @@ use lb_common::frame::Frame;
 use lb_common::table::FlowKey;
 use lb_common::wire::header::TCP;
 use lb_common::wire::{Addr, Be16};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// A packet at XDP.
 pub struct Xdp(pub *mut xdp_md);
@@ -33,20 +32,6 @@ impl Packet for Xdp {
         // SAFETY: the kernel's context: data..data_end is the packet, until it is resized, and
         // `resize` takes the context by `&mut`.
         unsafe { Frame::from_range((*self.0).data as usize as *mut u8, (*self.0).data_end as usize as *mut u8) }
-    }
-
-    #[inline(always)]
-    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
-        self.frame().store(offset, value)
-    }
-
-    #[inline(always)]
-    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
-        &mut self,
-        offset: u32,
-        change: impl FnOnce(&mut T),
-    ) -> Result<(), Drop> {
-        self.frame().update(offset, change)
     }
 
     #[inline(always)]
@@ -174,20 +159,6 @@ impl Packet for Skb {
         // SAFETY: the kernel's context: data..data_end is the packet's linear part; every helper
         // that moves it takes the context by `&mut`.
         unsafe { Frame::from_range((*self.0).data as usize as *mut u8, (*self.0).data_end as usize as *mut u8) }
-    }
-
-    #[inline(always)]
-    fn store<T: FromBytes + IntoBytes + Immutable + Copy>(&mut self, offset: u32, value: T) -> Result<(), Drop> {
-        self.frame().store(offset, value)
-    }
-
-    #[inline(always)]
-    fn update<T: FromBytes + IntoBytes + Immutable + Copy>(
-        &mut self,
-        offset: u32,
-        change: impl FnOnce(&mut T),
-    ) -> Result<(), Drop> {
-        self.frame().update(offset, change)
     }
 
     #[inline(always)]
