@@ -106,21 +106,13 @@ impl Flat {
         };
     }
 
-    /// What is below a slot; a node is made where there is nothing.
-    fn at_slot(&mut self, at: usize) -> &mut Below {
-        if self.below[at].is_none() {
-            let default = self.value_at(at, ROOT_BITS);
-            self.below[at] = Some(Box::new(Below::Node(Node::new(default))));
-        }
-        self.below[at].as_deref_mut().expect("made above")
-    }
-
     /// Sets, or removes, a prefix that is there, and writes nothing.
     pub fn note(&mut self, rest: Rest, value: Option<u32>) {
         if rest.len <= ROOT_BITS {
             return self.set_own(rest, value);
         }
-        match self.at_slot(slot(rest)) {
+        // What a node begins with is said when it is written.
+        match &mut **self.below[slot(rest)].get_or_insert_with(|| Box::new(Below::Node(Node::new(NONE)))) {
             Below::Flat(flat) => flat.note(below(rest), value),
             Below::Node(node) => {
                 node.note(below(rest), value);
@@ -142,7 +134,11 @@ impl Flat {
             self.set_own(rest, value);
             return self.write_values(pool, at, rest.len);
         }
-        let step = match self.at_slot(at) {
+        if self.below[at].is_none() {
+            self.below[at] = Some(Box::new(Below::Node(Node::new(self.value_at(at, ROOT_BITS)))));
+        }
+        let Some(inner) = self.below[at].as_deref_mut() else { return };
+        let step = match inner {
             Below::Flat(flat) => return flat.change(pool, below(rest), value),
             Below::Node(node) => node.change(pool, below(rest), value),
         };
@@ -219,8 +215,7 @@ impl Flat {
     /// This and all below as if they had never been written.
     pub fn take_back<A: Addr, S: Store<A>>(&mut self, pool: &mut Pool<A, S>) {
         match self.place {
-            Place::Root => {}
-            Place::New => {}
+            Place::Root | Place::New => {}
             Place::At(piece) => pool.unname(piece),
             Place::Spilled => pool.spilled -= 1,
         }

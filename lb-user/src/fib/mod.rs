@@ -101,15 +101,17 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
     pub fn replace(&mut self, routes: &[(Prefix<A>, u32)]) -> Result<(), Error> {
         let mut order = Vec::with_capacity(routes.len());
         for (index, (prefix, value)) in (0u32..).zip(routes) {
-            checked(*value)?;
-            order.push(((rest(prefix)?.bits >> 64) as u64, index));
+            let rest = rest(prefix)?;
+            order.push(((rest.bits >> 64) as u64, index, rest.len, checked(*value)?));
         }
         // So that a node's prefixes come together; of two that are one the later one comes later.
-        order.sort_unstable();
-        let mut root = Flat::root::<A>(routes.iter().filter_map(|(prefix, _)| rest(prefix).ok()));
-        for (_, index) in order {
-            let (prefix, value) = &routes[index as usize];
-            root.note(rest(prefix)?, Some(*value));
+        order.sort_unstable_by_key(|&(high, index, ..)| (high, index));
+        let mut root =
+            Flat::root::<A>(order.iter().map(|&(high, _, len, _)| Rest { bits: u128::from(high) << 64, len }));
+        for (high, index, len, value) in order {
+            // The lower half of a few alone is looked for where it is.
+            let low = if len > 64 { routes[index as usize].0.addr.halves().1 } else { 0 };
+            root.note(Rest { bits: u128::from(high) << 64 | u128::from(low), len }, Some(value));
         }
         (_, self.prefixes) = root.count();
         self.root.take_back(&mut self.pool);

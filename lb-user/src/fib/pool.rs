@@ -204,15 +204,19 @@ impl<A: Addr, S: Store<A>> Pool<A, S> {
 
 /// A bit for every slot that begins a run.
 fn runs(slots: &[u32; SLOTS], alone: &[u64; 4]) -> [u64; 4] {
-    let mut bits = [0; 4];
-    let (mut last, mut was_alone) = (!slots[0], 0);
-    for (fourth, slots) in slots.chunks(64).enumerate() {
-        let mut changes = 0;
-        for (at, &entry) in slots.iter().enumerate() {
-            changes |= u64::from(entry != last) << at;
-            last = entry;
+    // A byte each first, which the compiler makes many of at once.
+    let mut begins = [1u8; SLOTS];
+    for at in 1..SLOTS {
+        begins[at] = u8::from(slots[at] != slots[at - 1]);
+    }
+    let (mut bits, mut was_alone) = ([0; 4], 0);
+    for (fourth, bits) in bits.iter_mut().enumerate() {
+        for eighth in 0..8 {
+            let bytes = begins[fourth * 64 + eighth * 8..].first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+            // Brings the lowest bit of each byte into the highest byte.
+            *bits |= (bytes.wrapping_mul(0x0102_0408_1020_4080) >> 56) << (eighth * 8);
         }
-        bits[fourth] = changes | alone[fourth] | alone[fourth] << 1 | was_alone;
+        *bits |= alone[fourth] | alone[fourth] << 1 | was_alone;
         was_alone = alone[fourth] >> 63;
     }
     bits
