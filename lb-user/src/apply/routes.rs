@@ -56,7 +56,9 @@ impl<A: Addr> Routes<A> {
             }
             Change::Remove(prefix) => {
                 self.held.remove(prefix);
-                told(fib.remove(prefix))
+                told(fib.remove(prefix))?;
+                // What had no room before may have it now.
+                told(fib.retry())
             }
         }
     }
