@@ -146,13 +146,20 @@ fn narrow_filter(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
     }
 }
 
-/// Routes and backends that come or change, but not those that start to leave.
+/// Routes and backends that come or change; those that start to leave get all but that, so that a connection that
+/// they still get goes the right way.
 fn arrive<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
     set(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
     remove(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
     for (&id, old, new) in changed(&from.backends, &to.backends) {
-        if !starts_to_leave(old, new) {
-            ops.push(op(FamilyOp::Backend(Change::Set(id, *new))));
+        let now = match old {
+            Some(old) if starts_to_leave(Some(old), new) => {
+                Backend { state: old.state, deadline: old.deadline, ..*new }
+            }
+            _ => *new,
+        };
+        if old != Some(&now) {
+            ops.push(op(FamilyOp::Backend(Change::Set(id, now))));
         }
     }
 }

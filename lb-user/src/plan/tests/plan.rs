@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::table::filter::{addr_bit, grain_bit};
+use lb_common::table::route::PLACES;
 use lb_common::table::{Backend, Group, Link, NextHop, Owned, Prefix, Service, ServiceKey};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 
@@ -275,7 +276,7 @@ fn several_next_hops_share_the_flows_by_weight() {
     let alone = plan(&intent(vec![]), &network);
     assert_eq!(group(&alone), None);
     assert_eq!(alone.next_hops[&alone.v4.routes[&Prefix { len: 16, addr: a4("10.8.0.0") }]].dst, Mac(mac(0x11)));
-    // A third one takes its share from the others, and moves nothing between them.
+    // A third one takes its share from the others, and moves next to nothing between them.
     network.neighbours.push(neighbour(ETH1, "192.168.20.10", 0x21));
     network.neighbours.push(neighbour(ETH1, "192.168.20.99", 0x29));
     network.routes.push(share("192.168.20.99", ETH1, 4));
@@ -283,7 +284,8 @@ fn several_next_hops_share_the_flows_by_weight() {
     let moved = group(&third).expect("a group");
     let last = |c: &Contents, index: u32| c.next_hops[&index].dst;
     let places = both.iter().zip(&moved).map(|(&a, &b)| (last(&c, a), last(&third, b)));
-    assert_eq!(places.filter(|(a, b)| a != b && *b != Mac(mac(0x29))).count(), 0);
+    let strays = places.filter(|(a, b)| a != b && *b != Mac(mac(0x29))).count();
+    assert!(strays <= PLACES / 32, "{strays}");
 }
 
 #[test]
