@@ -128,8 +128,9 @@ impl Mirror {
             self.network.own.routes = all.own;
         }
         if dirty.rules {
-            self.network.own.rules = own::rules(&mut self.connection).context("reading the kernel's rules")?;
-            self.network.policy = read::policy(&mut self.connection).context("reading the kernel's policy rules")?;
+            let all = read::rules(&mut self.connection).context("reading the kernel's policy rules")?;
+            self.network.own.rules = all.own;
+            self.network.policy = all.policy;
         }
         if dirty.settings {
             self.network.forwarding = read::forwarding(&mut self.connection).context("reading which links forward")?;

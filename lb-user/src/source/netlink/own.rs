@@ -3,14 +3,14 @@
 //! Invariant: nothing of another protocol is touched. A route is added only where none of its prefix
 //! and metric is, and replaced only where ours is; removal names the protocol.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 
-use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u16_at, u32_at};
-use super::read::{GET_ROUTE, gateway, ip};
+use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
+use super::read::{GET_ROUTE, gateway, ip, next_hops, rules};
 use super::write::{family, octets};
 use crate::route::reply::PRIORITY;
 use crate::route::{Hop, Key, Kind, Own, PROTOCOL, Rule, Target};
@@ -19,7 +19,6 @@ const NEW_ROUTE: u16 = 24;
 const DEL_ROUTE: u16 = 25;
 const NEW_RULE: u16 = 32;
 const DEL_RULE: u16 = 33;
-const GET_RULE: u16 = 34;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_ANY: u8 = 255;
 const ON_LINK: u32 = 4;
@@ -50,11 +49,7 @@ pub fn read(connection: &mut Connection) -> Result<Own> {
         || Message::new(GET_ROUTE, 0, &[0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0, 0, 0, 0]),
         |all: &mut BTreeMap<_, _>, payload| all.extend(route(payload)),
     )?;
-    Ok(Own { routes, rules: rules(connection)? })
-}
-
-pub fn rules(connection: &mut Connection) -> Result<BTreeSet<Rule>> {
-    connection.dump(|| Message::new(GET_RULE, 0, &[0; 12]), |all: &mut BTreeSet<_>, payload| all.extend(rule(payload)))
+    Ok(Own { routes, rules: rules(connection)?.own })
 }
 
 /// A route, if it is ours.
@@ -69,22 +64,13 @@ pub fn route(payload: &[u8]) -> Option<(Key, Target)> {
     let (table, metric) = (attrs.u32(15).unwrap_or(table.into()), attrs.u32(6).unwrap_or(0));
     let mut hops = match (kind, attrs.u32(4), attrs.find(9)) {
         (Kind::Unicast, Some(link), _) => vec![Hop { link, gateway: gateway(attrs), weight: 1 }],
-        (Kind::Unicast, None, Some(hops)) => multipath(hops),
+        (Kind::Unicast, None, Some(hops)) => {
+            next_hops(hops).map(|hop| Hop { link: hop.link, gateway: gateway(hop.attrs), weight: hop.weight }).collect()
+        }
         _ => Vec::new(),
     };
     hops.sort_unstable();
     Some((Key { table, prefix, metric }, Target { kind, hops }))
-}
-
-/// Each a struct rtnexthop (length, flags, weight less one, interface) and attributes.
-fn multipath(mut bytes: &[u8]) -> Vec<Hop> {
-    let mut hops = Vec::new();
-    while let (Some(len), Some(link)) = (u16_at(bytes, 0), u32_at(bytes, 4)) {
-        let Some(attrs) = bytes.get(8..len as usize) else { break };
-        hops.push(Hop { link, gateway: gateway(Attrs(attrs)), weight: u32::from(bytes[3]) + 1 });
-        bytes = bytes.get((len as usize).next_multiple_of(4)..).unwrap_or_default();
-    }
-    hops
 }
 
 fn message(kind: u16, flags: u16, scope: u8, key: &Key, target: &Target, route_flags: u32) -> Message {
@@ -129,7 +115,7 @@ pub fn delete_route(connection: &mut Connection, key: &Key, target: &Target) -> 
     gone_is_fine(connection.change(message(DEL_ROUTE, 0, SCOPE_ANY, key, target, 0)))
 }
 
-fn rule(payload: &[u8]) -> Option<Rule> {
+pub fn rule(payload: &[u8]) -> Option<Rule> {
     let &[_, _, bits, _, table, _, _, action, ..] = payload else { return None };
     let attrs = Attrs(payload.get(12..)?);
     let ours = attrs.find(21)? == [PROTOCOL] && attrs.u32(6)? == PRIORITY && action == TO_TABLE;

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::message::{Attrs, Connection, Message, text, u16_at, u32_at};
 use super::own;
 use crate::intent::{Address, Forwarding, Link, Neighbour, Route, RouteKind};
-use crate::route::{Key, PROTOCOL, Target};
+use crate::route::{Key, PROTOCOL, Rule, Target};
 
 const GET_LINK: u16 = 18;
 const GET_ADDRESS: u16 = 22;
@@ -185,19 +185,32 @@ fn route(all: &mut Vec<Route>, payload: &[u8]) -> Option<()> {
     match (attrs.u32(4), attrs.find(9)) {
         _ if kind != RouteKind::Unicast => all.push(Route { prefix, metric, kind, ..Route::default() }),
         (Some(link), _) => push(link, attrs, 0),
-        (None, Some(mut hops)) => {
-            // struct rtnexthop: length, flags, weight, interface; then the hop's own attributes.
-            while let (Some(len), Some(link)) = (u16_at(hops, 0), u32_at(hops, 4)) {
-                let Some(attrs) = hops.get(8..len as usize) else { break };
-                if hops[2] as u32 & UNUSABLE == 0 {
-                    push(link, Attrs(attrs), u32::from(hops[3]) + 1);
-                }
-                hops = hops.get((len as usize).next_multiple_of(4)..).unwrap_or_default();
-            }
+        (None, Some(hops)) => {
+            let usable = next_hops(hops).filter(|hop| hop.flags & UNUSABLE == 0);
+            usable.for_each(|hop| push(hop.link, hop.attrs, hop.weight));
         }
         (None, None) => {}
     }
     Some(())
+}
+
+/// One of several next hops.
+pub(super) struct NextHop<'a> {
+    flags: u32,
+    pub weight: u32,
+    pub link: u32,
+    pub attrs: Attrs<'a>,
+}
+
+/// Each a struct rtnexthop (length, flags, weight less one, interface) and attributes.
+pub(super) fn next_hops(mut bytes: &[u8]) -> impl Iterator<Item = NextHop<'_>> {
+    std::iter::from_fn(move || {
+        let (len, link) = (u16_at(bytes, 0)? as usize, u32_at(bytes, 4)?);
+        let attrs = Attrs(bytes.get(8..len)?);
+        let hop = NextHop { flags: bytes[2].into(), weight: u32::from(bytes[3]) + 1, link, attrs };
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some(hop)
+    })
 }
 
 /// What is forwarded, by the link that it comes in by.
@@ -231,21 +244,27 @@ fn netconf(connection: &mut Connection, family: u8) -> Result<BTreeMap<u32, (boo
     )
 }
 
-/// Whether policy rules of others choose among routing tables, for IPv4 and for IPv6.
-pub fn policy(connection: &mut Connection) -> Result<[bool; 2]> {
-    let rules: [bool; 2] = connection.dump(
+/// Policy rules of ours, and whether those of others choose among routing tables, for IPv4 and for IPv6.
+#[derive(Default)]
+pub struct Rules {
+    pub own: BTreeSet<Rule>,
+    pub policy: [bool; 2],
+}
+
+pub fn rules(connection: &mut Connection) -> Result<Rules> {
+    connection.dump(
         || Message::new(GET_RULE, 0, &[0; 12]),
-        |found: &mut [bool; 2], payload| {
-            let family = payload.first().copied().unwrap_or_default();
+        |all: &mut Rules, payload| {
+            all.own.extend(own::rule(payload));
+            let family = i32::from(payload.first().copied().unwrap_or_default());
             let attrs = Attrs(payload.get(12..).unwrap_or_default());
             let standard = STANDARD_RULES.contains(&attrs.u32(6).unwrap_or(0));
             let ours = attrs.find(21).is_some_and(|protocol| protocol == [PROTOCOL]);
-            if !standard && !ours && matches!(i32::from(family), libc::AF_INET | libc::AF_INET6) {
-                found[usize::from(i32::from(family) == libc::AF_INET6)] = true;
+            if !standard && !ours && matches!(family, libc::AF_INET | libc::AF_INET6) {
+                all.policy[usize::from(family == libc::AF_INET6)] = true;
             }
         },
-    )?;
-    Ok(rules)
+    )
 }
 
 /// A gateway of the route's family, or (`RTA_VIA`) of another.
