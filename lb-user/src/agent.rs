@@ -14,7 +14,6 @@ mod wanted;
 mod wish;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::pending;
 use std::io::Write;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
@@ -26,7 +25,7 @@ use aya_log::EbpfLogger;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::block_in_place;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
 use self::routes::Routes;
@@ -35,11 +34,11 @@ use self::wish::{Undo, Wish};
 use crate::apply::load::{self, Loaded};
 use crate::apply::{Kernel, Paths};
 use crate::config::Config;
-use crate::intent::{Network, ServicePort};
+use crate::intent::{Network, ReplyVia, ServicePort};
 use crate::plan::{Apply, Clock, Contents, Ids, Op, Planned, diff};
 use crate::source::manifests::ServiceName;
 use crate::source::netlink::{self, Asked, Wanted};
-use crate::source::readiness::readable;
+use crate::source::readiness::{at, readable};
 use crate::source::watch::{Changed, Watch};
 
 /// How long neighbours may be asked for later than a change that needs them: the kernel resolves
@@ -184,13 +183,6 @@ struct Agent {
     repaired: u64,
 }
 
-async fn at(time: Option<Instant>) {
-    match time {
-        Some(time) => sleep_until(time).await,
-        None => pending().await,
-    }
-}
-
 impl Agent {
     fn first(&mut self) -> Result<()> {
         self.wish.intent.revision = self.lock.revision() + 1;
@@ -270,11 +262,34 @@ impl Agent {
     }
 
     fn network_changed(&mut self, network: Network) {
-        self.network = network;
+        let before = std::mem::replace(&mut self.network, network);
+        let others_routes = before.differs_in_routes_alone(&self.network);
         // First of all: the kernel goes by them, however long a plan takes.
-        self.settle_routes();
-        self.behind = true;
-        self.replan_or_retry(None);
+        if !others_routes || self.wish.intent.ports.iter().any(|port| port.reply_via == ReplyVia::Port) {
+            self.settle_routes();
+        }
+        self.behind |= !others_routes || !self.routes_changed();
+        if self.behind {
+            self.replan_or_retry(None);
+        }
+    }
+
+    /// Brings the kernel to the network's routes, where these alone changed. False: everything is to be planned.
+    fn routes_changed(&mut self) -> bool {
+        let started = std::time::Instant::now();
+        let Some(planned) = self.planned.as_mut().filter(|_| !self.behind && matches!(self.held, Held::Plan)) else {
+            return false;
+        };
+        let Some(ops) = planned.routes(&self.network.routes, &mut self.ids) else { return false };
+        if !self.neighbours.follow(&self.network.routes) {
+            self.neighbours = Neighbours::new(&self.wish.intent, &self.network);
+            self.ask.get_or_insert(Instant::now() + ASK_LATER);
+        }
+        if let Err(error) = self.carry_out(&ops) {
+            error!("{error:#}");
+        }
+        debug!(applied = ?started.elapsed(), operations = ops.len(), "routes followed");
+        true
     }
 
     fn replan_or_retry(&mut self, undo: Option<Undo>) {
@@ -352,7 +367,7 @@ impl Agent {
         if matches!(self.held, Held::Unknown) {
             self.read_back()?;
         }
-        let planned = Planned::new(&self.wish.intent, &self.network, &mut self.ids, clock)
+        let planned = Planned::new(&self.wish.intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
             .context("refused, and what runs stays")?;
         let ops = match (&self.held, &self.planned) {
             (Held::Other(real), _) => diff(real, planned.contents()),

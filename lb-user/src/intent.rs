@@ -3,6 +3,8 @@
 //! [`Intent`] is what the operator and the cluster want; [`Network`] is what the kernel says of
 //! links, addresses, neighbours and routes. Both are plain data without IO.
 
+mod routes;
+
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -11,6 +13,7 @@ use std::time::SystemTime;
 use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 
+pub use self::routes::{Path, Paths, Route, RouteKind, RouteTable};
 use crate::route::Own;
 
 /// The whole wish, with a revision that rises with every change.
@@ -311,7 +314,8 @@ pub struct Network {
     pub links: Vec<Link>,
     pub addresses: Vec<Address>,
     pub neighbours: Vec<Neighbour>,
-    pub routes: Vec<Route>,
+    /// Those of the main table.
+    pub routes: RouteTable,
     /// What is ours among the kernel's routes and rules.
     pub own: Own,
     /// What the kernel forwards, by the link that it comes in by.
@@ -319,6 +323,19 @@ pub struct Network {
     /// Whether policy rules of others choose among routing tables, for IPv4 and for IPv6: then the main
     /// table isn't all.
     pub policy: [bool; 2],
+}
+
+impl Network {
+    /// Whether nothing but routes of the main table differs, none of which is ours.
+    pub fn differs_in_routes_alone(&self, other: &Network) -> bool {
+        let Network { links, addresses, neighbours, routes: _, own, forwarding, policy } = self;
+        *links == other.links
+            && *addresses == other.addresses
+            && *neighbours == other.neighbours
+            && *own == other.own
+            && *forwarding == other.forwarding
+            && *policy == other.policy
+    }
 }
 
 /// What the kernel forwards from a link.
@@ -362,28 +379,4 @@ pub struct Neighbour {
     pub addr: IpAddr,
     /// None: not resolved.
     pub mac: Option<[u8; 6]>,
-}
-
-/// A route of the main table, or one of several next hops of one.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Route {
-    pub prefix: IpNet,
-    pub gateway: Option<IpAddr>,
-    /// Zero where it leads nowhere.
-    pub link: u32,
-    pub metric: u32,
-    pub source: Option<IpAddr>,
-    pub kind: RouteKind,
-    /// Of one of several next hops: its share of the flows; 0: the only one.
-    pub weight: u32,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RouteKind {
-    #[default]
-    Unicast,
-    /// Swallows.
-    Blackhole,
-    /// The kernel refuses, with an ICMP error: unreachable, prohibit, throw.
-    Refusing,
 }

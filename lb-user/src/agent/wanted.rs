@@ -7,54 +7,13 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
-use ipnet::IpNet;
-
-use crate::intent::{Intent, Network, Route, ServicePort};
+use crate::intent::{Intent, Network, RouteTable, ServicePort};
 use crate::source::netlink::Wanted;
-
-/// The best route by prefix, and which prefix lengths there are: as many look-ups as lengths.
-#[derive(Default)]
-struct Ways {
-    /// Link and gateway.
-    by_prefix: HashMap<IpNet, (u32, Option<IpAddr>)>,
-    /// Longest first.
-    v4: Vec<u8>,
-    v6: Vec<u8>,
-}
-
-impl Ways {
-    fn new(network: &Network) -> Self {
-        let mut best: HashMap<IpNet, &Route> = HashMap::new();
-        for route in &network.routes {
-            let best = best.entry(route.prefix).or_insert(route);
-            if route.metric < best.metric {
-                *best = route;
-            }
-        }
-        let lengths = |v4| {
-            let mut all: Vec<u8> = best.keys().filter(|p| p.addr().is_ipv4() == v4).map(IpNet::prefix_len).collect();
-            all.sort_unstable();
-            all.dedup();
-            all.reverse();
-            all
-        };
-        let (v4, v6) = (lengths(true), lengths(false));
-        Ways { by_prefix: best.into_iter().map(|(prefix, r)| (prefix, (r.link, r.gateway))).collect(), v4, v6 }
-    }
-
-    /// The link and the neighbour on the way to an address.
-    fn to(&self, addr: IpAddr) -> Option<(u32, IpAddr)> {
-        let lengths = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
-        let (link, gateway) =
-            lengths.iter().find_map(|&len| self.by_prefix.get(&IpNet::new(addr, len).ok()?.trunc()))?;
-        Some((*link, gateway.unwrap_or(addr)))
-    }
-}
 
 /// The wanted ones, and how many want each: a change costs what changed.
 #[derive(Default)]
 pub struct Neighbours {
-    ways: Ways,
+    routes: RouteTable,
     /// Links that have neighbours.
     usable: HashSet<u32>,
     local: HashSet<IpAddr>,
@@ -67,14 +26,15 @@ impl Neighbours {
     pub fn new(intent: &Intent, network: &Network) -> Self {
         let usable = network.links.iter().filter(|link| link.up && link.mac.is_some());
         let mut all = Neighbours {
-            ways: Ways::new(network),
+            routes: network.routes.clone(),
             usable: usable.map(|link| link.index).collect(),
             local: network.addresses.iter().map(|a| a.net.addr()).collect(),
             needed: HashMap::new(),
             changed: true,
         };
         let ways = intent.services.iter().flat_map(endpoints).filter_map(|addr| all.to(addr));
-        let hops = network.routes.iter().filter_map(|route| Some((route.link, route.gateway?)));
+        let paths = network.routes.paths().flat_map(|paths| paths.iter());
+        let hops = paths.filter_map(|path| Some((path.link, path.gateway?)));
         let hops = hops.chain(gateways(intent, network)).filter(|hop| all.is_neighbour(hop));
         let found: Vec<_> = ways.chain(hops).collect();
         for entry in found {
@@ -91,7 +51,16 @@ impl Neighbours {
         if self.local.contains(&addr) {
             return None;
         }
-        self.ways.to(addr).filter(|entry| self.is_neighbour(entry))
+        let (_, paths) = self.routes.covering(addr).next()?;
+        let best = paths.first()?;
+        Some((best.link, best.gateway.unwrap_or(addr))).filter(|entry| self.is_neighbour(entry))
+    }
+
+    /// Other routes, by which backends are where they were; false: these need another look at all of it.
+    pub fn follow(&mut self, routes: &RouteTable) -> bool {
+        let same = self.routes.leads_as(routes);
+        self.routes = routes.clone();
+        same
     }
 
     /// Some service ports are in place of others.
@@ -140,7 +109,7 @@ fn endpoints(service: &ServicePort) -> impl Iterator<Item = IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intent::{Address, Endpoint, EndpointState, HookChoice, Link, Port, Protocol, ReplyVia};
+    use crate::intent::{Address, Endpoint, EndpointState, HookChoice, Link, Path, Port, Protocol, ReplyVia, Route};
 
     fn link(index: u32, up: bool) -> Link {
         Link {
@@ -158,7 +127,8 @@ mod tests {
 
     fn route(prefix: &str, gateway: Option<&str>, link: u32, metric: u32) -> Route {
         let gateway = gateway.map(|g| g.parse().expect("an address"));
-        Route { prefix: prefix.parse().expect("a prefix"), gateway, link, metric, ..Route::default() }
+        let path = Path { gateway, link, metric, ..Path::default() };
+        Route { prefix: prefix.parse().expect("a prefix"), path }
     }
 
     #[test]
@@ -182,7 +152,7 @@ mod tests {
         ];
         let mut network = Network {
             links: vec![link(1, true), link(2, true), link(3, false), link(5, true)],
-            routes: vec![route("0.0.0.0/0", Some("10.2.0.1"), 2, 10)],
+            routes: [route("0.0.0.0/0", Some("10.2.0.1"), 2, 10)].into(),
             ..Network::default()
         };
         let intent = Intent { ports, ..Intent::default() };
@@ -220,13 +190,14 @@ mod tests {
             links: vec![link(1, true), link(2, true), link(3, false)],
             addresses: vec![Address { link: 1, net: "10.0.0.1/24".parse().expect("a prefix"), temporary: false }],
             neighbours: vec![],
-            routes: vec![
+            routes: [
                 route("0.0.0.0/0", Some("10.2.0.9"), 2, 100),
                 route("0.0.0.0/0", Some("10.2.0.1"), 2, 10),
                 route("10.0.0.0/24", None, 1, 0),
                 route("10.7.0.0/24", None, 3, 0),
                 route("10.9.0.0/16", Some("10.0.0.9"), 1, 0),
-            ],
+            ]
+            .into(),
             ..Network::default()
         };
         let mut intent = Intent { services: vec![service], ..Intent::default() };

@@ -11,8 +11,9 @@ use std::slice;
 use anyhow::{Context, Error, Result, bail};
 use aya::Ebpf;
 use aya::programs::SchedClassifier;
+use imbl::OrdMap;
 use lb_common::table::route::PLACES;
-use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Prefix, Settings};
+use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Settings};
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::clock;
@@ -165,13 +166,19 @@ impl Kernel {
                 Op::Prefix(change) => pending.change_array(&maps.prefixes, change)?,
                 Op::V4(FamilyOp::Route(change)) => {
                     pending.flush()?;
-                    routes4.take_over(ops.iter().filter_map(route4))?;
                     routes4.change(change)?;
                 }
                 Op::V6(FamilyOp::Route(change)) => {
                     pending.flush()?;
-                    routes6.take_over(ops.iter().filter_map(route6))?;
                     routes6.change(change)?;
+                }
+                Op::V4(FamilyOp::Routes(all)) => {
+                    pending.flush()?;
+                    routes4.replace(all)?;
+                }
+                Op::V6(FamilyOp::Routes(all)) => {
+                    pending.flush()?;
+                    routes6.replace(all)?;
                 }
                 Op::V4(op) => family(maps, &maps.v4, op, &mut pending, ends)?,
                 Op::V6(op) => family(maps, &maps.v6, op, &mut pending, ends)?,
@@ -196,8 +203,9 @@ impl Kernel {
                 }
             }
         }
-        routes4.take_over(std::iter::empty())?;
-        routes6.take_over(std::iter::empty())?;
+        // There may be none at all.
+        routes4.settle()?;
+        routes6.settle()?;
         routes4.count(&maps.route_counts, capacity.routes)?;
         routes6.count(&maps.route_counts, capacity.routes)?;
         pending.flush()
@@ -207,15 +215,6 @@ impl Kernel {
     pub fn forget_other_layouts(&self) -> Result<()> {
         load::remove_other_layouts(&self.paths)
     }
-}
-
-/// A route that is set.
-fn route4(op: &Op) -> Option<(Prefix<Ip4>, u32)> {
-    if let Op::V4(FamilyOp::Route(Change::Set(prefix, index))) = op { Some((*prefix, *index)) } else { None }
-}
-
-fn route6(op: &Op) -> Option<(Prefix<Ip6>, u32)> {
-    if let Op::V6(FamilyOp::Route(Change::Set(prefix, index))) = op { Some((*prefix, *index)) } else { None }
 }
 
 fn family<'a, A: Addr>(
@@ -228,7 +227,7 @@ fn family<'a, A: Addr>(
     match op {
         FamilyOp::Service(change) => pending.change(&tables.services, change),
         FamilyOp::Owned(change) => pending.change(&tables.owned, change),
-        FamilyOp::Route(_) => bail!("routes have a table of their own"),
+        FamilyOp::Route(_) | FamilyOp::Routes(_) => bail!("routes have a table of their own"),
         FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
         FamilyOp::EndOutside { addr, plane } => {
             pending.flush()?;
@@ -313,7 +312,7 @@ fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
         services: tables.services.entries()?.into_iter().collect(),
         backends: present(tables.backends.entries()?),
         owned: tables.owned.entries()?.into_iter().collect(),
-        routes: BTreeMap::new(),
+        routes: OrdMap::new(),
         uplinks: tables.uplinks.entries()?.into_iter().collect(),
     })
 }
@@ -354,8 +353,8 @@ impl Apply for Kernel {
 
     fn read(&self) -> Result<Contents> {
         let mut contents = read_maps(&self.maps, self.attacher.read(&self.paths, &self.state)?)?;
-        contents.v4.routes.clone_from(self.routes4.held());
-        contents.v6.routes.clone_from(self.routes6.held());
+        contents.v4.routes = self.routes4.held().clone();
+        contents.v6.routes = self.routes6.held().clone();
         Ok(contents)
     }
 }

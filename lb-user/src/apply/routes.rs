@@ -2,10 +2,10 @@
 //!
 //! Invariant: the routes of an agent before are in force until all of this one's first plan are there.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
+use imbl::OrdMap;
 use lb_common::table::Prefix;
 use lb_common::wire::Addr;
 use tracing::warn;
@@ -22,41 +22,52 @@ pub struct Routes<A: Addr> {
     /// Not yet taken over.
     parts: Option<Parts>,
     fib: Option<Fib<A, Parts>>,
-    held: BTreeMap<Prefix<A>, u32>,
+    held: OrdMap<Prefix<A>, u32>,
 }
 
 impl<A: Addr> Routes<A> {
     pub fn open(dir: &Path, capacity: u32) -> Result<Self> {
         let parts = Parts::open::<A>(dir, u64::from(capacity) * BYTES)?;
-        Ok(Routes { parts: Some(parts), fib: None, held: BTreeMap::new() })
+        Ok(Routes { parts: Some(parts), fib: None, held: OrdMap::new() })
     }
 
     /// Next hops' indexes by prefix.
-    pub fn held(&self) -> &BTreeMap<Prefix<A>, u32> {
+    pub fn held(&self) -> &OrdMap<Prefix<A>, u32> {
         &self.held
     }
 
-    /// Puts `all` in the place of an agent's before, the first time; else does nothing.
-    pub fn take_over(&mut self, all: impl Iterator<Item = (Prefix<A>, u32)>) -> Result<()> {
-        let Some(parts) = self.parts.take() else { return Ok(()) };
-        self.held = all.collect();
-        let routes: Vec<_> = self.held.iter().map(|(&prefix, &index)| (prefix, value(index))).collect();
-        let mut fib = Fib::load(parts, &routes)?;
-        told(fib.retry())?;
-        self.fib = Some(fib);
-        Ok(())
+    /// Those of an agent before go also where there are none.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.parts.is_some() { self.replace(&OrdMap::new()) } else { Ok(()) }
+    }
+
+    /// Puts `all` in the place of those that are there.
+    pub fn replace(&mut self, all: &OrdMap<Prefix<A>, u32>) -> Result<()> {
+        let routes: Vec<_> = all.iter().map(|(&prefix, &index)| (prefix, value(index))).collect();
+        self.held = all.clone();
+        match self.parts.take() {
+            Some(parts) => {
+                let mut fib = Fib::load(parts, &routes)?;
+                told(fib.retry())?;
+                self.fib = Some(fib);
+                Ok(())
+            }
+            None => told(fib(&mut self.fib)?.replace(&routes)),
+        }
     }
 
     pub fn change(&mut self, change: &Change<Prefix<A>, u32>) -> Result<()> {
-        let Some(fib) = &mut self.fib else { bail!("the table of routes is not taken over yet") };
+        let fib = fib(&mut self.fib)?;
         match change {
             Change::Set(prefix, index) => {
+                let result = fib.insert(prefix, value(*index));
                 self.held.insert(*prefix, *index);
-                told(fib.insert(prefix, value(*index)))
+                told(result)
             }
             Change::Remove(prefix) => {
+                let result = fib.remove(prefix);
                 self.held.remove(prefix);
-                told(fib.remove(prefix))?;
+                told(result)?;
                 // What had no room before may have it now.
                 told(fib.retry())
             }
@@ -67,6 +78,10 @@ impl<A: Addr> Routes<A> {
     pub fn count(&self, counts: &Table<u32, [u32; 2]>, capacity: u32) -> Result<()> {
         counts.set(&u32::from(A::IS_V6), &[self.held.len() as u32, capacity])
     }
+}
+
+fn fib<A: Addr>(fib: &mut Option<Fib<A, Parts>>) -> Result<&mut Fib<A, Parts>> {
+    fib.as_mut().context("the table of routes is not taken over yet")
 }
 
 /// A next hop's index as the table holds it: zero says that there is no route, and one to ask the kernel, as

@@ -7,7 +7,7 @@
 
 use std::net::IpAddr;
 
-use crate::intent::{Address, Link, Network, Port, Route};
+use crate::intent::{Address, Link, Network, Port};
 
 use super::{Config, Error, routes};
 
@@ -69,8 +69,7 @@ fn gateway(config: &Config, network: &Network, port: &Port, link: &Link, gateway
         ));
     }
     // An operator may have said to the kernel that it is on the link, without an address beside it.
-    let on_link = |r: &Route| r.link == link.index && r.gateway.is_none() && r.prefix.contains(&gateway);
-    if mine.iter().any(|net| net.contains(&gateway)) || network.routes.iter().any(on_link) {
+    if mine.iter().any(|net| net.contains(&gateway)) || network.routes.is_on_link(gateway, link.index) {
         return None;
     }
     error(format!("`{gateway}` is in none of the networks of `{interface}` ({have}); expected a router in one of them"))

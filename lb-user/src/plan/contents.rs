@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use imbl::OrdMap;
 use lb_common::table::{
     Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink,
 };
@@ -56,7 +57,7 @@ pub struct Family<A: Addr> {
     pub backends: BTreeMap<u32, Backend<A>>,
     pub owned: BTreeMap<Prefix<A>, Owned>,
     /// Next hop index by prefix.
-    pub routes: BTreeMap<Prefix<A>, u32>,
+    pub routes: OrdMap<Prefix<A>, u32>,
     /// Links that lead out, by index.
     pub uplinks: BTreeMap<u32, Uplink<A>>,
 }
@@ -101,6 +102,8 @@ pub enum FamilyOp<A: Addr> {
     Backend(Change<u32, Backend<A>>),
     Owned(Change<Prefix<A>, Owned>),
     Route(Change<Prefix<A>, u32>),
+    /// All routes at once, in place of those that are there.
+    Routes(OrdMap<Prefix<A>, u32>),
     Uplink(Change<u32, Uplink<A>>),
     /// Ends the translated connections that have this address outside, and gives its ports back.
     EndOutside {

@@ -18,11 +18,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::table::{Backend, Owned, Settings};
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use lb_common::table::{Backend, Owned, Prefix, Settings};
 use lb_common::wire::Addr;
 
 use super::contents::{Change, Contents, Family, FamilyOp, Op};
-use super::ids::outside;
+use super::ids::{outside, same};
+
+/// A table of routes is made anew once a part this large of it changes, since the whole costs about 0.2 µs a route
+/// and a change 2 µs.
+const AT_ONCE: usize = 10;
 
 /// The operations that turn `from` into `to`; none if they are equal.
 pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
@@ -79,8 +85,8 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
 fn moves_routes(from: &Contents, to: &Contents) -> bool {
     let same = from.next_hops == to.next_hops
         && from.groups == to.groups
-        && from.v4.routes == to.v4.routes
-        && from.v6.routes == to.v6.routes;
+        && same(&from.v4.routes, &to.v4.routes)
+        && same(&from.v6.routes, &to.v6.routes);
     !same && from.settings.epoch != to.settings.epoch && !from.next_hops.is_empty()
 }
 
@@ -149,8 +155,7 @@ fn narrow_filter(from: &Contents, to: &Contents, ops: &mut Vec<Op>) {
 /// Routes and backends that come or change; those that start to leave get all but that, so that a connection that
 /// they still get goes the right way.
 fn arrive<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
-    set(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
-    remove(&from.routes, &to.routes, ops, |c| op(FamilyOp::Route(c)));
+    routes(&from.routes, &to.routes, ops, &op);
     for (&id, old, new) in changed(&from.backends, &to.backends) {
         let now = match old {
             Some(old) if starts_to_leave(Some(old), new) => {
@@ -162,6 +167,30 @@ fn arrive<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl
             ops.push(op(FamilyOp::Backend(Change::Set(id, now))));
         }
     }
+}
+
+/// Of routes a table of another one, where that is less work than its changes: those that come before those that go.
+fn routes<A: Addr>(
+    from: &OrdMap<Prefix<A>, u32>,
+    to: &OrdMap<Prefix<A>, u32>,
+    ops: &mut Vec<Op>,
+    op: impl Fn(FamilyOp<A>) -> Op,
+) {
+    let few = to.len().max(from.len()) / AT_ONCE;
+    let (mut sets, mut removes) = (Vec::new(), Vec::new());
+    for item in from.diff(to) {
+        match item {
+            DiffItem::Add(prefix, index) | DiffItem::Update { new: (prefix, index), .. } => {
+                sets.push(op(FamilyOp::Route(Change::Set(*prefix, *index))));
+            }
+            DiffItem::Remove(prefix, _) => removes.push(op(FamilyOp::Route(Change::Remove(*prefix)))),
+        }
+        if from.is_empty() || sets.len() + removes.len() > few.max(AT_ONCE) {
+            return ops.push(op(FamilyOp::Routes(to.clone())));
+        }
+    }
+    ops.append(&mut sets);
+    ops.append(&mut removes);
 }
 
 fn starts_to_leave<A: Addr>(old: Option<&Backend<A>>, new: &Backend<A>) -> bool {

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 
+use imbl::OrdMap;
 use lb_common::table::{Group, Name, NextHop, Owned, Prefix, ServiceKey};
 use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
@@ -165,12 +166,12 @@ impl<K: Hash + Eq + Clone> Numbers<K> {
 }
 
 /// What a route leads to, to see whether it changed.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default)]
 struct Routing {
     next_hops: BTreeMap<u32, NextHop>,
     groups: BTreeMap<u32, Group>,
-    v4: BTreeMap<Prefix<Ip4>, u32>,
-    v6: BTreeMap<Prefix<Ip6>, u32>,
+    v4: OrdMap<Prefix<Ip4>, u32>,
+    v6: OrdMap<Prefix<Ip6>, u32>,
 }
 
 impl Routing {
@@ -186,9 +187,14 @@ impl Routing {
     fn is_of(&self, contents: &Contents) -> bool {
         self.next_hops == contents.next_hops
             && self.groups == contents.groups
-            && self.v4 == contents.v4.routes
-            && self.v6 == contents.v6.routes
+            && same(&self.v4, &contents.v4.routes)
+            && same(&self.v6, &contents.v6.routes)
     }
+}
+
+/// Whether two tables are one. Costs what differs, where one was copied from the other.
+pub(super) fn same<A: Addr>(one: &OrdMap<Prefix<A>, u32>, other: &OrdMap<Prefix<A>, u32>) -> bool {
+    one.diff(other).next().is_none()
 }
 
 /// The memory between two plans.
@@ -345,10 +351,7 @@ impl Ids {
         self.prefixes.commit();
         self.rows.commit();
         self.deadlines = deadlines(&contents.v4).chain(deadlines(&contents.v6)).collect();
-        if self.epoch != contents.settings.epoch {
-            self.routing = Routing::of(contents);
-            self.epoch = contents.settings.epoch;
-        }
+        self.note_routes(contents);
     }
 
     /// Begins a draft of some services, which have `before` now.
@@ -381,10 +384,25 @@ impl Ids {
     /// The epoch that the drafted contents need: another one if anything about routes changed, or
     /// was being changed when the agent before went (then it is odd).
     pub(super) fn epoch_of(&self, to: &Contents) -> u16 {
-        if self.routing.is_of(to) && self.epoch.is_multiple_of(2) {
-            self.epoch
-        } else {
-            (self.epoch | 1).wrapping_add(1)
+        if self.routing.is_of(to) && self.epoch.is_multiple_of(2) { self.epoch } else { self.next_epoch() }
+    }
+
+    fn next_epoch(&self) -> u16 {
+        (self.epoch | 1).wrapping_add(1)
+    }
+
+    /// Ends the draft of a part of which routes alone are, which may lead elsewhere than before.
+    pub(super) fn commit_routes(&mut self, contents: &mut Contents) {
+        let nothing = Contents::empty(contents.settings);
+        self.commit_part(&nothing, &nothing);
+        contents.settings.epoch = self.epoch_of(contents);
+        self.note_routes(contents);
+    }
+
+    fn note_routes(&mut self, contents: &Contents) {
+        if self.epoch != contents.settings.epoch {
+            self.routing = Routing::of(contents);
+            self.epoch = contents.settings.epoch;
         }
     }
 

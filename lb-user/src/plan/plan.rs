@@ -45,18 +45,19 @@ impl Clock {
 
 /// What every table shall hold. `ids` is the memory of the plan before; an error leaves it as it was.
 pub fn plan(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<Contents, PlanError> {
-    whole(intent, network, ids, clock).map(|(contents, _)| contents)
+    whole(intent, network, ids, clock, None).map(|(contents, _)| contents)
 }
 
-/// The plan, and the world that it was made in.
+/// The plan, and the world that it was made in. Routing `before` makes it cheaper, and nothing else.
 pub(super) fn whole(
     intent: &Intent,
     network: &Network,
     ids: &mut Ids,
     clock: Clock,
+    before: Option<&Routing>,
 ) -> Result<(Contents, World), PlanError> {
     ids.begin();
-    let drafted = draft(intent, network, ids, clock);
+    let drafted = draft(intent, network, ids, clock, before);
     match &drafted {
         Ok((contents, _)) => ids.commit(contents),
         Err(_) => ids.rollback(),
@@ -64,14 +65,20 @@ pub(super) fn whole(
     drafted
 }
 
-fn draft(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<(Contents, World), PlanError> {
-    let routing = Routing::new(network, ids);
+fn draft(
+    intent: &Intent,
+    network: &Network,
+    ids: &mut Ids,
+    clock: Clock,
+    before: Option<&Routing>,
+) -> Result<(Contents, World), PlanError> {
+    let routing = Routing::new(network, ids, before);
     let mut to = Contents {
         next_hops: routing.next_hops.clone(),
         groups: routing.groups.clone(),
         links: forwarding(intent, network),
-        v4: Family { routes: routing.table(), ..Family::default() },
-        v6: Family { routes: routing.table(), ..Family::default() },
+        v4: Family { routes: routing.v4().clone(), ..Family::default() },
+        v6: Family { routes: routing.v6().clone(), ..Family::default() },
         hooks: hooks(intent, network),
         ..Contents::empty(settings(&intent.tuning, &clock))
     };
@@ -108,7 +115,7 @@ fn settings(tuning: &Tuning, clock: &Clock) -> Settings {
     .calmed()
 }
 
-/// Every table has room, or nothing is planned.
+/// Every table has room, or nothing is planned. Routes that find no room ask the kernel, and are right all the same.
 pub(super) fn fits(capacity: &Capacity, ids: &Ids, families: [Sizes; 2]) -> Result<(), PlanError> {
     let check = |table, need: u64, capacity: u32| {
         let capacity = u64::from(capacity);
@@ -121,7 +128,6 @@ pub(super) fn fits(capacity: &Capacity, ids: &Ids, families: [Sizes; 2]) -> Resu
     for family in families {
         check("services", family.services as u64, capacity.services)?;
         check("owned", family.owned as u64, capacity.services)?;
-        check("routes", family.routes as u64, capacity.routes)?;
     }
     Ok(())
 }
@@ -130,12 +136,11 @@ pub(super) fn fits(capacity: &Capacity, ids: &Ids, families: [Sizes; 2]) -> Resu
 pub(super) struct Sizes {
     services: usize,
     owned: usize,
-    routes: usize,
 }
 
 impl Sizes {
     fn of<A: Addr>(family: &Family<A>) -> Self {
-        Sizes { services: family.services.len(), owned: family.owned.len(), routes: family.routes.len() }
+        Sizes { services: family.services.len(), owned: family.owned.len() }
     }
 
     /// Once one part of the family's tables is in place of another.
@@ -143,7 +148,6 @@ impl Sizes {
         Sizes {
             services: family.services.len() - before.services.len() + after.services.len(),
             owned: family.owned.len() - before.owned.len() + after.owned.len(),
-            routes: family.routes.len(),
         }
     }
 }

@@ -4,26 +4,29 @@
 //! route to each resolved neighbour that its link's prefix makes reachable. The lowest metric wins
 //! among equal prefixes; links that are down don't count. Of several next hops those that are resolved share
 //! the flows by weight.
+//! Where paths lead is worked out once for all prefixes that have them, and the tables are made out of those of
+//! the plan before: what a change costs is what changed, however many routes there are.
 //! Invariant: what the kernel would do otherwise or hasn't resolved leads to
 //! [`NextHop::UNRESOLVED`], that is, to the kernel. Not here: which links forward ([`super::hooks`]).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
+use imbl::OrdMap;
 use ipnet::IpNet;
 use lb_common::table::route::PLACES;
 use lb_common::table::{Group, NextHop, Prefix};
-use lb_common::wire::{Addr, Mac};
+use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
 use super::ids::Ids;
 use super::maglev::{self, Member, identity};
-use crate::intent::{Address, Link, Network, Route, RouteKind};
+use crate::intent::{Address, Link, Network, Path, Paths, RouteKind, RouteTable};
 
 /// Groups of next hops that there is room for.
 const GROUPS: u32 = 64;
 
 /// Where a route leads.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Way {
     pub next_hop: u32,
     pub link: u32,
@@ -38,42 +41,6 @@ impl Way {
     }
 }
 
-/// Routes of one family: by prefix length, then by the prefix's bits.
-#[derive(Clone, Debug, Default)]
-struct Trie(BTreeMap<u32, HashMap<u128, Way>>);
-
-impl Trie {
-    fn insert(&mut self, len: u32, addr: IpAddr, way: Way) {
-        self.0.entry(len).or_default().insert(bits(addr) & mask(len), way);
-    }
-
-    fn find(&self, addr: IpAddr) -> Option<(u32, &Way)> {
-        self.0.iter().rev().find_map(|(&len, ways)| ways.get(&(bits(addr) & mask(len))).map(|way| (len, way)))
-    }
-}
-
-/// An address's bits from the top, so that both families' prefixes mean the same.
-fn bits(addr: IpAddr) -> u128 {
-    match addr {
-        IpAddr::V4(a) => u128::from(a.to_bits()) << 96,
-        IpAddr::V6(a) => a.to_bits(),
-    }
-}
-
-fn mask(len: u32) -> u128 {
-    u128::MAX.checked_shl(128 - len).unwrap_or(0)
-}
-
-fn full_length(addr: IpAddr) -> u32 {
-    if addr.is_ipv4() { 32 } else { 128 }
-}
-
-/// An address's network as a route, if none of the kernel's says better.
-fn connected(a: &Address) -> Route {
-    let (prefix, link, source) = (a.net.trunc(), a.link, Some(a.net.addr()));
-    Route { prefix, link, metric: u32::MAX, source, ..Route::default() }
-}
-
 /// Link-local and multicast: their links are not a matter of routing.
 fn is_routed(addr: IpAddr) -> bool {
     match addr {
@@ -82,24 +49,39 @@ fn is_routed(addr: IpAddr) -> bool {
     }
 }
 
-/// The whole of it. It owns its facts: single services are planned with it later.
-#[derive(Clone, Debug)]
+/// The whole of it. It owns its facts: single services and routes are planned with it later.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Routing {
     addresses: Vec<Address>,
     /// Those that are up.
     links: HashMap<u32, Link>,
+    /// Those that are resolved.
+    neighbours: BTreeMap<(u32, IpAddr), Mac>,
     pub local: BTreeSet<IpAddr>,
     pub next_hops: BTreeMap<u32, NextHop>,
     pub groups: BTreeMap<u32, Group>,
-    v4: Trie,
-    v6: Trie,
+    routes: RouteTable,
+    /// Where paths lead; None: nowhere that counts.
+    ways: HashMap<Paths, Option<Way>>,
+    /// There was no room for a group.
+    cramped: bool,
+    /// Networks of own addresses, where the kernel has no route to them.
+    connected: BTreeMap<IpNet, Way>,
+    /// Single addresses, before any route: own ones and neighbours.
+    hosts: BTreeMap<IpNet, Way>,
+    /// Next hops' indexes by prefix.
+    v4: OrdMap<Prefix<Ip4>, u32>,
+    v6: OrdMap<Prefix<Ip6>, u32>,
 }
 
 impl Routing {
-    pub fn new(network: &Network, ids: &mut Ids) -> Self {
+    /// `before`: that of another plan, whose tables these are made out of.
+    pub fn new(network: &Network, ids: &mut Ids, before: Option<&Routing>) -> Self {
+        let resolved = |n: &crate::intent::Neighbour| Some(((n.link, n.addr), Mac(n.mac?)));
         let mut routing = Routing {
             addresses: network.addresses.clone(),
             links: network.links.iter().filter(|l| l.up).map(|l| (l.index, l.clone())).collect(),
+            neighbours: network.neighbours.iter().filter_map(resolved).collect(),
             local: network.addresses.iter().map(|a| a.net.addr()).collect(),
             next_hops: BTreeMap::from([
                 (NextHop::UNRESOLVED, NextHop { kind: NextHop::KERNEL, ..NextHop::default() }),
@@ -107,78 +89,87 @@ impl Routing {
                 (NextHop::BLACKHOLE, NextHop { kind: NextHop::DROP, ..NextHop::default() }),
             ]),
             groups: BTreeMap::new(),
-            v4: Trie::default(),
-            v6: Trie::default(),
+            routes: network.routes.clone(),
+            ways: HashMap::new(),
+            cramped: false,
+            connected: BTreeMap::new(),
+            hosts: BTreeMap::new(),
+            v4: OrdMap::new(),
+            v6: OrdMap::new(),
         };
-        let neighbours: HashMap<(u32, IpAddr), Mac> =
-            network.neighbours.iter().filter_map(|n| Some(((n.link, n.addr), Mac(n.mac?)))).collect();
-        routing.add_routes(network, &neighbours, ids);
-        routing.add_neighbours(network, ids);
+        routing.find_ways(ids);
+        routing.add_connected();
+        routing.add_neighbours(ids);
         routing.add_local();
+        routing.fill(before);
         routing
     }
 
-    fn trie(&mut self, addr: IpAddr) -> &mut Trie {
-        if addr.is_ipv4() { &mut self.v4 } else { &mut self.v6 }
+    /// Next hops' indexes by prefix.
+    pub fn v4(&self) -> &OrdMap<Prefix<Ip4>, u32> {
+        &self.v4
     }
 
-    /// The route to an address.
-    pub fn find(&self, addr: IpAddr) -> Option<&Way> {
-        let trie = if addr.is_ipv4() { &self.v4 } else { &self.v6 };
-        trie.find(addr).map(|(_, way)| way)
+    pub fn v6(&self) -> &OrdMap<Prefix<Ip6>, u32> {
+        &self.v6
     }
 
-    /// Next hop indexes by prefix.
-    pub fn table<A: Addr>(&self) -> BTreeMap<Prefix<A>, u32> {
-        let trie = if A::IS_V6 { &self.v6 } else { &self.v4 };
-        let prefix = |len, bits: u128| {
-            let addr: IpAddr =
-                if A::IS_V6 { IpAddr::V6(bits.into()) } else { IpAddr::V4(((bits >> 96) as u32).into()) };
-            A::from_ip(addr).map(|addr| Prefix { len, addr })
+    /// Puts other routes in place of these. False: it bears on more than routes, on one of `reached` or on what a
+    /// neighbour is; then this is only good for being [`Self::new`]'s `before`.
+    pub fn replace(&mut self, routes: &RouteTable, reached: &BTreeSet<IpAddr>, ids: &mut Ids) -> bool {
+        let touched = self.routes.changed(routes);
+        let neighbours: BTreeSet<IpAddr> = self.neighbours.keys().map(|(_, addr)| *addr).collect();
+        let within = |all: &BTreeSet<IpAddr>, net: &IpNet| -> Vec<IpAddr> {
+            all.range(net.network()..=net.broadcast()).copied().collect()
         };
-        let all = trie.0.iter().flat_map(|(&len, ways)| ways.iter().map(move |(&bits, way)| (len, bits, way.next_hop)));
-        all.filter_map(|(len, bits, next_hop)| Some((prefix(len, bits)?, next_hop))).collect()
+        let concerned: BTreeSet<IpAddr> =
+            touched.iter().flat_map(|net| [within(reached, net), within(&neighbours, net)]).flatten().collect();
+        let ways = |routing: &Routing| -> Vec<Option<Way>> {
+            concerned.iter().map(|addr| routing.route_to(*addr).map(|(_, way)| way)).collect()
+        };
+        let before = ways(self);
+        self.routes = routes.clone();
+        self.find_ways(ids);
+        touched.into_iter().for_each(|net| self.place(net));
+        before == ways(self) && !self.cramped
     }
 
-    fn add_routes(&mut self, network: &Network, neighbours: &HashMap<(u32, IpAddr), Mac>, ids: &mut Ids) {
-        let mut best: BTreeMap<IpNet, Vec<Route>> = BTreeMap::new();
-        // The kernel lists connected prefixes as routes, too, with their true metric: that counts.
-        let connected = network.addresses.iter().map(connected);
-        for new in network.routes.iter().cloned().chain(connected) {
-            let usable = new.kind != RouteKind::Unicast || self.links.contains_key(&new.link);
-            if !usable || !is_routed(new.prefix.addr()) {
-                continue;
-            }
-            let old = best.entry(new.prefix.trunc()).or_default();
-            match old.first() {
-                Some(first) if first.metric < new.metric => {}
-                // Of two routes of one metric the kernel takes the first; next hops of one belong together.
-                Some(first) if first.metric == new.metric => {
-                    old.extend((first.weight > 0 && new.weight > 0).then_some(new))
-                }
-                _ => *old = vec![new],
-            }
-        }
-        for (prefix, routes) in best {
-            let Some(Route { link, gateway, source, kind, .. }) = routes.first().cloned() else { continue };
-            let next_hop = match kind {
-                RouteKind::Blackhole => NextHop::BLACKHOLE,
-                RouteKind::Refusing => NextHop::UNRESOLVED,
-                RouteKind::Unicast => self.shared(&routes, neighbours, ids),
-            };
-            let way = Way { next_hop, link, gateway, source };
-            self.trie(prefix.addr()).insert(u32::from(prefix.prefix_len()), prefix.addr(), way);
+    /// Works out where paths lead that aren't known yet.
+    fn find_ways(&mut self, ids: &mut Ids) {
+        let new: Vec<Paths> = self.routes.paths().filter(|paths| !self.ways.contains_key(*paths)).cloned().collect();
+        for paths in new {
+            let way = self.way(&paths, ids);
+            self.ways.insert(paths, way);
         }
     }
 
-    /// The next hop of a route, or the group of its next hops.
-    fn shared(&mut self, routes: &[Route], neighbours: &HashMap<(u32, IpAddr), Mac>, ids: &mut Ids) -> u32 {
+    /// Where paths lead: those of the lowest metric whose links are up. Of two routes of one metric the kernel takes
+    /// the first; next hops of one belong together.
+    fn way(&mut self, paths: &[Path], ids: &mut Ids) -> Option<Way> {
+        let usable = |path: &&Path| path.kind != RouteKind::Unicast || self.links.contains_key(&path.link);
+        let first = paths.iter().find(usable)?;
+        let together = |path: &&Path| path.metric == first.metric && path.weight > 0;
+        let best: Vec<Path> = match first.weight {
+            0 => vec![*first],
+            _ => paths.iter().filter(usable).filter(together).copied().collect(),
+        };
+        let next_hop = match first.kind {
+            RouteKind::Blackhole => NextHop::BLACKHOLE,
+            RouteKind::Refusing => NextHop::UNRESOLVED,
+            RouteKind::Unicast => self.shared(&best, ids),
+        };
+        Some(Way { next_hop, link: first.link, gateway: first.gateway, source: first.source })
+    }
+
+    /// The next hop of a path, or the group of several.
+    fn shared(&mut self, paths: &[Path], ids: &mut Ids) -> u32 {
         let mut members = Vec::new();
-        for route in routes {
-            let gateway = route.gateway.and_then(|gateway| Some((gateway, *neighbours.get(&(route.link, gateway))?)));
+        for path in paths {
+            let gateway =
+                path.gateway.and_then(|gateway| Some((gateway, *self.neighbours.get(&(path.link, gateway))?)));
             let Some((gateway, mac)) = gateway else { continue };
-            let key = identity(gateway, route.link as u16);
-            members.push((self.next_hop(route.link, mac, ids), Member { key, weight: route.weight }));
+            let key = identity(gateway, path.link as u16);
+            members.push((self.next_hop(path.link, mac, ids), Member { key, weight: path.weight }));
         }
         let [(first, _), ..] = members[..] else { return NextHop::UNRESOLVED };
         if members.len() == 1 {
@@ -189,37 +180,41 @@ impl Routing {
         let group: Group = std::array::from_fn(|place| members[places[place] as usize].0);
         let Some(number) = ids.groups.number_below(group, GROUPS) else {
             // No room: one of them serves.
+            self.cramped = true;
             return first;
         };
         self.groups.insert(number, group);
         NextHop::GROUP | number
     }
 
-    fn add_neighbours(&mut self, network: &Network, ids: &mut Ids) {
-        let mut found = Vec::new();
-        for n in &network.neighbours {
-            let (Some(mac), true) = (n.mac, is_routed(n.addr)) else { continue };
-            let trie = if n.addr.is_ipv4() { &self.v4 } else { &self.v6 };
-            if let Some((_, way)) = trie.find(n.addr)
-                && way.link == n.link
-                && way.gateway.is_none()
-            {
-                found.push((n.addr, Mac(mac), *way));
+    fn add_connected(&mut self) {
+        for a in &self.addresses {
+            if self.links.contains_key(&a.link) && is_routed(a.net.addr()) {
+                let (source, next_hop) = (Some(a.net.addr()), NextHop::UNRESOLVED);
+                let way = Way { next_hop, link: a.link, gateway: None, source };
+                self.connected.entry(a.net.trunc()).or_insert(way);
             }
         }
+    }
+
+    fn add_neighbours(&mut self, ids: &mut Ids) {
+        let of = |(&(link, addr), &mac): (&(u32, IpAddr), &Mac)| {
+            let (_, way) = self.route_to(addr).filter(|_| is_routed(addr))?;
+            (way.link == link && way.gateway.is_none()).then_some((addr, mac, way))
+        };
+        let found: Vec<_> = self.neighbours.iter().filter_map(of).collect();
         for (addr, mac, way) in found {
             let next_hop = self.next_hop(way.link, mac, ids);
-            self.trie(addr).insert(full_length(addr), addr, Way { next_hop, ..way });
+            self.hosts.insert(addr.into(), Way { next_hop, ..way });
         }
     }
 
     fn add_local(&mut self) {
-        for i in 0..self.addresses.len() {
-            let a = &self.addresses[i];
+        for a in &self.addresses {
             let addr = a.net.addr();
             if self.links.contains_key(&a.link) && is_routed(addr) {
                 let way = Way { next_hop: NextHop::HOST, link: a.link, gateway: None, source: Some(addr) };
-                self.trie(addr).insert(full_length(addr), addr, way);
+                self.hosts.insert(addr.into(), way);
             }
         }
     }
@@ -232,6 +227,60 @@ impl Routing {
         let (ifindex, mtu, src, kind) = (link.index, link.mtu, Mac(src), NextHop::LINK);
         self.next_hops.insert(index, NextHop { ifindex, mtu, dst, src, kind, flags, pad: 0 });
         index
+    }
+
+    /// Makes the tables out of those before. Where paths lead elsewhere than before all prefixes are gone through,
+    /// else those alone that have others.
+    fn fill(&mut self, before: Option<&Routing>) {
+        let nothing = Routing::default();
+        let before = before.unwrap_or(&nothing);
+        (self.v4, self.v6) = (before.v4.clone(), before.v6.clone());
+        let mut touched = before.routes.changed(&self.routes);
+        touched.extend(differing(&before.connected, &self.connected));
+        touched.extend(differing(&before.hosts, &self.hosts));
+        let elsewhere = |(paths, way): &(&Paths, &Option<Way>)| before.ways.get(*paths).is_some_and(|old| old != *way);
+        let moved: HashSet<&Paths> = self.ways.iter().filter(elsewhere).map(|(paths, _)| paths).collect();
+        if !moved.is_empty() {
+            let all = self.routes.prefixes().filter(|(_, paths)| moved.contains(paths));
+            touched.extend(all.map(|(net, _)| *net));
+        }
+        touched.into_iter().for_each(|net| self.place(net));
+    }
+
+    /// Brings a prefix's place in the tables to what it should be.
+    fn place(&mut self, net: IpNet) {
+        let now = self.way_of(&net).map(|way| way.next_hop);
+        match net {
+            IpNet::V4(_) => place(&mut self.v4, net, now),
+            IpNet::V6(_) => place(&mut self.v6, net, now),
+        }
+    }
+
+    /// Of just this prefix.
+    fn way_of(&self, net: &IpNet) -> Option<&Way> {
+        self.hosts.get(net).or_else(|| self.known(net, self.routes.get(net)?)).or_else(|| self.connected.get(net))
+    }
+
+    fn known(&self, net: &IpNet, paths: &Paths) -> Option<&Way> {
+        self.ways.get(paths).filter(|_| is_routed(net.addr()))?.as_ref()
+    }
+
+    /// The route to an address, and its prefix; a neighbour's is that of its network.
+    fn route_to(&self, addr: IpAddr) -> Option<(IpNet, Way)> {
+        let of = |(net, paths): (IpNet, &Paths)| Some((net, *self.known(&net, paths)?));
+        let route = self.routes.covering(addr).find_map(of);
+        let connected =
+            self.connected.iter().filter(|(net, _)| net.contains(&addr)).max_by_key(|(net, _)| net.prefix_len());
+        match (route, connected) {
+            (Some((net, _)), Some((wide, _))) if net.prefix_len() >= wide.prefix_len() => route,
+            (_, Some((net, way))) => Some((*net, *way)),
+            (route, None) => route,
+        }
+    }
+
+    /// Where an address is.
+    pub fn find(&self, addr: IpAddr) -> Option<Way> {
+        self.hosts.get(&addr.into()).copied().or_else(|| self.route_to(addr).map(|(_, way)| way))
     }
 
     /// This node's address towards `to`, which `way` leads to.
@@ -251,4 +300,21 @@ impl Routing {
         let up = self.addresses.iter().filter(|a| self.links.contains_key(&a.link)).filter(same_family);
         up.map(|a| a.net.addr()).find(|a| !a.is_loopback())
     }
+}
+
+fn place<A: Addr>(table: &mut OrdMap<Prefix<A>, u32>, net: IpNet, now: Option<u32>) {
+    let Some(addr) = A::from_ip(net.addr()) else { return };
+    let prefix = Prefix { len: net.prefix_len().into(), addr };
+    match now {
+        // What stays is not written, so that copies stay one.
+        Some(index) if table.get(&prefix) != Some(&index) => _ = table.insert(prefix, index),
+        Some(_) => {}
+        None => _ = table.remove(&prefix),
+    }
+}
+
+/// Prefixes that lead elsewhere.
+fn differing(one: &BTreeMap<IpNet, Way>, other: &BTreeMap<IpNet, Way>) -> Vec<IpNet> {
+    let of = |net: &&IpNet| one.get(net) != other.get(net);
+    one.keys().chain(other.keys().filter(|net| !one.contains_key(net))).filter(of).copied().collect()
 }

@@ -210,7 +210,7 @@ fn backend<A: Addr>(
         });
     Some(Backend {
         addr,
-        snat: world.routing.source(to, way).and_then(A::from_ip).unwrap_or_default(),
+        snat: world.routing.source(to, way.as_ref()).and_then(A::from_ip).unwrap_or_default(),
         port: Be16::new(endpoint.port),
         state: if deadline.is_some() { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
         flags: if remote { Backend::<A>::REMOTE } else { 0 },

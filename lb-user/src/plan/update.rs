@@ -5,9 +5,11 @@
 //! part out of the contents, and [`diff()`]s part against part: the order of operations is the same.
 //! Invariant: contents, ids and operations are those of [`super::plan()`] and [`diff()`] over the
 //! whole; only the deadlines of services that stay are not corrected where the clocks drift.
-//! Not here: changes of the network or of anything else that is wished for. They need a new plan.
+//! Other routes alone cost what they change, too ([`Planned::routes`]).
+//! Not here: other changes of the network or of anything else that is wished for. They need a new plan.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::time::SystemTime;
 
 use lb_common::table::filter::BITS;
@@ -22,7 +24,7 @@ use super::nat;
 use super::owned;
 use super::plan::{Clock, Sizes, fits, whole};
 use super::services::{World, number_key, services};
-use crate::intent::{Capacity, EndpointState, Intent, Network, ServicePort, ServiceRange};
+use crate::intent::{Capacity, EndpointState, Intent, Network, RouteTable, ServicePort, ServiceRange};
 
 /// A plan, and what it takes to change it service by service.
 #[derive(Clone, Debug)]
@@ -35,6 +37,8 @@ pub struct Planned {
     v4: Parts<Ip4>,
     v6: Parts<Ip6>,
     leaving: Leaving,
+    /// Where backends are; None: to be looked up again.
+    reached: Option<BTreeSet<IpAddr>>,
 }
 
 /// Which entries of a family are whose.
@@ -57,9 +61,15 @@ struct Part<A: Addr> {
 struct Leaving(BTreeSet<(SystemTime, String, String)>);
 
 impl Planned {
-    /// Plans everything, as [`super::plan()`] does.
-    pub fn new(intent: &Intent, network: &Network, ids: &mut Ids, clock: Clock) -> Result<Self, PlanError> {
-        let (contents, world) = whole(intent, network, ids, clock)?;
+    /// Plans everything, as [`super::plan()`] does. A plan `before` makes it cheaper, and nothing else.
+    pub fn new(
+        intent: &Intent,
+        network: &Network,
+        ids: &mut Ids,
+        clock: Clock,
+        before: Option<&Planned>,
+    ) -> Result<Self, PlanError> {
+        let (contents, world) = whole(intent, network, ids, clock, before.map(|before| &before.world.routing))?;
         let v4 = Parts::new(&contents.v4, &intent.service_ranges, &world, &world.sides.v4)?;
         let v6 = Parts::new(&contents.v6, &intent.service_ranges, &world, &world.sides.v6)?;
         let mut needed = vec![0; BITS as usize];
@@ -69,7 +79,7 @@ impl Planned {
         bits.into_iter().for_each(|bit| needed[bit as usize] += 1);
         let mut leaving = Leaving::default();
         leaving.add(&intent.services, clock.now);
-        Ok(Planned { contents, world, capacity: intent.tuning.capacity, needed, v4, v6, leaving })
+        Ok(Planned { contents, world, capacity: intent.tuning.capacity, needed, v4, v6, leaving, reached: None })
     }
 
     pub fn contents(&self) -> &Contents {
@@ -113,7 +123,43 @@ impl Planned {
         self.leaving.remove(was.iter().copied());
         self.leaving.add(now.iter().copied(), clock.now);
         self.exchange(before, after);
+        self.reached = None;
         Ok(ops)
+    }
+
+    /// The operations that lead to the same plan with other routes. None: they bear on more than routes, and a new
+    /// plan is needed.
+    pub fn routes(&mut self, routes: &RouteTable, ids: &mut Ids) -> Option<Vec<Op>> {
+        let Contents { v4, v6, .. } = &self.contents;
+        let addrs = || {
+            let v4 = v4.backends.values().map(|b| b.addr.to_ip());
+            v4.chain(v6.backends.values().map(|b| b.addr.to_ip())).collect()
+        };
+        let before = self.network_part();
+        let reached = self.reached.get_or_insert_with(addrs);
+        ids.begin_part(&before);
+        if !self.world.routing.replace(routes, reached, ids) {
+            ids.rollback();
+            return None;
+        }
+        let (Contents { next_hops, groups, v4, v6, .. }, routing) = (&mut self.contents, &self.world.routing);
+        next_hops.clone_from(&routing.next_hops);
+        groups.clone_from(&routing.groups);
+        (v4.routes, v6.routes) = (routing.v4().clone(), routing.v6().clone());
+        ids.commit_routes(&mut self.contents);
+        Some(diff(&before, &self.network_part()))
+    }
+
+    /// What routes alone bear on.
+    fn network_part(&self) -> Contents {
+        let Contents { next_hops, groups, v4, v6, .. } = &self.contents;
+        Contents {
+            next_hops: next_hops.clone(),
+            groups: groups.clone(),
+            v4: Family { routes: v4.routes.clone(), ..Family::default() },
+            v6: Family { routes: v6.routes.clone(), ..Family::default() },
+            ..self.empty()
+        }
     }
 
     /// Contents without services, so that only these differ.

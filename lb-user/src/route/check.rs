@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::form::family;
 use super::{Origin, StaticRoute, Wished};
-use crate::intent::{Address, Link, Network, Port, Route};
+use crate::intent::{Address, Link, Network, Port};
 
 pub fn port<'p>(ports: &'p [Port], name: &str) -> Result<&'p Port, String> {
     ports.iter().find(|port| port.name == name).ok_or_else(|| {
@@ -79,8 +79,7 @@ fn reachable(next_hop: IpAddr, name: &str, link: &Link, mine: &[&Address], netwo
         return Ok(());
     }
     // An operator may have said to the kernel that it is on the link, without an address beside it.
-    let on_link = |r: &Route| r.link == link.index && r.gateway.is_none() && r.prefix.contains(&next_hop);
-    if network.routes.iter().any(on_link) {
+    if network.routes.is_on_link(next_hop, link.index) {
         return Ok(());
     }
     Err(format!(

@@ -146,7 +146,7 @@ impl Known {
 fn missing(route: &StaticRoute, network: &Network) -> String {
     let same = |prefix: IpNet, metric: u32| prefix == route.destination && metric == route.metric;
     let key = Key { table: MAIN, prefix: route.destination, metric: route.metric };
-    let others = network.routes.iter().any(|r| same(r.prefix, r.metric)) && !network.own.routes.contains_key(&key);
+    let others = network.routes.iter().any(|r| same(r.prefix, r.path.metric)) && !network.own.routes.contains_key(&key);
     if others {
         "the kernel has another route of that prefix and metric, which is not ours; expected another metric".into()
     } else {

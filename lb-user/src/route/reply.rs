@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::{Hop, Key, Kind, Own, Rule, Target, check};
-use crate::intent::{Link, Network, Port, ReplyVia};
+use crate::intent::{Link, Network, Path, Port, ReplyVia};
 
 /// The rules' place: before the main table's (32766), behind the local one's (0).
 pub const PRIORITY: u32 = 5_300;
@@ -42,10 +42,10 @@ fn table(ports: &[Port], link: &Link, gateway: IpAddr, network: &Network, own: &
     };
     let metric = if v4 { 0 } else { 1_024 };
     let mut put = |prefix: IpNet, target| _ = own.routes.insert(Key { table, prefix, metric }, target);
-    for route in network.routes.iter().filter(|r| r.prefix.addr().is_ipv4() == v4 && r.prefix.prefix_len() > 0) {
-        let elsewhere = route.link != link.index && route.gateway.is_some() && leads_out(route.link);
-        if !elsewhere {
-            put(route.prefix, Target { kind: Kind::Throw, hops: Vec::new() });
+    for (prefix, paths) in network.routes.prefixes().filter(|(p, _)| p.addr().is_ipv4() == v4 && p.prefix_len() > 0) {
+        let elsewhere = |path: &Path| path.link != link.index && path.gateway.is_some() && leads_out(path.link);
+        if !paths.iter().all(elsewhere) {
+            put(*prefix, Target { kind: Kind::Throw, hops: Vec::new() });
         }
     }
     let by = |gateway| Target { kind: Kind::Unicast, hops: vec![Hop { link: link.index, gateway, weight: 1 }] };

@@ -5,7 +5,7 @@ use super::decide::{State, decide};
 use super::form::Words;
 use super::reply::{TABLES, reply};
 use super::*;
-use crate::intent::{Address, HookChoice, Link, Neighbour, Network, Port, ReplyVia, Route};
+use crate::intent::{Address, HookChoice, Link, Neighbour, Network, Path, Port, ReplyVia, Route};
 
 fn link(index: u32, name: &str) -> Link {
     Link {
@@ -121,7 +121,7 @@ fn refused() {
     let ports = ports();
     let route = words("10.0.0.0/8 -n 10.9.0.1").unwrap();
     assert!(facts(&route, &ports[1], &network).is_err());
-    network.routes = vec![Route { prefix: net("10.9.0.1/32"), link: 3, ..Route::default() }];
+    network.routes = [Route { prefix: net("10.9.0.1/32"), path: Path { link: 3, ..Path::default() } }].into();
     assert_eq!(facts(&route, &ports[1], &network), Ok(()));
     let v6 = words("fd00::/16 -i Port4 -n fd00:30::1").unwrap();
     let why = facts(&v6, &ports[2], &network).unwrap_err();
@@ -312,11 +312,9 @@ fn answers_leave_by_the_port() {
     let mut network = network();
     let route = |prefix: &str, gateway: Option<&str>, link| Route {
         prefix: net(prefix),
-        gateway: gateway.map(net),
-        link,
-        ..Route::default()
+        path: Path { gateway: gateway.map(net), link, ..Path::default() },
     };
-    network.routes = vec![
+    network.routes = [
         route("0.0.0.0/0", Some("203.0.113.1"), 2),
         // By another port's gateway: answers don't go there.
         route("198.51.100.0/24", Some("203.0.113.1"), 2),
@@ -324,7 +322,8 @@ fn answers_leave_by_the_port() {
         route("192.168.20.0/24", None, 3),
         route("10.7.0.0/16", Some("192.168.20.9"), 3),
         route("172.27.2.0/24", Some("192.168.30.9"), 4),
-    ];
+    ]
+    .into();
     let mut own = Own::default();
     reply(&ports, &network, &mut own);
     assert_eq!(own.rules.iter().collect::<Vec<_>>(), [&Rule { from: net("192.168.20.2"), table: TABLES + 3 }]);

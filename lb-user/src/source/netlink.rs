@@ -1,12 +1,14 @@
 //! The kernel's links, addresses, neighbours and routes, mirrored as they change.
 //!
-//! Invariant: what is published was read whole. A notification never becomes a fact by itself: it
-//! says which table to read again, so that a lost one (the socket overran) costs a read of all
-//! tables and nothing else. Deliberately not here: what follows from the facts ([`crate::plan`]).
+//! Invariant: what is published is what a whole read would give. A notification says which table to read again;
+//! routes alone, of which there may be a million, are followed by what it says of them. A lost one (the socket
+//! overran) costs a read of all tables and nothing else. Deliberately not here: what follows from the facts
+//! ([`crate::plan`]).
 
 pub mod message;
 pub mod own;
 mod read;
+mod routes;
 pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,26 +17,37 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use netlink_sys::{Socket, SocketAddr};
+use rustix::net::sockopt::set_socket_recv_buffer_size_force;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use self::message::Connection;
 use self::read::Features;
-use crate::intent::Network;
-use crate::source::readiness::readable;
+use self::routes::{Effect, Routes};
+use crate::intent::{Address, Network};
+use crate::source::readiness::{at, readable};
 
-/// Links, neighbours, and of IPv4 and IPv6 addresses, routes, rules, and links' settings.
-const GROUPS: [u32; 10] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25];
-/// A burst of notifications is read once it has been quiet for this long,
+/// Links, neighbours, next hops, and of IPv4 and IPv6 addresses, routes, rules, and links' settings.
+const GROUPS: [u32; 11] = [1, 3, 5, 7, 8, 9, 11, 19, 24, 25, 32];
+/// What the kernel keeps of notifications that weren't read yet: those of some ten thousand routes.
+const BACKLOG: usize = 64 << 20;
+/// Other notifications than of routes are read once it has been quiet for this long,
 const QUIET: Duration = Duration::from_millis(3);
 /// or goes on for this long.
 const PATIENCE: Duration = Duration::from_millis(30);
+/// So many changes of routes are taken at once.
+const BATCH: usize = 4_096;
 /// Unresolved neighbours are asked for again this often.
 const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Next hops whose life decides something are asked this often whether they are there.
 const PROBE: Duration = Duration::from_millis(250);
+
+/// After a read of all routes the next one waits so many times as long as that took.
+const PAUSE: u32 = 3;
+/// So often all routes are read again, if they changed meanwhile.
+const AGAIN: u32 = 3;
 
 /// Neighbours that traffic needs: a link and an address on it.
 pub type Wanted = BTreeSet<(u32, IpAddr)>;
@@ -53,17 +66,38 @@ struct Dirty {
 impl Dirty {
     const ALL: Dirty =
         Dirty { links: true, addresses: true, neighbours: true, routes: true, rules: true, settings: true };
+}
 
-    fn note(&mut self, kind: u16) {
+/// What came from the kernel.
+#[derive(Default)]
+struct News {
+    dirty: Dirty,
+    /// Notifications of routes, as they came: kind, flags, payload.
+    routes: Vec<(u16, u16, Vec<u8>)>,
+    /// A next hop of its own is no more, and took its routes along without a word.
+    object_gone: bool,
+}
+
+impl News {
+    fn is_empty(&self) -> bool {
+        !self.waits() && self.routes.is_empty()
+    }
+
+    /// Whether there is something whose burst is waited for.
+    fn waits(&self) -> bool {
+        self.dirty != Dirty::default() || self.object_gone
+    }
+
+    fn note(&mut self, kind: u16, flags: u16, payload: &[u8]) {
+        let dirty = &mut self.dirty;
         match kind {
-            // Routes vanish without a word when their link goes down.
-            16 | 17 => (self.links, self.routes) = (true, true),
-            // Addresses bring routes, and take them along, for IPv4 without a word, too.
-            20 | 21 => (self.addresses, self.routes) = (true, true),
-            24 | 25 => self.routes = true,
-            28 | 29 => self.neighbours = true,
-            32 | 33 => self.rules = true,
-            80 | 81 => self.settings = true,
+            16 | 17 => dirty.links = true,
+            20 | 21 => dirty.addresses = true,
+            24 | 25 => self.routes.push((kind, flags, payload.to_vec())),
+            28 | 29 => dirty.neighbours = true,
+            32 | 33 => dirty.rules = true,
+            80 | 81 => dirty.settings = true,
+            105 => self.object_gone = true,
             _ => {}
         }
     }
@@ -76,7 +110,24 @@ pub struct Mirror {
     network: Network,
     /// Links with an XDP program: 1 native, 2 generic.
     xdp: BTreeMap<u32, u8>,
+    /// Links that were set up.
+    set_up: BTreeSet<u32>,
     permanent: BTreeSet<(u32, IpAddr)>,
+    routes: Routes,
+    reading: Reading,
+}
+
+/// When all routes are to be read.
+#[derive(Default)]
+struct Reading {
+    /// It is due, if not yet.
+    owed: bool,
+    /// Not before this, so that it leaves time for the rest.
+    next: Option<Instant>,
+    /// The last one is not long ago: notifications of what it had already may still come.
+    fresh: bool,
+    /// How often it was done again since the tables changed meanwhile.
+    again: u32,
 }
 
 impl Mirror {
@@ -87,7 +138,10 @@ impl Mirror {
             features: Features::open(),
             network: Network::default(),
             xdp: BTreeMap::new(),
+            set_up: BTreeSet::new(),
             permanent: BTreeSet::new(),
+            routes: Routes::default(),
+            reading: Reading::default(),
         };
         mirror.refresh(Dirty::ALL)?;
         Ok(mirror)
@@ -107,25 +161,47 @@ impl Mirror {
         self.permanent.contains(&(link, addr))
     }
 
+    /// Takes what came from the kernel.
+    fn take(&mut self, news: News) -> Result<()> {
+        let (mut effect, mut changed6) = (Effect::Nothing, false);
+        for (kind, flags, payload) in &news.routes {
+            effect = effect.max(self.routes.note(*kind, *flags, payload, self.reading.fresh));
+            changed6 |= payload.first() == Some(&(libc::AF_INET6 as u8));
+        }
+        if effect == Effect::Changed {
+            self.publish_routes();
+        }
+        if !news.routes.is_empty() && std::mem::take(&mut self.reading.fresh) {
+            // The kernel goes on by number where an IPv6 table changes while it lists it: it may leave some out.
+            self.reading.owed |= changed6 && self.reading.again < AGAIN;
+            self.reading.again = if self.reading.owed { self.reading.again + 1 } else { 0 };
+        }
+        let unclear = effect == Effect::Unclear || (news.object_gone && self.routes.objects);
+        self.refresh(Dirty { routes: news.dirty.routes || unclear, ..news.dirty })
+    }
+
+    fn publish_routes(&mut self) {
+        self.network.routes = self.routes.table.clone();
+        self.network.own.routes.clone_from(&self.routes.own);
+    }
+
     fn refresh(&mut self, dirty: Dirty) -> Result<()> {
+        self.reading.owed |= dirty.routes;
         if dirty.links {
             let links = read::links(&mut self.connection).context("reading the kernel's links")?;
-            self.network.links = links.links;
-            self.xdp = links.xdp;
+            self.follow_links(&links.set_up);
+            (self.network.links, self.xdp, self.set_up) = (links.links, links.xdp, links.set_up);
             self.refresh_features()?;
         }
         if dirty.addresses {
-            self.network.addresses = read::addresses(&mut self.connection).context("reading the kernel's addresses")?;
+            let now = read::addresses(&mut self.connection).context("reading the kernel's addresses")?;
+            self.follow_addresses(&now);
+            self.network.addresses = now;
         }
         if dirty.neighbours {
             let all = read::neighbours(&mut self.connection).context("reading the kernel's neighbours")?;
             self.network.neighbours = all.neighbours;
             self.permanent = all.permanent;
-        }
-        if dirty.routes {
-            let all = read::routes(&mut self.connection).context("reading the kernel's routes")?;
-            self.network.routes = all.routes;
-            self.network.own.routes = all.own;
         }
         if dirty.rules {
             let all = read::rules(&mut self.connection).context("reading the kernel's policy rules")?;
@@ -135,7 +211,40 @@ impl Mirror {
         if dirty.settings {
             self.network.forwarding = read::forwarding(&mut self.connection).context("reading which links forward")?;
         }
+        self.read_routes()
+    }
+
+    /// Reads all routes, if that is due.
+    fn read_routes(&mut self) -> Result<()> {
+        let now = Instant::now();
+        if !self.reading.owed || self.reading.next.is_some_and(|next| now < next) {
+            return Ok(());
+        }
+        self.routes = routes::read(&mut self.connection).context("reading the kernel's routes")?;
+        self.publish_routes();
+        self.reading.next = Some(Instant::now() + now.elapsed() * PAUSE);
+        (self.reading.owed, self.reading.fresh) = (false, true);
         Ok(())
+    }
+
+    /// Routes go without a word when their link does, and dead next hops come to life with theirs.
+    fn follow_links(&mut self, set_up: &BTreeSet<u32>) {
+        for &gone in self.set_up.difference(set_up) {
+            self.reading.owed |= self.routes.table.remove_link(gone);
+        }
+        self.reading.owed |= self.routes.dead && !set_up.is_subset(&self.set_up);
+        self.publish_routes();
+    }
+
+    /// IPv4 addresses take routes along without a word: those that name them as their source, and with the last
+    /// one all of a link.
+    fn follow_addresses(&mut self, now: &[Address]) {
+        for old in self.network.addresses.iter().filter(|old| old.net.addr().is_ipv4() && !now.contains(old)) {
+            let addr = old.net.addr();
+            let last = !now.iter().any(|a| a.link == old.link && a.net.addr().is_ipv4());
+            let mut paths = self.routes.table.paths().flat_map(|paths| paths.iter());
+            self.reading.owed |= paths.any(|path| path.source == Some(addr) || (last && path.link == old.link));
+        }
     }
 
     /// What XDP can transmit on. It changes without a notification when a veth's peer turns GRO or
@@ -196,35 +305,46 @@ fn subscribe() -> Result<AsyncFd<Socket>> {
     for group in GROUPS {
         socket.add_membership(group).context("subscribing to the kernel's changes")?;
     }
-    _ = socket.set_rx_buf_sz(4 << 20);
+    if let Err(error) = set_socket_recv_buffer_size_force(&socket, BACKLOG) {
+        tracing::warn!("a burst of the kernel's changes may overrun: {error}");
+    }
     socket.set_non_blocking(true)?;
     Ok(readable(socket)?)
 }
 
 /// Reads what has come without waiting.
-fn drain(socket: &Socket, buffer: &mut Vec<u8>, dirty: &mut Dirty) {
+fn drain(socket: &Socket, buffer: &mut Vec<u8>, news: &mut News) {
     loop {
         buffer.clear();
         match socket.recv(buffer, 0) {
-            Ok(_) => message::kinds(buffer).for_each(|kind| dirty.note(kind)),
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => *dirty = Dirty::ALL,
+            Ok(_) => message::each(buffer).for_each(|(kind, flags, payload)| news.note(kind, flags, payload)),
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => news.dirty = Dirty::ALL,
             Err(_) => return,
+        }
+        if news.routes.len() >= BATCH {
+            return;
         }
     }
 }
 
-/// Waits for a change and the end of its burst. May be dropped while it waits: what came is noted in `dirty`.
-async fn changed(socket: &AsyncFd<Socket>, dirty: &mut Dirty) -> Result<()> {
+/// Waits for a change, and for the end of its burst where it is not of routes alone. May be dropped while it waits:
+/// what came is noted in `news`.
+async fn changed(socket: &AsyncFd<Socket>, news: &mut News) -> Result<()> {
     let mut buffer = Vec::with_capacity(1 << 17);
-    while *dirty == Dirty::default() {
+    while news.is_empty() {
         let mut ready = socket.readable().await?;
-        drain(ready.get_inner(), &mut buffer, dirty);
-        ready.clear_ready();
+        drain(ready.get_inner(), &mut buffer, news);
+        if news.routes.len() < BATCH {
+            ready.clear_ready();
+        }
     }
     let end = Instant::now() + PATIENCE;
-    while let Ok(ready) = timeout_at((Instant::now() + QUIET).min(end), socket.readable()).await {
+    while news.waits()
+        && news.routes.len() < BATCH
+        && let Ok(ready) = timeout_at((Instant::now() + QUIET).min(end), socket.readable()).await
+    {
         let mut ready = ready?;
-        drain(ready.get_inner(), &mut buffer, dirty);
+        drain(ready.get_inner(), &mut buffer, news);
         ready.clear_ready();
         if Instant::now() >= end {
             break;
@@ -267,15 +387,23 @@ async fn follow(
     features.set_missed_tick_behavior(MissedTickBehavior::Delay);
     again.set_missed_tick_behavior(MissedTickBehavior::Delay);
     probe.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let (mut asked, mut dirty) = (Wanted::new(), Dirty::default());
+    let (mut asked, mut news) = (Wanted::new(), News::default());
     while !sender.is_closed() {
         let mut ask_again = false;
+        let due = mirror.reading.next.filter(|_| mirror.reading.owed);
         let result = tokio::select! {
-            result = changed(&socket, &mut dirty) => {
+            result = changed(&socket, &mut news) => {
                 result?;
-                let dirty = std::mem::take(&mut dirty);
-                tokio::task::block_in_place(|| mirror.refresh(dirty))
+                let news = std::mem::take(&mut news);
+                let routes_alone = !news.waits();
+                let result = tokio::task::block_in_place(|| mirror.take(news));
+                if routes_alone && result.is_ok() {
+                    publish(&mirror, sender);
+                    continue;
+                }
+                result
             }
+            () = at(due) => tokio::task::block_in_place(|| mirror.read_routes()),
             _ = features.tick() => tokio::task::block_in_place(|| mirror.refresh_features()),
             _ = again.tick() => { ask_again = true; Ok(()) }
             _ = probe.tick(), if !probed.borrow().is_empty() => {
@@ -294,13 +422,17 @@ async fn follow(
         }
         let want = &*wanted.borrow_and_update() - &*probed.borrow_and_update();
         tokio::task::block_in_place(|| mirror.resolve(&want, &mut asked, ask_again));
-        sender.send_if_modified(|network| {
-            let differs = *network != mirror.network;
-            if differs {
-                network.clone_from(&mirror.network);
-            }
-            differs
-        });
+        publish(&mirror, sender);
     }
     Ok(())
+}
+
+fn publish(mirror: &Mirror, sender: &watch::Sender<Network>) {
+    sender.send_if_modified(|network| {
+        let differs = *network != mirror.network;
+        if differs {
+            network.clone_from(&mirror.network);
+        }
+        differs
+    });
 }

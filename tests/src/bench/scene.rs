@@ -7,8 +7,8 @@ use std::time::SystemTime;
 use anyhow::{Result, anyhow};
 use lb_user::apply::Kernel;
 use lb_user::intent::{
-    Address, Capacity, Endpoint, EndpointState, HookChoice, Intent, Link, Neighbour, Network, Port, Protocol, ReplyVia,
-    Route, ServicePort, Tuning,
+    Address, Capacity, Endpoint, EndpointState, HookChoice, Intent, Link, Neighbour, Network, Path, Port, Protocol,
+    ReplyVia, Route, ServicePort, Tuning,
 };
 use lb_user::plan::{Apply, Clock, Ids, Op, diff, plan};
 
@@ -108,7 +108,7 @@ pub fn address(link: u32, net: &str) -> Address {
 }
 
 pub fn route(prefix: &str, gateway: Option<IpAddr>, link: u32) -> Route {
-    Route { prefix: prefix.parse().expect("a prefix"), gateway, link, ..Route::default() }
+    Route { prefix: prefix.parse().expect("a prefix"), path: Path { gateway, link, ..Path::default() } }
 }
 
 pub fn neighbour(link: u32, addr: IpAddr) -> Neighbour {
@@ -129,14 +129,15 @@ fn network() -> Network {
             address(PODS, "fd00:1b::ffff/64"),
         ],
         neighbours: pods.chain([neighbour(PORT, gateway4), neighbour(PORT, gateway6)]).collect(),
-        routes: vec![
+        routes: [
             route("0.0.0.0/0", Some(gateway4), PORT),
             route("::/0", Some(gateway6), PORT),
             route("192.168.20.0/24", None, PORT),
             route("fd00:14::/64", None, PORT),
             route("172.27.0.0/16", None, PODS),
             route("fd00:1b::/64", None, PODS),
-        ],
+        ]
+        .into(),
         ..Network::default()
     }
 }

@@ -172,7 +172,18 @@ impl Fake {
             FamilyOp::Service(op) => change(&mut family.services, op, ("services", capacity.services)),
             FamilyOp::Backend(op) => element(&mut family.backends, op, ("backends", capacity.backends)),
             FamilyOp::Owned(op) => change(&mut family.owned, op, ("owned", capacity.services)),
-            FamilyOp::Route(op) => change(&mut family.routes, op, ("routes", capacity.routes)),
+            FamilyOp::Route(Change::Set(prefix, index)) => {
+                family.routes.insert(*prefix, *index);
+                Ok(())
+            }
+            FamilyOp::Route(Change::Remove(prefix)) => {
+                family.routes.remove(prefix);
+                Ok(())
+            }
+            FamilyOp::Routes(all) => {
+                family.routes = all.clone();
+                Ok(())
+            }
             FamilyOp::Uplink(op) => change(&mut family.uplinks, op, ("uplinks", 64)),
             FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => Ok(()),
         }

@@ -285,9 +285,12 @@ impl Common for Fake {
 }
 
 /// The value of the longest prefix that holds the address.
-fn longest<A: Addr, V: Copy>(table: &BTreeMap<Prefix<A>, V>, addr: A) -> Option<V> {
+fn longest<'t, A: Addr, V: Copy + 't>(
+    table: impl DoubleEndedIterator<Item = (&'t Prefix<A>, &'t V)>,
+    addr: A,
+) -> Option<V> {
     // Ordered by length first, so the last match is the longest.
-    table.iter().rev().find(|(prefix, _)| covers(prefix, addr)).map(|(_, value)| *value)
+    table.rev().find(|(prefix, _)| covers(prefix, addr)).map(|(_, value)| *value)
 }
 
 fn covers<A: Addr>(prefix: &Prefix<A>, addr: A) -> bool {
@@ -334,11 +337,11 @@ impl<A: InFake> Tables<A> for Fake {
     }
 
     fn route(&self, dst: A) -> Option<u32> {
-        longest(&A::family(self).routes, dst)
+        longest(A::family(self).routes.iter(), dst)
     }
 
     fn owned(&self, addr: A) -> Option<Owned> {
-        longest(&A::family(self).owned, addr)
+        longest(A::family(self).owned.iter(), addr)
     }
 
     fn uplink(&self, ifindex: u32) -> Option<&Uplink<A>> {

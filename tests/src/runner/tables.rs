@@ -22,12 +22,13 @@ fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) ->
     let mut added = sets(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c)));
     added.extend(sets(&from.services, &to.services, |c| op(FamilyOp::Service(c))));
     added.extend(sets(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
-    added.extend(sets(&from.routes, &to.routes, |c| op(FamilyOp::Route(c))));
+    if from.routes != to.routes {
+        added.push(op(FamilyOp::Routes(to.routes.clone())));
+    }
     added.extend(sets(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     let mut removed = removals(&from.services, &to.services, |c| op(FamilyOp::Service(c)));
     removed.extend(removals(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c))));
     removed.extend(removals(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
-    removed.extend(removals(&from.routes, &to.routes, |c| op(FamilyOp::Route(c))));
     removed.extend(removals(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     (added, removed)
 }

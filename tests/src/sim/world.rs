@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use lb_user::intent::{
-    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol,
-    ReplyVia, Route, ServicePort, ServiceRange,
+    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Path, Port,
+    Protocol, ReplyVia, Route, ServicePort, ServiceRange,
 };
 use lb_user::plan::Clock;
 
@@ -141,17 +141,10 @@ impl World {
     }
 
     fn change_route(&mut self) {
-        let extra = Route {
-            prefix: "198.51.100.0/24".parse().expect("a prefix"),
-            gateway: Some(ip("192.168.20.11")),
-            link: PORT,
-            metric: 5,
-            ..Route::default()
-        };
-        match self.network.routes.iter().position(|r| *r == extra) {
-            Some(i) => drop(self.network.routes.remove(i)),
-            None => self.network.routes.push(extra),
-        }
+        let prefix = "198.51.100.0/24".parse().expect("a prefix");
+        let extra = Path { gateway: Some(ip("192.168.20.11")), link: PORT, metric: 5, ..Path::default() };
+        let there = self.network.routes.get(&prefix).is_some();
+        self.network.routes.set(prefix, if there { vec![] } else { vec![extra] });
     }
 
     /// The last service comes and goes.
@@ -214,10 +207,7 @@ fn network() -> Network {
     };
     let route = |prefix: &str, gateway: &str| Route {
         prefix: prefix.parse().expect("a prefix"),
-        gateway: Some(ip(gateway)),
-        link: PORT,
-        metric: 10,
-        ..Route::default()
+        path: Path { gateway: Some(ip(gateway)), link: PORT, metric: 10, ..Path::default() },
     };
     let neighbours = [
         (PORT, "192.168.20.10"),
@@ -239,7 +229,7 @@ fn network() -> Network {
             address(SWITCH, "fd10::1/64"),
         ],
         neighbours: neighbours.into_iter().enumerate().map(neighbour).collect(),
-        routes: vec![route("0.0.0.0/0", "192.168.20.254"), route("::/0", "fd20::fe")],
+        routes: [route("0.0.0.0/0", "192.168.20.254"), route("::/0", "fd20::fe")].into(),
         ..Network::default()
     }
 }

@@ -1,7 +1,7 @@
 //! Configurations against what the kernel says.
 
 use super::*;
-use crate::intent::{Address, Link, Network, Route};
+use crate::intent::{Address, Link, Network, Path, Route};
 
 fn link(index: u32, name: &str, master: Option<u32>, master_kind: Option<&str>) -> Link {
     Link {
@@ -58,9 +58,7 @@ fn gateway(gateway: &str) -> String {
     let config = parse(&format!("node: n\nports: {{ A: {{ interface: eth0, gateway: '{gateway}' }} }}\n")).unwrap();
     let route = |prefix: &str, gateway: Option<&str>| Route {
         prefix: prefix.parse().unwrap(),
-        gateway: gateway.map(|g| g.parse().unwrap()),
-        link: 2,
-        ..Route::default()
+        path: Path { gateway: gateway.map(|g| g.parse().unwrap()), link: 2, ..Path::default() },
     };
     let network = Network {
         links: vec![link(2, "eth0", None, None), link(3, "eth1", None, None)],
@@ -69,7 +67,7 @@ fn gateway(gateway: &str) -> String {
             address(2, "fe80::2/64", false),
             address(3, "10.1.0.2/24", false),
         ],
-        routes: vec![route("10.9.0.1/32", None), route("0.0.0.0/0", Some("10.0.0.1"))],
+        routes: [route("10.9.0.1/32", None), route("0.0.0.0/0", Some("10.0.0.1"))].into(),
         ..Network::default()
     };
     verify(&config, &network).iter().map(ToString::to_string).collect()

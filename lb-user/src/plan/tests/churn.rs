@@ -7,9 +7,7 @@ use proptest::sample::{select, subsequence};
 use super::super::{Contents, Ids, Op, PlanError, diff, plan};
 use super::world::*;
 use super::{Model, clock, nothing};
-use crate::intent::{
-    Endpoint, EndpointState, Filtering, Intent, Nat, Network, PrefixPair, Route, ServicePort, Translation,
-};
+use crate::intent::{Endpoint, EndpointState, Filtering, Intent, Nat, Network, PrefixPair, ServicePort, Translation};
 
 const ENDPOINTS: [&str; 8] =
     ["10.20.0.5", "10.20.0.6", "192.168.20.10", "192.168.20.1", "198.51.100.7", "fd10::5", "fd20::10", "fd99::1"];
@@ -60,7 +58,7 @@ pub fn networks() -> impl Strategy<Value = Network> {
     let neighbours = subsequence(full.neighbours.clone(), 0..=full.neighbours.len());
     let routes = subsequence(
         [
-            full.routes.clone(),
+            full.routes.iter().collect(),
             vec![route("198.51.100.0/24", Some("203.0.113.1"), ETH0, 5), route("::/0", Some("fd20::10"), ETH1, 1)],
         ]
         .concat(),
@@ -68,8 +66,8 @@ pub fn networks() -> impl Strategy<Value = Network> {
     );
     let routes = (routes, any::<bool>()).prop_map(|(mut routes, several)| {
         let ways = [("203.0.113.1", ETH0), ("192.168.20.10", ETH1)].into_iter().filter(|_| several);
-        routes.extend(ways.map(|(via, link)| Route { weight: 2, ..route("10.8.0.0/16", Some(via), link, 3) }));
-        routes
+        routes.extend(ways.map(|(via, link)| weighted(route("10.8.0.0/16", Some(via), link, 3), 2)));
+        routes.into_iter().collect()
     });
     let macs = select(vec![0x21u8, 0x22, 0x31]);
     let more = ["203.0.113.2/24", "203.0.113.3/24", "203.0.113.4/24", "2001:db8:7::2/64", "2001:db8:7::3/64"];

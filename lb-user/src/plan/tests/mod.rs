@@ -3,6 +3,7 @@
 mod churn;
 mod nat;
 mod plan;
+mod routes;
 mod update;
 mod world;
 
@@ -200,7 +201,9 @@ fn family<A: Addr>(
             apply(&mut family.backends, change);
         }
         FamilyOp::Owned(change) => apply(&mut family.owned, change),
-        FamilyOp::Route(change) => apply(&mut family.routes, change),
+        FamilyOp::Route(Change::Set(prefix, index)) => drop(family.routes.insert(*prefix, *index)),
+        FamilyOp::Route(Change::Remove(prefix)) => drop(family.routes.remove(prefix)),
+        FamilyOp::Routes(all) => family.routes = all.clone(),
         FamilyOp::Uplink(change) => apply(&mut family.uplinks, change),
         FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => {}
     }

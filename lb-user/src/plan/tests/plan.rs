@@ -10,7 +10,7 @@ use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use super::super::{Contents, FamilyOp, Hooks, Ids, Op, PlanError, diff};
 use super::world::*;
 use super::{clock, nothing};
-use crate::intent::{Forwarding, HookChoice, Intent, Network, Protocol, Route, RouteKind, ServiceRange};
+use crate::intent::{Forwarding, HookChoice, Intent, Network, Path, Protocol, Route, RouteKind, ServiceRange};
 
 fn plan(intent: &Intent, network: &Network) -> Contents {
     super::super::plan(intent, network, &mut Ids::default(), clock(0)).expect("a plan")
@@ -82,7 +82,9 @@ fn where_backends_are() {
     let endpoints = ["10.20.0.5", "10.20.0.77", "192.168.20.10", "192.168.20.1", "198.51.100.7", "8.8.8.8"];
     let web = service("web", &["172.28.0.1"], endpoints.map(ready).to_vec());
     let mut network = network();
-    network.routes[1].source = Some(ip("192.168.20.1"));
+    let mut route = route("198.51.100.0/24", Some("192.168.20.99"), ETH1, 10);
+    route.path.source = Some(ip("192.168.20.1"));
+    network.routes.set(route.prefix, vec![route.path]);
     let c = plan(&intent(vec![web]), &network);
     let hop = |last: u8| *c.next_hops.iter().find(|(_, h)| h.dst == Mac(mac(last))).expect("a next hop").0;
     let find = |addr: &str| *c.v4.backends.values().find(|b| b.addr == a4(addr)).expect("a backend");
@@ -256,7 +258,7 @@ fn ids_wait_until_their_last_owner_is_forgotten() {
 
 #[test]
 fn several_next_hops_share_the_flows_by_weight() {
-    let share = |gateway, link, weight| Route { weight, ..route("10.8.0.0/16", Some(gateway), link, 7) };
+    let share = |gateway, link, weight| weighted(route("10.8.0.0/16", Some(gateway), link, 7), weight);
     let mut network = network();
     network.routes.extend([share("192.168.20.10", ETH1, 1), share("203.0.113.1", ETH0, 3)]);
     // Of two routes of one metric the first counts.
@@ -279,7 +281,7 @@ fn several_next_hops_share_the_flows_by_weight() {
     // A third one takes its share from the others, and moves next to nothing between them.
     network.neighbours.push(neighbour(ETH1, "192.168.20.10", 0x21));
     network.neighbours.push(neighbour(ETH1, "192.168.20.99", 0x29));
-    network.routes.push(share("192.168.20.99", ETH1, 4));
+    network.routes.extend([share("192.168.20.99", ETH1, 4)]);
     let third = plan(&intent(vec![]), &network);
     let moved = group(&third).expect("a group");
     let last = |c: &Contents, index: u32| c.next_hops[&index].dst;
@@ -291,7 +293,8 @@ fn several_next_hops_share_the_flows_by_weight() {
 #[test]
 fn what_leads_nowhere() {
     let mut network = network();
-    let kind = |prefix, kind| Route { prefix: str::parse(prefix).expect("a prefix"), kind, ..Route::default() };
+    let kind =
+        |prefix, kind| Route { prefix: str::parse(prefix).expect("a prefix"), path: Path { kind, ..Path::default() } };
     network.routes.extend([kind("10.8.0.0/16", RouteKind::Blackhole), kind("10.9.0.0/16", RouteKind::Refusing)]);
     let c = plan(&intent(vec![]), &network);
     let route = |addr| c.v4.routes[&Prefix { len: 16, addr: a4(addr) }];

@@ -89,7 +89,7 @@ proptest! {
         intent.tuning.capacity.slots = slots;
         intent.service_ranges.push(crate::intent::ServiceRange { first: ip("fd28::90"), last: ip("fd28::99") });
         let (mut ids, mut now) = (Ids::default(), 0);
-        let mut planned = Planned::new(&intent, &network, &mut ids, clock(now)).expect("a plan");
+        let mut planned = Planned::new(&intent, &network, &mut ids, clock(now), None).expect("a plan");
         // The one that always plans everything.
         let mut other = ids.clone();
         let mut model = Model::new(&nothing());
@@ -114,13 +114,13 @@ proptest! {
             prop_assert_eq!(&ops, &diff(&before, &whole));
             intent = wish;
             if !carry_out(&mut model, &ops, &mut [&mut ids, &mut other], step.fails_at) {
-                planned = Planned::new(&intent, &network, &mut ids, clock(now)).expect("a plan");
+                planned = Planned::new(&intent, &network, &mut ids, clock(now), None).expect("a plan");
                 prop_assert_eq!(planned.contents(), &plan(&intent, &network, &mut other, clock(now)).expect("a plan"));
                 let ops = diff(&model.read(), planned.contents());
                 prop_assert!(carry_out(&mut model, &ops, &mut [&mut ids, &mut other], None));
             }
             prop_assert_eq!(&model.read(), planned.contents());
-            let again = Planned::new(&intent, &network, &mut ids.clone(), clock(now)).expect("a plan");
+            let again = Planned::new(&intent, &network, &mut ids.clone(), clock(now), None).expect("a plan");
             prop_assert_eq!(again.next_deadline(), planned.next_deadline());
         }
     }

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use crate::intent::{
-    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Port, Protocol,
-    ReplyVia, Route, ServicePort, ServiceRange,
+    Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Path, Port,
+    Protocol, ReplyVia, Route, ServicePort, ServiceRange,
 };
 
 pub const LO: u32 = 1;
@@ -40,7 +40,8 @@ pub fn address(link: u32, net: &str) -> Address {
 }
 
 pub fn route(prefix: &str, gateway: Option<&str>, link: u32, metric: u32) -> Route {
-    Route { prefix: prefix.parse().expect("a prefix"), gateway: gateway.map(ip), link, metric, ..Route::default() }
+    let path = Path { gateway: gateway.map(ip), link, metric, ..Path::default() };
+    Route { prefix: prefix.parse().expect("a prefix"), path }
 }
 
 pub fn neighbour(link: u32, addr: &str, last: u8) -> Neighbour {
@@ -72,12 +73,18 @@ pub fn network() -> Network {
             neighbour(BR, "10.20.0.5", 0x31),
             Neighbour { link: ETH1, addr: ip("192.168.20.99"), mac: None },
         ],
-        routes: vec![
+        routes: [
             route("0.0.0.0/0", Some("203.0.113.1"), ETH0, 0),
             route("198.51.100.0/24", Some("192.168.20.99"), ETH1, 10),
-        ],
+        ]
+        .into(),
         ..Network::default()
     }
+}
+
+pub fn weighted(mut route: Route, weight: u32) -> Route {
+    route.path.weight = weight;
+    route
 }
 
 pub fn service(name: &str, addresses: &[&str], endpoints: Vec<Endpoint>) -> ServicePort {

@@ -182,7 +182,7 @@ fn split<'a>(rest: &mut &'a [u8]) -> Option<(u16, u16, u32, &'a [u8])> {
     Some((u16_at(message, 4)?, u16_at(message, 6)?, u32_at(message, 8)?, &message[HEADER..]))
 }
 
-/// The kinds of the messages in a datagram.
-pub fn kinds(mut datagram: &[u8]) -> impl Iterator<Item = u16> {
-    std::iter::from_fn(move || split(&mut datagram).map(|(kind, ..)| kind))
+/// The messages of a datagram: kind, flags, payload.
+pub fn each(mut datagram: &[u8]) -> impl Iterator<Item = (u16, u16, &[u8])> {
+    std::iter::from_fn(move || split(&mut datagram).map(|(kind, flags, _, payload)| (kind, flags, payload)))
 }

@@ -10,13 +10,12 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
-use super::read::{GET_ROUTE, gateway, ip, next_hops, rules};
+use super::read::{gateway, ip, next_hops, rules};
+use super::routes::{DEL_ROUTE, GET_ROUTE, NEW_ROUTE};
 use super::write::{family, octets};
 use crate::route::reply::PRIORITY;
 use crate::route::{Hop, Key, Kind, Own, PROTOCOL, Rule, Target};
 
-const NEW_ROUTE: u16 = 24;
-const DEL_ROUTE: u16 = 25;
 const NEW_RULE: u16 = 32;
 const DEL_RULE: u16 = 33;
 const SCOPE_LINK: u8 = 253;

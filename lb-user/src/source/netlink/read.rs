@@ -1,4 +1,4 @@
-//! The kernel's tables as [`Network`]'s facts: links, addresses, neighbours, routes.
+//! The kernel's tables as [`Network`]'s facts: links, addresses, neighbours, rules, settings. Routes: [`super::routes`].
 //!
 //! Invariant: facts, no decisions. A message that lacks what every message of its kind has is left
 //! out; the whole is never refused for one.
@@ -11,39 +11,32 @@ use ipnet::IpNet;
 
 use super::message::{Attrs, Connection, Message, text, u16_at, u32_at};
 use super::own;
-use crate::intent::{Address, Forwarding, Link, Neighbour, Route, RouteKind};
-use crate::route::{Key, PROTOCOL, Rule, Target};
+use crate::intent::{Address, Forwarding, Link, Neighbour};
+use crate::route::{PROTOCOL, Rule};
 
 const GET_LINK: u16 = 18;
 const GET_ADDRESS: u16 = 22;
-pub(super) const GET_ROUTE: u16 = 26;
 const GET_NEIGHBOUR: u16 = 30;
 const ETHERNET: u16 = 1;
 const IFF_UP: u32 = 1;
 const IFF_LOWER_UP: u32 = 1 << 16;
-const MAIN_TABLE: u32 = 254;
 const UNICAST: u8 = 1;
-const BLACKHOLE: u8 = 6;
-/// Unreachable, prohibit, throw.
-const REFUSING: [u8; 3] = [7, 8, 9];
 const GET_RULE: u16 = 34;
 const GET_NETCONF: u16 = 82;
 /// The rules that the kernel makes itself: tables local, main and default.
 const STANDARD_RULES: [u32; 3] = [0, 32_766, 32_767];
-/// Not usable: dead, or its link is down (`RTNH_F_DEAD`, `RTNH_F_LINKDOWN`).
-const UNUSABLE: u32 = 1 | 16;
 /// Reachable, stale, delay, probe, or set for good: states in which the link-layer address is known.
 const RESOLVED: u16 = 0x02 | 0x04 | 0x08 | 0x10 | PERMANENT;
 /// `NUD_NOARP`, `NUD_PERMANENT`: nobody asks whether it is there.
 const PERMANENT: u16 = 0x40 | 0x80;
-/// A cache entry (`RTM_F_CLONED`).
-const CLONED: u32 = 0x200;
 const PROXY: u8 = 0x08;
 
 /// Links, and what XDP program is attached to each: 1 native, 2 generic.
 #[derive(Default)]
 pub struct Links {
     pub links: Vec<Link>,
+    /// Those that were set up, whether they have a carrier or not.
+    pub set_up: BTreeSet<u32>,
     pub xdp: BTreeMap<u32, u8>,
 }
 
@@ -75,6 +68,9 @@ fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
     let mac = attrs.find(1).and_then(|a| <[u8; 6]>::try_from(a).ok()).filter(|_| kind == ETHERNET);
     if let Some(mode) = attrs.find(43).and_then(|xdp| Attrs(xdp).find(2)?.first().copied()).filter(|&m| m != 0) {
         all.xdp.insert(index, mode);
+    }
+    if flags & IFF_UP != 0 {
+        all.set_up.insert(index);
     }
     all.links.push(Link {
         index,
@@ -137,66 +133,9 @@ fn neighbour(all: &mut Neighbours, payload: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// Routes of the main table, and those of all tables that are ours.
-#[derive(Default)]
-pub struct Routes {
-    pub routes: Vec<Route>,
-    pub own: BTreeMap<Key, Target>,
-}
-
-pub fn routes(connection: &mut Connection) -> Result<Routes> {
-    let mut all: Routes = connection.dump(
-        || Message::new(GET_ROUTE, 0, &[0; 12]),
-        |all: &mut Routes, payload| {
-            all.own.extend(own::route(payload));
-            route(&mut all.routes, payload);
-        },
-    )?;
-    all.routes.sort_by_key(|r| (r.prefix, r.metric, r.link, r.gateway));
-    Ok(all)
-}
-
-fn route(all: &mut Vec<Route>, payload: &[u8]) -> Option<()> {
-    let &[family, bits, _, _, table, _, _, kind, ..] = payload else { return None };
-    let attrs = Attrs(payload.get(12..)?);
-    let flags = u32_at(payload, 8)?;
-    let table = attrs.u32(15).unwrap_or(table as u32);
-    let kind = match kind {
-        UNICAST => RouteKind::Unicast,
-        BLACKHOLE => RouteKind::Blackhole,
-        kind if REFUSING.contains(&kind) => RouteKind::Refusing,
-        _ => return None,
-    };
-    let unusable = if kind == RouteKind::Unicast { UNUSABLE | CLONED } else { CLONED };
-    if table != MAIN_TABLE || flags & unusable != 0 {
-        return None;
-    }
-    let dst = match (attrs.find(1), family as i32) {
-        (Some(dst), _) => ip(dst)?,
-        (None, libc::AF_INET) => IpAddr::from([0; 4]),
-        (None, libc::AF_INET6) => IpAddr::from([0; 16]),
-        _ => return None,
-    };
-    let prefix = IpNet::new(dst, bits).ok()?.trunc();
-    let (metric, source) = (attrs.u32(6).unwrap_or(0), attrs.find(7).and_then(ip));
-    let mut push = |link, attrs, weight| {
-        all.push(Route { prefix, gateway: gateway(attrs), link, metric, source, kind, weight });
-    };
-    match (attrs.u32(4), attrs.find(9)) {
-        _ if kind != RouteKind::Unicast => all.push(Route { prefix, metric, kind, ..Route::default() }),
-        (Some(link), _) => push(link, attrs, 0),
-        (None, Some(hops)) => {
-            let usable = next_hops(hops).filter(|hop| hop.flags & UNUSABLE == 0);
-            usable.for_each(|hop| push(hop.link, hop.attrs, hop.weight));
-        }
-        (None, None) => {}
-    }
-    Some(())
-}
-
 /// One of several next hops.
 pub(super) struct NextHop<'a> {
-    flags: u32,
+    pub flags: u32,
     pub weight: u32,
     pub link: u32,
     pub attrs: Attrs<'a>,
@@ -313,69 +252,5 @@ impl Features {
                 }
             },
         )
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn attr(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut out = [(value.len() as u16 + 4).to_ne_bytes(), kind.to_ne_bytes()].concat();
-        out.extend_from_slice(value);
-        out.resize(out.len().next_multiple_of(4), 0);
-        out
-    }
-
-    fn hop(link: u32, flags: u8, gateway: [u8; 4]) -> Vec<u8> {
-        let gateway = attr(5, &gateway);
-        let mut out = (gateway.len() as u16 + 8).to_ne_bytes().to_vec();
-        out.extend_from_slice(&[flags, 0]);
-        out.extend_from_slice(&link.to_ne_bytes());
-        out.extend_from_slice(&gateway);
-        out
-    }
-
-    fn parse(header: [u8; 12], attrs: &[Vec<u8>]) -> Vec<String> {
-        let mut all = Vec::new();
-        route(&mut all, &[&header[..], &attrs.concat()].concat());
-        let text = |r: &Route| {
-            let kind = if r.kind == RouteKind::Unicast { String::new() } else { format!(" {:?}", r.kind) };
-            let share = if r.weight == 0 { String::new() } else { format!(" weight {}", r.weight) };
-            format!("{} via {:?} link {} metric {}{kind}{share}", r.prefix, r.gateway, r.link, r.metric)
-        };
-        all.iter().map(text).collect()
-    }
-
-    #[test]
-    fn routes_of_all_forms() {
-        let main = |bits| [2, bits, 0, 0, 254, 0, 0, UNICAST, 0, 0, 0, 0];
-        let link = |n: u32| attr(4, &n.to_ne_bytes());
-        let default = parse(main(0), &[attr(5, &[10, 0, 0, 1]), link(2), attr(6, &7u32.to_ne_bytes())]);
-        assert_eq!(default, ["0.0.0.0/0 via Some(10.0.0.1) link 2 metric 7"]);
-        // Several next hops, of which one is dead.
-        let hops = [hop(2, 0, [10, 0, 0, 1]), hop(3, 1, [10, 0, 0, 2]), hop(4, 0, [10, 0, 0, 3])].concat();
-        assert_eq!(
-            parse(main(24), &[attr(1, &[10, 1, 2, 0]), attr(9, &hops)]),
-            [
-                "10.1.2.0/24 via Some(10.0.0.1) link 2 metric 0 weight 1",
-                "10.1.2.0/24 via Some(10.0.0.3) link 4 metric 0 weight 1"
-            ]
-        );
-        // An IPv4 route through an IPv6 gateway.
-        let via = [&[10, 0][..], &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]].concat();
-        assert_eq!(
-            parse(main(8), &[attr(1, &[10, 0, 0, 0]), attr(18, &via), link(2)]),
-            ["10.0.0.0/8 via Some(fe80::1) link 2 metric 0"]
-        );
-        // Another table, by its attribute; a blackhole; nonsense.
-        let other = attr(15, &100u32.to_ne_bytes());
-        assert!(parse(main(8), &[attr(1, &[10, 0, 0, 0]), link(2), other]).is_empty());
-        let nowhere = |kind| parse([2, 8, 0, 0, 254, 0, 0, kind, 0, 0, 0, 0], &[attr(1, &[10, 0, 0, 0]), link(2)]);
-        assert_eq!(nowhere(BLACKHOLE), ["10.0.0.0/8 via None link 0 metric 0 Blackhole"]);
-        assert_eq!(nowhere(7), ["10.0.0.0/8 via None link 0 metric 0 Refusing"]);
-        assert!(nowhere(3).is_empty(), "broadcast");
-        assert!(parse(main(33), &[attr(1, &[10, 0, 0, 0]), link(2)]).is_empty());
-        assert!(parse(main(8), &[vec![0xff, 0xff, 1, 0, 10]]).is_empty());
     }
 }

@@ -112,14 +112,15 @@ pub fn fill(kernel: &mut Kernel, hosts: Hosts, quota: u32, capacity: Capacity) -
             .into_iter()
             .chain(Hosts::all(hosts.inside).map(|host| neighbour(SWITCH, host)))
             .collect(),
-        routes: vec![
+        routes: [
             route("0.0.0.0/0", Some(gateway4), UPLINK),
             route("::/0", Some(gateway6), UPLINK),
             route("203.0.113.0/24", None, UPLINK),
             route("2001:db8:71::/64", None, UPLINK),
             route(&format!("{a}.{b}.{c}.0/24"), None, SWITCH),
             route("fd10:14::/64", None, SWITCH),
-        ],
+        ]
+        .into(),
         ..Network::default()
     };
     put(kernel, &intent, &network)
