@@ -79,6 +79,11 @@ impl RouteTable {
         self.by_prefix.len()
     }
 
+    /// Of IPv6 alone.
+    pub fn len6(&self) -> usize {
+        self.lengths.v6.iter().sum()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.by_prefix.is_empty()
     }
@@ -92,17 +97,14 @@ impl RouteTable {
     pub fn set(&mut self, prefix: IpNet, mut paths: Vec<Path>) {
         let prefix = prefix.trunc();
         paths.sort_by_key(|path| path.metric);
-        let old = if paths.is_empty() {
-            self.by_prefix.remove(&prefix)
+        let (old, there) = if paths.is_empty() {
+            (self.by_prefix.remove(&prefix), 0)
         } else {
             let paths = self.shared(paths);
-            self.by_prefix.insert(prefix, paths)
+            (self.by_prefix.insert(prefix, paths), 1)
         };
-        match (&old, self.by_prefix.contains_key(&prefix)) {
-            (None, true) => *self.lengths.of(&prefix) += 1,
-            (Some(_), false) => *self.lengths.of(&prefix) -= 1,
-            _ => {}
-        }
+        let count = self.lengths.of(&prefix);
+        *count = *count + there - usize::from(old.is_some());
         if let Some(old) = old {
             self.forget(&old);
         }
@@ -110,14 +112,10 @@ impl RouteTable {
 
     /// The one copy of these paths, which one prefix more has.
     fn shared(&mut self, paths: Vec<Path>) -> Paths {
-        let paths = Arc::new(paths);
-        if let Some((shared, count)) = self.paths.get_key_value(&paths) {
-            let (shared, count) = (shared.clone(), count + 1);
-            self.paths.insert(shared.clone(), count);
-            return shared;
-        }
-        self.paths.insert(paths.clone(), 1);
-        paths
+        let known = self.paths.get_key_value(&paths).map(|(shared, _)| shared.clone());
+        let shared = known.unwrap_or_else(|| Arc::new(paths));
+        *self.paths.entry(shared.clone()).or_insert(0) += 1;
+        shared
     }
 
     fn forget(&mut self, paths: &Paths) {
@@ -129,8 +127,11 @@ impl RouteTable {
 
     /// Puts paths behind the prefix's others of their metrics.
     pub fn add(&mut self, prefix: IpNet, paths: &[Path]) {
-        let others = self.get(&prefix).map_or(&[][..], |paths| &paths[..]);
-        self.set(prefix, [others, paths].concat());
+        let paths = match self.get(&prefix.trunc()) {
+            Some(others) => [others, paths].concat(),
+            None => paths.to_vec(),
+        };
+        self.set(prefix, paths);
     }
 
     /// Each prefix and its paths, in order.

@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use imbl::OrdMap;
 use ipnet::IpNet;
@@ -130,7 +131,7 @@ impl Routing {
         let before = ways(self);
         self.routes = routes.clone();
         self.find_ways(ids);
-        touched.into_iter().for_each(|net| self.place(net));
+        touched.into_iter().for_each(|net| self.place(net, routes.get(&net)));
         before == ways(self) && !self.cramped
     }
 
@@ -229,36 +230,38 @@ impl Routing {
         index
     }
 
-    /// Makes the tables out of those before. Where paths lead elsewhere than before all prefixes are gone through,
-    /// else those alone that have others.
+    /// Makes the tables out of those before. Where paths lead elsewhere than before, or are new, all prefixes are
+    /// gone through, else those alone that have others.
     fn fill(&mut self, before: Option<&Routing>) {
         let nothing = Routing::default();
         let before = before.unwrap_or(&nothing);
         (self.v4, self.v6) = (before.v4.clone(), before.v6.clone());
-        let mut touched = before.routes.changed(&self.routes);
-        touched.extend(differing(&before.connected, &self.connected));
+        let routes = self.routes.clone();
+        let as_before = |paths: &&Paths| before.ways.get(*paths) == self.ways.get(*paths);
+        // Paths that are equal are one.
+        let moved: HashSet<_> = routes.paths().filter(|paths| !as_before(paths)).map(Arc::as_ptr).collect();
+        let mut touched = differing(&before.connected, &self.connected);
         touched.extend(differing(&before.hosts, &self.hosts));
-        let elsewhere = |(paths, way): &(&Paths, &Option<Way>)| before.ways.get(*paths).is_some_and(|old| old != *way);
-        let moved: HashSet<&Paths> = self.ways.iter().filter(elsewhere).map(|(paths, _)| paths).collect();
-        if !moved.is_empty() {
-            let all = self.routes.prefixes().filter(|(_, paths)| moved.contains(paths));
-            touched.extend(all.map(|(net, _)| *net));
+        if !before.ways.is_empty() {
+            touched.extend(before.routes.changed(&routes));
         }
-        touched.into_iter().for_each(|net| self.place(net));
+        if !moved.is_empty() {
+            for (net, paths) in routes.prefixes().filter(|(_, paths)| moved.contains(&Arc::as_ptr(paths))) {
+                self.place(*net, Some(paths));
+            }
+        }
+        touched.into_iter().for_each(|net| self.place(net, routes.get(&net)));
     }
 
-    /// Brings a prefix's place in the tables to what it should be.
-    fn place(&mut self, net: IpNet) {
-        let now = self.way_of(&net).map(|way| way.next_hop);
+    /// Brings the tables to where a prefix leads.
+    fn place(&mut self, net: IpNet, paths: Option<&Paths>) {
+        let known = || self.known(&net, paths?);
+        let way = self.hosts.get(&net).or_else(known).or_else(|| self.connected.get(&net));
+        let now = way.map(|way| way.next_hop);
         match net {
             IpNet::V4(_) => place(&mut self.v4, net, now),
             IpNet::V6(_) => place(&mut self.v6, net, now),
         }
-    }
-
-    /// Of just this prefix.
-    fn way_of(&self, net: &IpNet) -> Option<&Way> {
-        self.hosts.get(net).or_else(|| self.known(net, self.routes.get(net)?)).or_else(|| self.connected.get(net))
     }
 
     fn known(&self, net: &IpNet, paths: &Paths) -> Option<&Way> {

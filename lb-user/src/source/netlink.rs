@@ -46,6 +46,8 @@ const PROBE: Duration = Duration::from_millis(250);
 
 /// After a read of all routes the next one waits so many times as long as that took.
 const PAUSE: u32 = 3;
+/// So many IPv6 routes the kernel lists in one go.
+const LISTED_AT_ONCE: usize = 16;
 /// So often all routes are read again, if they changed meanwhile.
 const AGAIN: u32 = 3;
 
@@ -172,8 +174,9 @@ impl Mirror {
             self.publish_routes();
         }
         if !news.routes.is_empty() && std::mem::take(&mut self.reading.fresh) {
-            // The kernel goes on by number where an IPv6 table changes while it lists it: it may leave some out.
-            self.reading.owed |= changed6 && self.reading.again < AGAIN;
+            // The kernel goes on by number where an IPv6 table changes between parts of its list: it may leave some out.
+            let in_parts = self.routes.table.len6() > LISTED_AT_ONCE;
+            self.reading.owed |= changed6 && in_parts && self.reading.again < AGAIN;
             self.reading.again = if self.reading.owed { self.reading.again + 1 } else { 0 };
         }
         let unclear = effect == Effect::Unclear || (news.object_gone && self.routes.objects);
@@ -222,7 +225,9 @@ impl Mirror {
         }
         self.routes = routes::read(&mut self.connection).context("reading the kernel's routes")?;
         self.publish_routes();
-        self.reading.next = Some(Instant::now() + now.elapsed() * PAUSE);
+        let took = now.elapsed();
+        tracing::debug!(?took, prefixes = self.routes.table.len(), "read all of the kernel's routes");
+        self.reading.next = Some(now + took * (PAUSE + 1));
         (self.reading.owed, self.reading.fresh) = (false, true);
         Ok(())
     }
