@@ -21,6 +21,7 @@ pub const NET: &[Tool] = &[
     ("wrk", "wrk"),
     ("tcpdump", "tcpdump"),
     ("sysctl", "procps"),
+    ("bird", "bird2"),
 ];
 
 /// What `test --kernel` boots other kernels with.

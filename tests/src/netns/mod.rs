@@ -7,6 +7,7 @@
 //! Not here: what the lab is used for ([`device`] lays the standard one out).
 
 pub mod agent;
+pub mod between;
 pub mod clean;
 pub mod config;
 pub mod device;
@@ -19,6 +20,7 @@ pub mod probe;
 pub mod scene;
 
 pub use agent::Agent;
+pub use between::Between;
 pub use device::Device;
 pub use lab::Lab;
 pub use ns::Ns;

@@ -241,6 +241,8 @@ pub fn ping(from: &From, target: IpAddr, length: usize) -> Result<()> {
 pub struct IcmpError {
     pub kind: (u8, u8),
     pub from: IpAddr,
+    /// What stands behind the checksum: with packets that are too large, the MTU.
+    pub word: u32,
     pub about: Vec<u8>,
 }
 
@@ -269,7 +271,8 @@ pub fn icmp_error(ns: &Ns, v4: bool, kind: u8, work: impl FnOnce() -> Result<()>
         let icmp = if v4 { &bytes[usize::from(bytes[0] & 15) * 4..] } else { &bytes[..] };
         if icmp.len() > 8 && icmp[0] == kind {
             let from = from.as_socket().context("no sender")?.ip();
-            return Ok(IcmpError { kind: (icmp[0], icmp[1]), from, about: icmp[8..].to_vec() });
+            let word = u32::from_be_bytes([icmp[4], icmp[5], icmp[6], icmp[7]]);
+            return Ok(IcmpError { kind: (icmp[0], icmp[1]), from, word, about: icmp[8..].to_vec() });
         }
     }
     bail!("no ICMP error of type {kind} came")
