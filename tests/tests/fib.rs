@@ -138,6 +138,13 @@ fn large<A: Drawn>(routes: usize) {
     let mut oracle = Oracle::of(first);
     let mut random = Random(3);
     for number in 0..lookups {
+        if number % (lookups / 2) == lookups / 4 {
+            // Another whole table, with most of the prefixes.
+            let begin = random.below(later.len() as u64) as usize;
+            let all = &table[begin..begin + routes];
+            assert_eq!(fib.replace(all), Ok(()));
+            oracle = Oracle::of(all);
+        }
         if number % 100 == 0 {
             let (old, _) = &table[random.below(routes as u64) as usize];
             let (new, value) = &later[random.below(later.len() as u64) as usize];

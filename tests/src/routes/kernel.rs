@@ -3,8 +3,10 @@
 //! Invariant: all three are asked by programs of one object (`lb-ebpf/src/bin/route.rs`), which take the same
 //! destinations in the same way. A route's value is the last 16 bits of its gateway.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::marker::PhantomData;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -43,8 +45,24 @@ pub struct Routes<A> {
     dir: PathBuf,
     link: u32,
     ns: Ns,
-    _lab: Lab,
+    lab: Lab,
     family: PhantomData<A>,
+}
+
+/// The gateway that says a value.
+pub fn gateway<A: Drawn>(value: u32) -> IpAddr {
+    if A::IS_V6 {
+        [0xfd00, 0, 0, 0, 0, 0, 0, value as u16].into()
+    } else {
+        [10, 0, (value >> 8) as u8, value as u8].into()
+    }
+}
+
+fn bits_of(addr: IpAddr) -> u128 {
+    match addr {
+        IpAddr::V4(addr) => addr.to_bits().into(),
+        IpAddr::V6(addr) => addr.to_bits(),
+    }
 }
 
 fn name<A: Drawn>(stem: &str) -> String {
@@ -73,7 +91,7 @@ impl<A: Drawn> Routes<A> {
             }
         }
         let link = ns.ip_text("-o link show r0")?.split(':').next().unwrap_or_default().trim().parse()?;
-        Ok(Routes { ebpf, dir, link, ns, _lab: lab, family: PhantomData })
+        Ok(Routes { ebpf, dir, link, ns, lab, family: PhantomData })
     }
 
     pub fn ns(&self) -> &Ns {
@@ -92,17 +110,36 @@ impl<A: Drawn> Routes<A> {
 
     /// Adds routes to the namespace's.
     pub fn fill_kernel(&self, routes: &[(Prefix<A>, u32)]) -> Result<()> {
+        self.change_kernel("add", routes)
+    }
+
+    /// Has the kernel `add`, `replace` or `del` them among the namespace's.
+    pub fn change_kernel(&self, verb: &str, routes: &[(Prefix<A>, u32)]) -> Result<()> {
         let mut text = String::new();
         for (prefix, value) in routes {
             ensure!(*value <= VALUES, "no gateway says {value}");
-            let (addr, len) = (prefix.addr.to_ip(), prefix.len);
-            if A::IS_V6 {
-                writeln!(text, "route add {addr}/{len} via fd00::{value:x} dev r0")?;
-            } else {
-                writeln!(text, "route add {addr}/{len} via 10.0.{}.{} dev r0", value >> 8, value & 0xff)?;
-            }
+            writeln!(text, "route {verb} {}/{} via {} dev r0", prefix.addr.to_ip(), prefix.len, gateway::<A>(*value))?;
         }
         self.ns.ip(&text)
+    }
+
+    /// What the kernel says by RTM_GETROUTE, as `ip route get` asks it; 0: no route.
+    pub fn asked(&self, to: &[A]) -> Result<Vec<u32>> {
+        let mut text = String::new();
+        to.iter().try_for_each(|addr| writeln!(text, "route get {}", addr.to_ip()))?;
+        let file = self.lab.dir().join("questions");
+        std::fs::write(&file, text)?;
+        // What has no route is an error, which must not end the others.
+        let out = self.ns.command("ip").args(["-force", "-batch"]).arg(&file).output().context("ip")?;
+        let text = String::from_utf8_lossy(&out.stdout);
+        let line = |line: &str| {
+            let mut words = line.split_whitespace();
+            let addr: IpAddr = words.next()?.parse().ok()?;
+            let via: IpAddr = words.skip_while(|word| *word != "via").nth(1)?.parse().ok()?;
+            Some((addr, bits_of(via) as u32 & 0xffff))
+        };
+        let said: HashMap<IpAddr, u32> = text.lines().filter_map(line).collect();
+        Ok(to.iter().map(|addr| said.get(&addr.to_ip()).copied().unwrap_or(0)).collect())
     }
 
     pub fn set_destinations(&self, to: &[A]) -> Result<()> {
