@@ -1,6 +1,7 @@
 //! What the rungs of the test ladder share: the tables without a kernel ([`fake`]) and what runs
 //! on them. No product code.
 
+pub mod bpf;
 pub mod case;
 pub mod chaos;
 pub mod demo;

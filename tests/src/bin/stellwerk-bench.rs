@@ -40,7 +40,13 @@ enum What {
         only: Option<String>,
     },
     /// Nanoseconds a lookup of a route, beside the kernel's own ways
-    Route(Output),
+    Route {
+        #[command(flatten)]
+        output: Output,
+        /// Only tables (`v4 1 M routes`), figures of namespaces (`live frames`) or `failover` whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Frames, connections, requests and bytes a second through network namespaces
     Wire(Output),
     /// How long a change takes from its file into the kernel
@@ -69,7 +75,7 @@ fn main() -> ExitCode {
     let what = Arguments::parse().what;
     let made = match &what {
         What::Packet { output, svg, .. } => empty(&[output.json.as_ref(), svg.as_ref()]),
-        What::Nat { output, .. } | What::Route(output) | What::Wire(output) | What::Update(output) => {
+        What::Nat { output, .. } | What::Route { output, .. } | What::Wire(output) | What::Update(output) => {
             empty(&[output.json.as_ref()])
         }
     };
@@ -90,8 +96,8 @@ fn main() -> ExitCode {
             let done = bench::nat::run(output.quick, only.as_deref());
             (output, done)
         }
-        What::Route(output) => {
-            let done = bench::route::run(output.quick);
+        What::Route { output, only } => {
+            let done = bench::route::run(output.quick, only.as_deref());
             (output, done)
         }
         What::Wire(output) => {

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::marker::PhantomData;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{TestRun, TestRunOptions, Xdp};
@@ -96,6 +96,16 @@ impl<A: Drawn> Routes<A> {
 
     pub fn ns(&self) -> &Ns {
         &self.ns
+    }
+
+    /// Where the maps are pinned.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The index of the link that all routes lead out of.
+    pub fn link(&self) -> u32 {
+        self.link
     }
 
     pub fn ours(&self, routes: &[(Prefix<A>, u32)]) -> Result<Fib<A, Parts>> {

@@ -1,9 +1,13 @@
 //! `bench route`: net ns a lookup of the table of routes, beside a kernel trie and the kernel's own routes
-//! with the same routes, at sizes up to the Internet's; how long it takes to build and to change; memory.
+//! with the same routes, at sizes up to the Internet's; the same of a whole packet that is forwarded; how long it takes
+//! to build and to change; memory; frames through namespaces, and how long nothing arrives when a router fails.
 //!
 //! Invariant: before anything is measured, all three have answered every destination as a naive longest
 //! prefix match does. A row whose answers differ is marked.
 
+mod failover;
+mod forward;
+mod programs;
 mod updates;
 
 use std::time::Instant;
@@ -31,19 +35,27 @@ const SIZES6: [(usize, &str); 3] = [(1_000, "1 k routes"), (100_000, "100 k rout
 struct Times {
     trie: f64,
     kernel: Option<f64>,
+    /// And what forwarding a packet may cost, as a part of what it costs by `bpf_fib_lookup`.
+    forward: Option<f64>,
 }
 
-pub fn run(quick: bool) -> Result<Report> {
+/// `only`: the parts whose rows' names contain this.
+pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
+    let wanted = |part: &str| only.is_none_or(|only| part.contains(only));
     let mut rows = Vec::new();
-    for (size, what) in SIZES4 {
+    for (size, what) in SIZES4.into_iter().filter(|(_, what)| wanted(&format!("v4 {what}"))) {
         let largest = size == 1_000_000;
-        let reach = largest.then_some(Times { trie: 15.0, kernel: Some(8.0) });
+        let reach = largest.then_some(Times { trie: 15.0, kernel: Some(8.0), forward: Some(0.35) });
         rows.extend(table::<Ip4>(size, &format!("v4 {what}"), reach, quick)?);
     }
-    for (size, what) in SIZES6 {
+    for (size, what) in SIZES6.into_iter().filter(|(_, what)| wanted(&format!("v6 {what}"))) {
         let largest = size == 250_000;
-        let reach = largest.then_some(Times { trie: 4.0, kernel: None });
+        let reach = largest.then_some(Times { trie: 4.0, kernel: None, forward: None });
         rows.extend(table::<Ip6>(size, &format!("v6 {what}"), reach, quick)?);
+    }
+    rows.extend(super::wire::route(quick, only)?);
+    if wanted("failover") {
+        rows.extend(failover::rows(quick)?);
     }
     Ok(Report { bench: "route", rows })
 }
@@ -72,6 +84,8 @@ fn table<A: Drawn>(size: usize, what: &str, reach: Option<Times>, quick: bool) -
     let kernel = seconds(begin);
     let kernel_mb = before - kernel_memory()?;
     let mut rows = scene.ns().run(|| lookups(&scene, &table, what, reach.as_ref(), quick))??;
+    let part = reach.as_ref().and_then(|times| times.forward);
+    rows.extend(forward::rows(&scene, &table, what, part, quick)?);
     if reach.is_some() {
         let (wall, cpu): (Vec<f64>, Vec<f64>) = ours.into_iter().unzip();
         let build = Row::new(format!("{what}: built and switched"), median(&wall), "s").reach(Reach::AtMost(0.3));

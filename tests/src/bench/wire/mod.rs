@@ -132,6 +132,30 @@ const NAT: [Kind; 5] = [
     },
 ];
 
+/// What [`route`] measures.
+const ROUTE: [Kind; 2] = [
+    Kind {
+        name: "live frames",
+        unit: "frames/s",
+        ways: &Way::ROUTE,
+        measure: Path::frames,
+        held: &[
+            (Way::RouteXdp, Way::Forward, Reach::AtLeast(1.5)),
+            (Way::RouteXdp, Way::BareXdp, Reach::AtLeast(0.75)),
+            (Way::RouteTc, Way::Forward, Reach::AtLeast(1.0)),
+        ],
+        time: (250, 1000),
+    },
+    Kind {
+        name: "throughput",
+        unit: "Gbit/s",
+        ways: &[Way::Forward, Way::BareTc, Way::RouteTc],
+        measure: Path::throughput,
+        held: &[(Way::RouteTc, Way::Forward, Reach::AtLeast(0.95))],
+        time: (500, 2000),
+    },
+];
+
 pub fn run(quick: bool) -> Result<Report> {
     Ok(Report { bench: "wire", rows: rows(&Way::ALL, SERVER, &KINDS, quick, None)? })
 }
@@ -139,6 +163,11 @@ pub fn run(quick: bool) -> Result<Report> {
 /// The same of a box that gives what comes from the inside its own address.
 pub fn nat(quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
     rows(&Way::NAT, FAR, &NAT, quick, only)
+}
+
+/// The same of a router, which translates nothing.
+pub fn route(quick: bool, only: Option<&str>) -> Result<Vec<Row>> {
+    rows(&Way::ROUTE, SERVER, &ROUTE, quick, only)
 }
 
 fn rows(ways: &[Way], server: [u8; 4], kinds: &[Kind], quick: bool, only: Option<&str>) -> Result<Vec<Row>> {

@@ -40,6 +40,10 @@ pub enum Way {
     NatTc,
     /// stellwerk's, where the client is behind a port that has XDP.
     NatXdp,
+    /// stellwerk's forwarding, by TC.
+    RouteTc,
+    /// The same by XDP.
+    RouteXdp,
 }
 
 impl Way {
@@ -59,10 +63,13 @@ impl Way {
     /// Beside masquerades.
     pub const NAT: [Way; 6] = [Way::Forward, Way::BareXdp, Way::BareTc, Way::Masquerade, Way::NatXdp, Way::NatTc];
 
+    /// Beside the kernel's forwarding.
+    pub const ROUTE: [Way; 5] = [Way::Forward, Way::BareXdp, Way::BareTc, Way::RouteXdp, Way::RouteTc];
+
     fn services(self) -> Option<u32> {
         match self {
-            Way::Forward | Way::BareXdp | Way::BareTc | Way::Masquerade | Way::NatXdp | Way::NatTc => None,
             Way::Nft(n) | Way::Iptables(n) | Way::Xdp(n) | Way::Tc(n) => Some(n),
+            _ => None,
         }
     }
 
@@ -73,7 +80,7 @@ impl Way {
 
     /// Whether packets meet XDP, which loses the mark "checksum to be done".
     fn is_xdp(self) -> bool {
-        matches!(self, Way::BareXdp | Way::Xdp(_) | Way::NatXdp)
+        matches!(self, Way::BareXdp | Way::Xdp(_) | Way::NatXdp | Way::RouteXdp)
     }
 
     fn short(self) -> String {
@@ -92,8 +99,8 @@ impl fmt::Display for Way {
             Way::Xdp(n) => write!(f, "stellwerk XDP, {n}"),
             Way::Tc(n) => write!(f, "stellwerk TC, {n}"),
             Way::Masquerade => f.write_str("nftables masquerade"),
-            Way::NatXdp => f.write_str("stellwerk XDP"),
-            Way::NatTc => f.write_str("stellwerk TC"),
+            Way::NatXdp | Way::RouteXdp => f.write_str("stellwerk XDP"),
+            Way::NatTc | Way::RouteTc => f.write_str("stellwerk TC"),
         }
     }
 }
@@ -158,6 +165,8 @@ impl Path {
             Way::Masquerade => rules::masquerade(&middle, lab)?,
             Way::NatXdp => agent = Some(rules::translating(&middle, lab, true)?),
             Way::NatTc => agent = Some(rules::translating(&middle, lab, false)?),
+            Way::RouteXdp => agent = Some(rules::forwarding(&middle, lab, "xdp")?),
+            Way::RouteTc => agent = Some(rules::forwarding(&middle, lab, "tc")?),
         }
         let target = way.services().map_or((address, PORT), |n| (rules::address(n / 2), 80));
         let iperf = if way.services().is_some() { 81 } else { IPERF };

@@ -127,6 +127,14 @@ pub fn translating(ns: &Ns, lab: &Lab, xdp: bool) -> Result<Proc> {
     agent(ns, lab, config, if xdp { "nat-xdp" } else { "nat-tc" })
 }
 
+/// The agent of a router, which has no services.
+pub fn forwarding(ns: &Ns, lab: &Lab, hook: &str) -> Result<Proc> {
+    let config = format!(
+        "node: edge-1\nports:\n  Port2: {{ interface: eth0, hook: {hook} }}\n  Port3: {{ interface: eth1, hook: {hook} }}\n"
+    );
+    agent(ns, lab, &config, &format!("route-{hook}"))
+}
+
 /// Starts the agent, with pins of its own.
 fn agent(ns: &Ns, lab: &Lab, config: &str, name: &str) -> Result<Proc> {
     let config = file(lab, ns, "stellwerk.yaml", config)?;
