@@ -3,7 +3,7 @@
 //!
 //! Invariant: equal paths are kept once, however many prefixes have them, so that what follows from them
 //! ([`crate::plan`]) is worked out once, too. The paths of a prefix are in the kernel's order: by metric, and of
-//! one metric as the kernel looks at them.
+//! one metric as the kernel looks at them; before all, those that are for some packets alone.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,8 +31,10 @@ pub enum RouteKind {
     Unicast,
     /// Swallows.
     Blackhole,
-    /// The kernel is to be asked: unreachable, prohibit, throw, or not by the destination alone.
+    /// The kernel refuses, with an ICMP error: unreachable, prohibit, throw.
     Refusing,
+    /// By more than the destination: a type of service, a source. The kernel looks at these first.
+    Narrow,
 }
 
 /// A prefix and one of its paths.
@@ -96,7 +98,7 @@ impl RouteTable {
     /// metrics, and otherwise stay in theirs.
     pub fn set(&mut self, prefix: IpNet, mut paths: Vec<Path>) {
         let prefix = prefix.trunc();
-        paths.sort_by_key(|path| path.metric);
+        paths.sort_by_key(|path| (path.kind != RouteKind::Narrow, path.metric));
         let (old, there) = if paths.is_empty() {
             (self.by_prefix.remove(&prefix), 0)
         } else {

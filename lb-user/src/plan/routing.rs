@@ -156,7 +156,7 @@ impl Routing {
         };
         let next_hop = match first.kind {
             RouteKind::Blackhole => NextHop::BLACKHOLE,
-            RouteKind::Refusing => NextHop::UNRESOLVED,
+            RouteKind::Refusing | RouteKind::Narrow => NextHop::UNRESOLVED,
             RouteKind::Unicast => self.shared(&best, ids),
         };
         Some(Way { next_hop, link: first.link, gateway: first.gateway, source: first.source })

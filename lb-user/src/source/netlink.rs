@@ -24,8 +24,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use self::message::Connection;
 use self::read::Features;
-use self::routes::{Effect, Routes};
-use crate::intent::{Address, Network};
+use self::routes::{DEL_ROUTE, Effect, NEW_ROUTE, Routes};
+use crate::intent::Network;
+use crate::route::{Key, MAIN};
 use crate::source::readiness::{at, readable};
 
 /// Links, neighbours, next hops, and of IPv4 and IPv6 addresses, routes, rules, and links' settings.
@@ -36,6 +37,11 @@ const BACKLOG: usize = 64 << 20;
 const QUIET: Duration = Duration::from_millis(3);
 /// or goes on for this long.
 const PATIENCE: Duration = Duration::from_millis(30);
+const NEW_LINK: u16 = 16;
+const DEL_LINK: u16 = 17;
+const NEW_ADDRESS: u16 = 20;
+const DEL_ADDRESS: u16 = 21;
+const DEL_NEXT_HOP: u16 = 105;
 /// So many changes of routes are taken at once.
 const BATCH: usize = 4_096;
 /// Unresolved neighbours are asked for again this often.
@@ -46,6 +52,8 @@ const PROBE: Duration = Duration::from_millis(250);
 
 /// After a read of all routes the next one waits so many times as long as that took.
 const PAUSE: u32 = 3;
+/// So long dead next hops may take to come to life behind their link or address.
+const REVIVAL: Duration = Duration::from_millis(50);
 /// So many IPv6 routes the kernel lists in one go.
 const LISTED_AT_ONCE: usize = 16;
 /// So often all routes are read again, if they changed meanwhile.
@@ -74,33 +82,30 @@ impl Dirty {
 #[derive(Default)]
 struct News {
     dirty: Dirty,
-    /// Notifications of routes, as they came: kind, flags, payload.
-    routes: Vec<(u16, u16, Vec<u8>)>,
-    /// A next hop of its own is no more, and took its routes along without a word.
-    object_gone: bool,
+    /// Notifications of routes and of what takes them along without a word, in their order: kind, flags, payload.
+    of_routes: Vec<(u16, u16, Vec<u8>)>,
 }
 
 impl News {
     fn is_empty(&self) -> bool {
-        !self.waits() && self.routes.is_empty()
+        self.are_of_routes_alone() && self.of_routes.is_empty()
     }
 
-    /// Whether there is something whose burst is waited for.
-    fn waits(&self) -> bool {
-        self.dirty != Dirty::default() || self.object_gone
+    fn are_of_routes_alone(&self) -> bool {
+        self.dirty == Dirty::default()
     }
 
     fn note(&mut self, kind: u16, flags: u16, payload: &[u8]) {
-        let dirty = &mut self.dirty;
         match kind {
-            16 | 17 => dirty.links = true,
-            20 | 21 => dirty.addresses = true,
-            24 | 25 => self.routes.push((kind, flags, payload.to_vec())),
-            28 | 29 => dirty.neighbours = true,
-            32 | 33 => dirty.rules = true,
-            80 | 81 => dirty.settings = true,
-            105 => self.object_gone = true,
+            NEW_LINK | DEL_LINK => self.dirty.links = true,
+            NEW_ADDRESS | DEL_ADDRESS => self.dirty.addresses = true,
+            28 | 29 => self.dirty.neighbours = true,
+            32 | 33 => self.dirty.rules = true,
+            80 | 81 => self.dirty.settings = true,
             _ => {}
+        }
+        if matches!(kind, NEW_ROUTE | DEL_ROUTE | NEW_LINK | DEL_LINK | NEW_ADDRESS | DEL_ADDRESS | DEL_NEXT_HOP) {
+            self.of_routes.push((kind, flags, payload.to_vec()));
         }
     }
 }
@@ -117,6 +122,8 @@ pub struct Mirror {
     permanent: BTreeSet<(u32, IpAddr)>,
     routes: Routes,
     reading: Reading,
+    /// For what is ours among the routes.
+    own: Connection,
 }
 
 /// When all routes are to be read.
@@ -128,6 +135,8 @@ struct Reading {
     next: Option<Instant>,
     /// The last one is not long ago: notifications of what it had already may still come.
     fresh: bool,
+    /// A link or address came that dead next hops may come to life with.
+    revived: bool,
     /// How often it was done again since the tables changed meanwhile.
     again: u32,
 }
@@ -144,6 +153,7 @@ impl Mirror {
             permanent: BTreeSet::new(),
             routes: Routes::default(),
             reading: Reading::default(),
+            own: own::open()?,
         };
         mirror.refresh(Dirty::ALL)?;
         Ok(mirror)
@@ -165,41 +175,78 @@ impl Mirror {
 
     /// Takes what came from the kernel.
     fn take(&mut self, news: News) -> Result<()> {
-        let (mut effect, mut changed6) = (Effect::Nothing, false);
-        for (kind, flags, payload) in &news.routes {
-            effect = effect.max(self.routes.note(*kind, *flags, payload, self.reading.fresh));
+        let (mut changed6, mut own) = (false, false);
+        for (kind, flags, payload) in &news.of_routes {
+            if !matches!(*kind, NEW_ROUTE | DEL_ROUTE) {
+                self.follow_others(*kind, payload);
+                own = true;
+                continue;
+            }
+            let effect = self.routes.note(*kind, *flags, payload, self.reading.fresh);
+            self.reading.owed |= effect == Effect::Unclear;
             changed6 |= payload.first() == Some(&(libc::AF_INET6 as u8));
+            own |= self.is_about_own(payload);
         }
-        if effect == Effect::Changed {
-            self.publish_routes();
+        self.network.routes = self.routes.table.clone();
+        if own {
+            self.network.own.routes = own::routes(&mut self.own).context("reading our routes in the kernel")?;
         }
-        if !news.routes.is_empty() && std::mem::take(&mut self.reading.fresh) {
+        if !news.of_routes.is_empty() && std::mem::take(&mut self.reading.fresh) {
             // The kernel goes on by number where an IPv6 table changes between parts of its list: it may leave some out.
             let in_parts = self.routes.table.len6() > LISTED_AT_ONCE;
             self.reading.owed |= changed6 && in_parts && self.reading.again < AGAIN;
             self.reading.again = if self.reading.owed { self.reading.again + 1 } else { 0 };
         }
-        let unclear = effect == Effect::Unclear || (news.object_gone && self.routes.objects);
-        self.refresh(Dirty { routes: news.dirty.routes || unclear, ..news.dirty })
+        self.refresh(news.dirty)
     }
 
-    fn publish_routes(&mut self) {
-        self.network.routes = self.routes.table.clone();
-        self.network.own.routes.clone_from(&self.routes.own);
+    /// Routes go without a word with what they need, and dead next hops come to life with that.
+    fn follow_others(&mut self, kind: u16, payload: &[u8]) {
+        let index = message::u32_at(payload, 4).unwrap_or_default();
+        let table = &mut self.routes.table;
+        self.reading.owed |= match kind {
+            DEL_ADDRESS => {
+                let mut paths = table.paths().flat_map(|paths| paths.iter());
+                // With the last of a link all its routes; before that, those that name it as their source.
+                payload.first() == Some(&(libc::AF_INET as u8)) && paths.any(|path| path.link == index)
+            }
+            DEL_NEXT_HOP => self.routes.objects,
+            NEW_ADDRESS => self.revive(),
+            NEW_LINK if message::u32_at(payload, 8).is_some_and(|flags| flags & read::IFF_UP != 0) => {
+                self.set_up.insert(index);
+                self.revive()
+            }
+            _ => self.set_up.remove(&index) && table.remove_link(index),
+        };
+    }
+
+    /// Something came that dead next hops come to life with; not yet while the kernel says so.
+    fn revive(&mut self) -> bool {
+        self.reading.revived |= self.routes.dead;
+        self.routes.dead
+    }
+
+    /// Whether it is a route of ours, or stands in the place of one.
+    fn is_about_own(&self, payload: &[u8]) -> bool {
+        let place = || {
+            let routes::Entry { prefix, metric, .. } = routes::entry(payload)?;
+            self.network.own.routes.get(&Key { table: MAIN, prefix, metric })
+        };
+        own::route(payload).is_some() || (!self.network.own.routes.is_empty() && place().is_some())
     }
 
     fn refresh(&mut self, dirty: Dirty) -> Result<()> {
         self.reading.owed |= dirty.routes;
         if dirty.links {
             let links = read::links(&mut self.connection).context("reading the kernel's links")?;
-            self.follow_links(&links.set_up);
-            (self.network.links, self.xdp, self.set_up) = (links.links, links.xdp, links.set_up);
+            (self.network.links, self.xdp) = (links.links, links.xdp);
+            if dirty.routes {
+                self.set_up = links.set_up;
+            }
             self.refresh_features()?;
         }
         if dirty.addresses {
-            let now = read::addresses(&mut self.connection).context("reading the kernel's addresses")?;
-            self.follow_addresses(&now);
-            self.network.addresses = now;
+            self.network.addresses = read::addresses(&mut self.connection).context("reading the kernel's addresses")?;
         }
         if dirty.neighbours {
             let all = read::neighbours(&mut self.connection).context("reading the kernel's neighbours")?;
@@ -224,32 +271,14 @@ impl Mirror {
             return Ok(());
         }
         self.routes = routes::read(&mut self.connection).context("reading the kernel's routes")?;
-        self.publish_routes();
+        self.network.routes = self.routes.table.clone();
+        self.network.own.routes = own::routes(&mut self.own).context("reading our routes in the kernel")?;
         let took = now.elapsed();
         tracing::debug!(?took, prefixes = self.routes.table.len(), "read all of the kernel's routes");
-        self.reading.next = Some(now + took * (PAUSE + 1));
-        (self.reading.owed, self.reading.fresh) = (false, true);
+        let again = std::mem::take(&mut self.reading.revived);
+        self.reading.next = Some(now + (took * (PAUSE + 1)).max(if again { REVIVAL } else { Duration::ZERO }));
+        (self.reading.owed, self.reading.fresh) = (again, true);
         Ok(())
-    }
-
-    /// Routes go without a word when their link does, and dead next hops come to life with theirs.
-    fn follow_links(&mut self, set_up: &BTreeSet<u32>) {
-        for &gone in self.set_up.difference(set_up) {
-            self.reading.owed |= self.routes.table.remove_link(gone);
-        }
-        self.reading.owed |= self.routes.dead && !set_up.is_subset(&self.set_up);
-        self.publish_routes();
-    }
-
-    /// IPv4 addresses take routes along without a word: those that name them as their source, and with the last
-    /// one all of a link.
-    fn follow_addresses(&mut self, now: &[Address]) {
-        for old in self.network.addresses.iter().filter(|old| old.net.addr().is_ipv4() && !now.contains(old)) {
-            let addr = old.net.addr();
-            let last = !now.iter().any(|a| a.link == old.link && a.net.addr().is_ipv4());
-            let mut paths = self.routes.table.paths().flat_map(|paths| paths.iter());
-            self.reading.owed |= paths.any(|path| path.source == Some(addr) || (last && path.link == old.link));
-        }
     }
 
     /// What XDP can transmit on. It changes without a notification when a veth's peer turns GRO or
@@ -326,7 +355,7 @@ fn drain(socket: &Socket, buffer: &mut Vec<u8>, news: &mut News) {
             Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => news.dirty = Dirty::ALL,
             Err(_) => return,
         }
-        if news.routes.len() >= BATCH {
+        if news.of_routes.len() >= BATCH {
             return;
         }
     }
@@ -339,13 +368,13 @@ async fn changed(socket: &AsyncFd<Socket>, news: &mut News) -> Result<()> {
     while news.is_empty() {
         let mut ready = socket.readable().await?;
         drain(ready.get_inner(), &mut buffer, news);
-        if news.routes.len() < BATCH {
+        if news.of_routes.len() < BATCH {
             ready.clear_ready();
         }
     }
     let end = Instant::now() + PATIENCE;
-    while news.waits()
-        && news.routes.len() < BATCH
+    while !news.are_of_routes_alone()
+        && news.of_routes.len() < BATCH
         && let Ok(ready) = timeout_at((Instant::now() + QUIET).min(end), socket.readable()).await
     {
         let mut ready = ready?;
@@ -400,7 +429,7 @@ async fn follow(
             result = changed(&socket, &mut news) => {
                 result?;
                 let news = std::mem::take(&mut news);
-                let routes_alone = !news.waits();
+                let routes_alone = news.are_of_routes_alone();
                 let result = tokio::task::block_in_place(|| mirror.take(news));
                 if routes_alone && result.is_ok() {
                     publish(&mirror, sender);

@@ -44,11 +44,15 @@ pub fn open() -> Result<Connection> {
 
 /// All that is ours.
 pub fn read(connection: &mut Connection) -> Result<Own> {
-    let routes = connection.dump(
+    Ok(Own { routes: routes(connection)?, rules: rules(connection)?.own })
+}
+
+/// Our routes alone.
+pub fn routes(connection: &mut Connection) -> Result<BTreeMap<Key, Target>> {
+    connection.dump(
         || Message::new(GET_ROUTE, 0, &[0, 0, 0, 0, 0, PROTOCOL, 0, 0, 0, 0, 0, 0]),
         |all: &mut BTreeMap<_, _>, payload| all.extend(route(payload)),
-    )?;
-    Ok(Own { routes, rules: rules(connection)?.own })
+    )
 }
 
 /// A route, if it is ours.

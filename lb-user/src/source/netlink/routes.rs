@@ -2,19 +2,17 @@
 //!
 //! Invariant: what is followed is what a whole read would give. Notifications say all that is needed for that
 //! but in a few cases, which are found out ([`Effect::Unclear`]) and cost a whole read. Not here: what the kernel does
-//! to routes without a word, when links and addresses go ([`super::Mirror`]).
+//! to routes without a word, when links and addresses go ([`super::Mirror`]), and which routes are ours ([`super::own`]).
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
 use ipnet::IpNet;
 
 use super::message::{Attrs, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
-use super::own;
 use super::read::{gateway, ip, next_hops};
 use crate::intent::{Path, RouteKind, RouteTable};
-use crate::route::{Key, MAIN, Target};
+use crate::route::MAIN;
 
 pub(super) const GET_ROUTE: u16 = 26;
 pub(super) const NEW_ROUTE: u16 = 24;
@@ -31,11 +29,10 @@ const CLONED: u32 = 0x200;
 /// `RTA_NH_ID`
 const NEXT_HOP_OBJECT: u16 = 30;
 
-/// Routes of the main table, and those of all tables that are ours.
+/// Routes of the main table.
 #[derive(Default)]
 pub struct Routes {
     pub table: RouteTable,
-    pub own: BTreeMap<Key, Target>,
     /// Some route has next hops that are dead, and come to life without a word.
     pub dead: bool,
     /// Some route leads by a next hop that is an object of its own.
@@ -46,7 +43,7 @@ pub struct Routes {
 #[derive(Debug, PartialEq)]
 pub struct Entry {
     pub prefix: IpNet,
-    metric: u32,
+    pub metric: u32,
     /// Several, if it has several next hops; none that are dead.
     pub paths: Vec<Path>,
     dead: bool,
@@ -67,7 +64,6 @@ pub fn read(connection: &mut Connection) -> Result<Routes> {
     connection.dump(
         || Message::new(GET_ROUTE, 0, &[0; 12]),
         |all: &mut Routes, payload| {
-            all.own.extend(own::route(payload));
             let Some(entry) = entry(payload) else { return };
             all.dead |= entry.dead;
             all.objects |= entry.object;
@@ -84,8 +80,7 @@ pub fn entry(payload: &[u8]) -> Option<Entry> {
         return None;
     }
     let kind = match kind {
-        // By more than the destination.
-        _ if source_bits != 0 || tos != 0 => RouteKind::Refusing,
+        _ if source_bits != 0 || tos != 0 => RouteKind::Narrow,
         UNICAST => RouteKind::Unicast,
         BLACKHOLE => RouteKind::Blackhole,
         kind if REFUSING.contains(&kind) => RouteKind::Refusing,
@@ -106,13 +101,16 @@ pub fn entry(payload: &[u8]) -> Option<Entry> {
         if flags & DEAD == 0 { entry.paths.push(path) } else { entry.dead = true }
     };
     match (attrs.u32(4), attrs.find(9)) {
-        _ if kind != RouteKind::Unicast => entry.paths.push(Path { metric, kind, ..Path::default() }),
+        _ if matches!(kind, RouteKind::Blackhole | RouteKind::Refusing) => push(0, Attrs(&[]), 0, 0),
         (Some(link), _) => push(link, attrs, 0, flags),
         (None, Some(hops)) => next_hops(hops).for_each(|hop| push(hop.link, hop.attrs, hop.weight, hop.flags)),
+        (None, None) if kind == RouteKind::Narrow => push(0, attrs, 0, 0),
         (None, None) => return None,
     }
     let source = attrs.find(7).and_then(ip);
-    entry.paths.iter_mut().filter(|path| path.kind == RouteKind::Unicast).for_each(|path| path.source = source);
+    entry.paths.iter_mut().filter(|path| path.link != 0).for_each(|path| path.source = source);
+    // The kernel lists an IPv6 route's next hops in an order of the moment.
+    entry.paths.sort_unstable();
     Some(entry)
 }
 
@@ -121,23 +119,24 @@ impl Routes {
     ///
     /// What flags say (`fib_table_insert`, `fib6_add_rt2node`, kernel 4.11): EXCL, that there was none of the prefix
     /// and metric; REPLACE, that one of these went; APPEND, that it stands behind these. IPv6 lists a route that
-    /// became one of several next hops with all of them.
+    /// became one of several next hops with all of them. Of one for some packets alone all is read again.
     pub fn note(&mut self, kind: u16, flags: u16, payload: &[u8], replayed: bool) -> Effect {
-        let own = own::route(payload).map_or(Effect::Nothing, |(key, target)| self.note_own(kind, key, target));
-        let Some(entry) = entry(payload) else { return own };
+        let Some(entry) = entry(payload) else { return Effect::Nothing };
         self.dead |= entry.dead;
         self.objects |= entry.object;
         let paths = self.table.get(&entry.prefix).map_or(&[][..], |paths| &paths[..]);
-        let first = paths.partition_point(|path| path.metric < entry.metric);
-        let end = paths.partition_point(|path| path.metric <= entry.metric);
+        let narrow = |path: &Path| path.kind == RouteKind::Narrow;
+        let first = paths.partition_point(|path| narrow(path) || path.metric < entry.metric);
+        let end = paths.partition_point(|path| narrow(path) || path.metric <= entry.metric);
         let there = &paths[first..end];
         let now = match kind {
-            NEW_ROUTE => with(there, &entry, flags),
+            _ if entry.paths.iter().any(narrow) => None,
+            NEW_ROUTE => with(there, &entry, flags, replayed),
             _ => without(there, &entry, replayed),
         };
         match now {
             None => Effect::Unclear,
-            Some(now) if now == there => own,
+            Some(now) if now == there => Effect::Nothing,
             Some(now) => {
                 let now = [&paths[..first], &now, &paths[end..]].concat();
                 self.table.set(entry.prefix, now);
@@ -145,40 +144,26 @@ impl Routes {
             }
         }
     }
-
-    fn note_own(&mut self, kind: u16, key: Key, target: Target) -> Effect {
-        match (kind, self.own.get(&key)) {
-            (NEW_ROUTE, Some(old)) if *old == target => return Effect::Nothing,
-            (NEW_ROUTE, _) => _ = self.own.insert(key, target),
-            (_, Some(old)) if *old == target => _ = self.own.remove(&key),
-            (_, Some(_)) => return Effect::Unclear,
-            (_, None) => return Effect::Nothing,
-        }
-        Effect::Changed
-    }
 }
 
 /// The paths of a metric once a route has come. None: it can't be told.
-fn with(there: &[Path], entry: &Entry, flags: u16) -> Option<Vec<Path>> {
+fn with(there: &[Path], entry: &Entry, flags: u16, replayed: bool) -> Option<Vec<Path>> {
     let new = &entry.paths;
-    let gatewayed = |paths: &[Path]| paths.iter().all(|path| path.gateway.is_some());
-    // As one message has it.
-    let is_one = |paths: &[Path]| paths.len() < 2 || paths.iter().all(|path| path.weight > 0);
     if flags & EXCLUSIVE != 0 || there.is_empty() {
         return Some(new.clone());
     }
+    let gatewayed = |paths: &[Path]| paths.iter().filter(|path| path.gateway.is_some()).count();
     let v6 = entry.prefix.addr().is_ipv6();
-    if flags & REPLACE != 0 || (v6 && gatewayed(new) && gatewayed(there)) {
-        return is_one(there).then(|| new.clone());
+    if flags & REPLACE != 0 || (v6 && gatewayed(new) > 0 && gatewayed(there) > 0) {
+        // Which of several goes, and, for IPv6, one that never shares with others of its metric.
+        let is_one = there.len() < 2 || there.iter().all(|path| path.weight > 0);
+        let alike = !v6 || gatewayed(there) == if gatewayed(new) > 0 { there.len() } else { 0 };
+        return (is_one && alike).then(|| new.clone());
     }
-    if contains(there, new) {
-        return Some(there.to_vec());
+    if replayed && new.iter().any(|path| there.contains(path)) {
+        return None;
     }
     Some(if v6 || flags & APPEND != 0 { [there, new].concat() } else { [new, there].concat() })
-}
-
-fn contains(there: &[Path], paths: &[Path]) -> bool {
-    paths.iter().all(|path| there.contains(path))
 }
 
 /// The paths of a metric once a route has gone.
@@ -197,7 +182,9 @@ fn without(there: &[Path], entry: &Entry, replayed: bool) -> Option<Vec<Path>> {
             None => return None,
         }
     }
-    if let [only] = &mut left[..] {
+    let mut shared = left.iter_mut().filter(|path| path.weight > 0);
+    // An IPv6 route that is left alone is none of several any more.
+    if let (Some(only), None, true) = (shared.next(), shared.next(), entry.prefix.addr().is_ipv6()) {
         only.weight = 0;
     }
     Some(left)
@@ -263,5 +250,46 @@ mod tests {
         assert!(nowhere(3).is_empty(), "broadcast");
         assert!(parse(main(33), &[attr(1, &[10, 0, 0, 0]), link(2)]).is_empty());
         assert!(parse(main(8), &[vec![0xff, 0xff, 1, 0, 10]]).is_empty());
+    }
+
+    /// What a daemon does all day is followed, and never read again.
+    #[test]
+    fn the_usual_changes_are_clear() {
+        let mut routes = Routes::default();
+        let main = |family| [family, 24, 0, 0, 254, 12, 0, UNICAST, 0, 0, 0, 0];
+        let link = |n: u32| attr(4, &n.to_ne_bytes());
+        let v4 =
+            |gateway: u8| [&main(2)[..], &attr(1, &[10, 1, 2, 0]), &attr(5, &[10, 0, 0, gateway]), &link(2)].concat();
+        let dst6 = attr(1, &[0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let gateway6 = |last: u8| attr(5, &[0xfe, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last]);
+        let v6 = |last: u8| [&main(10)[..], &dst6, &gateway6(last), &link(2)].concat();
+        let hop6 = |last: u8| [&[28, 0, 0, 0, 2, 0, 0, 0][..], &gateway6(last)].concat();
+        let both6 = [&main(10)[..], &dst6, &attr(9, &[hop6(1), hop6(2)].concat())].concat();
+        const CREATE: u16 = 0x400;
+        use Effect::{Changed, Nothing, Unclear};
+        for (kind, flags, message, replayed, effect, left) in [
+            (NEW_ROUTE, CREATE | EXCLUSIVE, v4(1), false, Changed, 1),
+            // It came before the whole was read.
+            (NEW_ROUTE, CREATE | EXCLUSIVE, v4(1), true, Nothing, 1),
+            (NEW_ROUTE, REPLACE, v4(2), false, Changed, 1),
+            (NEW_ROUTE, CREATE | APPEND, v4(3), false, Changed, 2),
+            // Which of the two?
+            (NEW_ROUTE, REPLACE, v4(4), false, Unclear, 2),
+            (DEL_ROUTE, 0, v4(9), false, Unclear, 2),
+            (DEL_ROUTE, 0, v4(9), true, Nothing, 2),
+            (DEL_ROUTE, 0, v4(2), false, Changed, 1),
+            (DEL_ROUTE, 0, v4(3), false, Changed, 0),
+            (DEL_ROUTE, 0, v4(3), false, Nothing, 0),
+            // The second brings the first one along, and leaves it alone.
+            (NEW_ROUTE, CREATE | EXCLUSIVE, v6(1), false, Changed, 1),
+            (NEW_ROUTE, CREATE, both6, false, Changed, 2),
+            (DEL_ROUTE, 0, v6(2), false, Changed, 1),
+            (NEW_ROUTE, REPLACE, v6(1), false, Nothing, 1),
+        ] {
+            let happens = routes.note(kind, flags, &message, replayed);
+            let prefix = entry(&message).expect("a route").prefix;
+            let there = routes.table.get(&prefix).map_or(0, |paths| paths.len());
+            assert_eq!((happens, there), (effect, left), "{kind} {flags:x} {:?}", entry(&message));
+        }
     }
 }
