@@ -10,6 +10,7 @@ mod forward;
 mod programs;
 mod updates;
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -150,12 +151,15 @@ fn time<A: Drawn>(scene: &Routes<A>, lane: Lane, lookups: u32) -> Result<f64> {
     Ok((thread_ns() - before) / f64::from(lookups))
 }
 
-/// An address in a random route each: all hit.
+/// An address in a random route each: all hit, and none is of those that no router forwards.
 fn destinations<A: Drawn>(table: &[(Prefix<A>, u32)]) -> Vec<A> {
     let mut random = Random(9);
-    let mut draw = || {
+    let mut draw = || loop {
         let (prefix, _) = &table[random.below(table.len() as u64) as usize];
-        routes::within(&mut random, prefix)
+        let addr = routes::within(&mut random, prefix);
+        if !matches!(addr.to_ip(), IpAddr::V4(ip) if ip.is_link_local()) {
+            return addr;
+        }
     };
     (0..DESTINATIONS).map(|_| draw()).collect()
 }
