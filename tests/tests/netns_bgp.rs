@@ -121,7 +121,8 @@ impl Beats {
         let socket = probe::udp_socket(&From::ns(&between.a), to, Datagram::default()).unwrap();
         // A busy machine lets its reader wait.
         socket2::SockRef::from(&socket).set_recv_buffer_size(1 << 20).unwrap();
-        socket.set_read_timeout(Some(BEAT)).unwrap();
+        // A read's timeout is rounded up to the kernel's ticks; a sleep isn't.
+        socket.set_nonblocking(true).unwrap();
         let ended = Arc::new(AtomicBool::new(false));
         let end = ended.clone();
         Beats { ended, thread: std::thread::spawn(move || beat(&socket, &end)) }
@@ -148,9 +149,10 @@ fn beat(socket: &UdpSocket, ended: &AtomicBool) -> (u32, BTreeSet<u32>) {
             }
         }
         // The echo begins with the server's name.
-        if let Ok(n @ 4..) = socket.recv(&mut buffer) {
+        while let Ok(n @ 4..) = socket.recv(&mut buffer) {
             back.insert(u32::from_be_bytes(buffer[n - 4..n].try_into().unwrap()));
         }
+        std::thread::sleep(BEAT / 4);
     }
     (sent, back)
 }
