@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -37,6 +37,11 @@ impl Proc {
 
     pub fn id(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Its input, where that is piped: the first who asks has it.
+    pub fn input(&mut self) -> Option<ChildStdin> {
+        self.0.stdin.take()
     }
 
     /// Whether it still runs.

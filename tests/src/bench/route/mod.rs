@@ -6,6 +6,7 @@
 //! prefix match does. A row whose answers differ is marked.
 
 mod failover;
+mod follow;
 mod forward;
 mod programs;
 mod updates;
@@ -55,6 +56,9 @@ pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
         rows.extend(table::<Ip6>(size, &format!("v6 {what}"), reach, quick)?);
     }
     rows.extend(super::wire::route(quick, only)?);
+    if wanted("one change") {
+        rows.extend(follow::changes(quick)?);
+    }
     if wanted("failover") {
         rows.extend(failover::rows(quick)?);
     }
@@ -92,6 +96,8 @@ fn table<A: Drawn>(size: usize, what: &str, reach: Option<Times>, quick: bool) -
         let build = Row::new(format!("{what}: built and switched"), median(&wall), "s").reach(Reach::AtMost(0.3));
         rows.push(build.verdict("cpu_s", median(&cpu)).verdict("trie_s", trie).verdict("kernel_s", kernel));
         rows.push(memory(&fib, what).verdict("kernel_mb", kernel_mb));
+        rows.extend(follow::whole(&mut fib, scene.ns(), size, what)?);
+        fib.replace(&table)?;
         rows.extend(updates::rows(fib, &table, what, quick)?);
     }
     Ok(rows)
