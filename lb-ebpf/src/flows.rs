@@ -32,7 +32,7 @@ pub trait InArrays: Ip {
     fn way_to(dst: &Self) -> u32;
     fn slot(key: &FlowKey<Self>) -> u32;
     fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
-    fn take(key: &FlowKey<Self>, hit: &mut Hit<Self>, keep: u32) -> u32;
+    fn take(hit: &mut Hit<Self>, keep: u32) -> u32;
     fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32;
     fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
@@ -48,8 +48,8 @@ pub trait InArrays: Ip {
 
 impl<A: InArrays> FlowTable<A> for Kernel {
     #[inline(always)]
-    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
-        A::FLOWS.get(slot)
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
+        A::FLOWS.get(place)
     }
 
     #[inline(always)]
@@ -75,8 +75,8 @@ impl<A: InArrays> FlowTable<A> for Kernel {
     }
 
     #[inline(always)]
-    fn take(&self, key: &FlowKey<A>, hit: &mut Hit<A>, keep: u32) -> bool {
-        A::take(key, hit, keep) != 0
+    fn take(&self, hit: &mut Hit<A>, keep: u32) -> bool {
+        A::take(hit, keep) != 0
     }
 
     #[inline(always)]
@@ -155,12 +155,12 @@ macro_rules! family {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $take(key: *const FlowKey<$addr>, hit: *mut Hit<$addr>, keep: u32) -> u32 {
+        extern "C" fn $take(hit: *mut Hit<$addr>, keep: u32) -> u32 {
             // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            flow_table::insert::take(&Kernel, key, hit, keep) as u32
+            match unsafe { hit.as_mut() } {
+                Some(hit) => flow_table::insert::take(&Kernel, hit, keep) as u32,
+                None => 0,
+            }
         }
 
         #[unsafe(no_mangle)]
@@ -218,8 +218,8 @@ macro_rules! family {
             }
 
             #[inline(always)]
-            fn take(key: &FlowKey<Self>, hit: &mut Hit<Self>, keep: u32) -> u32 {
-                $take(key, hit, keep)
+            fn take(hit: &mut Hit<Self>, keep: u32) -> u32 {
+                $take(hit, keep)
             }
 
             #[inline(always)]

@@ -16,8 +16,8 @@ use zerocopy::FromZeros;
 struct Table<A: Addr>(Memory<A>);
 
 impl<A: Addr> FlowTable<A> for Table<A> {
-    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
-        self.0.entry(slot)
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
+        self.0.line(place)
     }
     fn mask(&self) -> u32 {
         self.0.mask()
@@ -236,7 +236,7 @@ fn an_owned_slot_is_recovered() {
     // As far as an insertion gets that dies behind its first step.
     let mut half = Hit::new_zeroed();
     half.flow = flow(2, tcp::NEW, 1000);
-    assert!(flow_table::insert::take(&table, &key(2, v4), &mut half, NONE));
+    assert!(flow_table::insert::take(&table, &mut half, NONE));
     assert!(flow_table::recover(&table, half.slot, half.meta));
     assert!(!flow_table::recover(&table, half.slot, half.meta), "freed once");
     assert_eq!(put(&table, &key(2, v4), flow(2, tcp::NEW, 1000)), Ok(()));

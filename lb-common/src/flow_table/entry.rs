@@ -249,6 +249,12 @@ impl<A: Addr> Entry<A> {
         self.meta.swap_if(old.0, new.0)
     }
 
+    /// Reads of each of its lines.
+    #[inline(always)]
+    pub(super) fn fetch(&self) {
+        let _ = (self.meta.load(), self.route.load());
+    }
+
     #[inline(always)]
     pub(super) fn holds(&self, words: &Words<A>) -> bool {
         self.rest.load() == words.rest && self.addrs.holds(&words.addrs)
@@ -257,15 +263,27 @@ impl<A: Addr> Entry<A> {
     /// The value, if the entry is still of that generation when it has been read.
     #[inline(always)]
     pub(super) fn read(&self, meta: Meta) -> Option<Flow<A>> {
+        let flow = self.value(meta);
+        acquire();
+        self.meta().same(meta).then_some(flow)
+    }
+
+    /// The same where the value lies in memory anyway. Where it says false, what was written means nothing.
+    #[inline(always)]
+    pub(super) fn read_into(&self, meta: Meta, flow: &mut Flow<A>) -> bool {
+        *flow = self.value(meta);
+        acquire();
+        self.meta().same(meta)
+    }
+
+    /// What of it is read before the generation is looked at again.
+    #[inline(always)]
+    fn value(&self, meta: Meta) -> Flow<A> {
         let (src, dst) = A::unpair(self.to_addrs.load());
         let (to, owner, route) = (self.to_rest.load(), self.owner.load(), self.route.load());
         let last = self.last.load();
-        acquire();
-        if !self.meta().same(meta) {
-            return None;
-        }
         let current = route >> 48 == meta.mark() >> 48;
-        Some(Flow {
+        Flow {
             src,
             dst,
             sport: Be16::from_raw(to as u16),
@@ -277,7 +295,7 @@ impl<A: Addr> Entry<A> {
             state: meta.state(),
             flags: (to >> 32) as u8,
             epoch: (route >> 32) as u16,
-        })
+        }
     }
 
     /// The key, if the entry is still of that generation when it has been read.

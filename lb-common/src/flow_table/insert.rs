@@ -21,16 +21,37 @@ pub fn insert<A: Addr, T: FlowTable<A> + Common>(
     hit: &mut Hit<A>,
     keep: u32,
 ) -> Result<(), PutError> {
-    if !table.take(key, hit, keep) {
+    aim(table, key, hit);
+    put(table, key, hit, keep)
+}
+
+/// Finds out where a key may lie, for [`put`], and reads the memory that is mostly written then. What several keys
+/// need is so fetched at once; without it each insertion waits, at its first compare-and-exchange, for its own.
+#[inline(never)]
+pub fn aim<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) {
+    hit.place = Place::of(table, &Words::of(key));
+    if let Some(entry) = table.entry(hit.place.home()) {
+        entry.fetch();
+    }
+}
+
+/// [`insert`] of what was [`aim`]ed.
+#[inline(always)]
+pub fn put<A: Addr, T: FlowTable<A> + Common>(
+    table: &T,
+    key: &FlowKey<A>,
+    hit: &mut Hit<A>,
+    keep: u32,
+) -> Result<(), PutError> {
+    if !table.take(hit, keep) {
         return Err(PutError::Full);
     }
     if table.settle(key, hit) { Ok(()) } else { Err(PutError::Exists) }
 }
 
-/// Takes a slot for a key; `hit` then says which, and as what it is owned. False: there is none.
+/// Takes a slot for a key that was [`aim`]ed; `hit` then says which, and as what it is owned. False: there is none.
 #[inline(always)]
-pub fn take<A: Addr, T: FlowTable<A> + Common>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>, keep: u32) -> bool {
-    hit.place = Place::of(table, &Words::of(key));
+pub fn take<A: Addr, T: FlowTable<A> + Common>(table: &T, hit: &mut Hit<A>, keep: u32) -> bool {
     let (place, now) = (&hit.place, hit.flow.last);
     // The first bucket if that costs nobody much, the second, the first whatever it costs.
     let (mut stage, mut index) = (0, place.first);

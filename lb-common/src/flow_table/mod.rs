@@ -1,6 +1,6 @@
 //! The table of connections: one cache line an IPv4 entry, two an IPv6 entry, in a plain array.
 //!
-//! Every key has a bucket of 31 slots, behind which lies a cache line of hints about them, and a home
+//! Every key has a bucket of 31 slots, beside which lies a cache line of hints about them, and a home
 //! among them, where it mostly is. A second bucket serves when the first is full of answered
 //! connections. All of the table's operations are here, over one accessor ([`FlowTable::entry`]): the
 //! very same code runs in the kernel over a mapped array, in the agent over the same memory, and in
@@ -47,10 +47,22 @@ pub const NONE: u32 = u32::MAX;
 /// How often a change is tried that another CPU's change of the same entry undid.
 const TRIES: u32 = 4;
 
+/// Where in the array a slot lies: in its bucket, but each bucket's slots in another order. Were the hints of all
+/// buckets as far from each other as buckets are, they would share a few of the cache's sets.
+#[inline(always)]
+pub const fn place_of(slot: u32) -> u32 {
+    slot ^ (slot / WAYS) % WAYS
+}
+
 /// Where the array is.
 pub trait FlowTable<A: Addr> {
-    /// A bucket's slots are `index * WAYS` and the following; its hints lie in the last one.
-    fn entry(&self, slot: u32) -> Option<&Entry<A>>;
+    /// What lies in a place of the array.
+    fn line(&self, place: u32) -> Option<&Entry<A>>;
+    /// A bucket's slots are `index * WAYS` and the following; the last one is its hints.
+    #[inline(always)]
+    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
+        self.line(place_of(slot))
+    }
     /// Buckets less one; they are a power of two.
     fn mask(&self) -> u32;
     /// One of the [`MULTIPLIERS`] random numbers of this table.
@@ -75,11 +87,11 @@ pub trait FlowTable<A: Addr> {
     }
 
     /// [`insert::take`].
-    fn take(&self, key: &FlowKey<A>, hit: &mut Hit<A>, keep: u32) -> bool
+    fn take(&self, hit: &mut Hit<A>, keep: u32) -> bool
     where
         Self: Sized + Common,
     {
-        insert::take(self, key, hit, keep)
+        insert::take(self, hit, keep)
     }
 
     /// [`insert::choose`].
@@ -115,7 +127,7 @@ pub struct Hit<A: Addr> {
     pub slot: u32,
     pub meta: Meta,
     pub flow: Flow<A>,
-    /// Where it may be put: from [`insert::take`] to [`insert::settle`].
+    /// Where it may be put: from [`insert::aim`] to [`insert::settle`].
     place: Place,
 }
 
@@ -125,12 +137,11 @@ fn bucket<A: Addr, T: FlowTable<A>>(table: &T, index: u32) -> Option<&Bucket> {
     table.entry(index.wrapping_mul(WAYS).wrapping_add(SLOTS)).map(Entry::hints)
 }
 
-/// Finds a key's entry: mostly in its home slot, by one look. For the path of every packet.
+/// Finds a key's entry: mostly in its home slot, by one look, if it is `likely` there. For the path of every packet.
 #[inline(always)]
-pub fn find<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> Option<Hit<A>> {
+pub fn find<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, likely: bool) -> Option<Hit<A>> {
     let words = Words::of(key);
-    let place = Place::of(table, &words);
-    if let Some(hit) = probe(table, place.home(), &words) {
+    if likely && let Some(hit) = probe(table, Place::of(table, &words).home(), &words) {
         return Some(hit);
     }
     // A copy: what a function takes by reference lies in memory, also where it isn't called.
@@ -141,11 +152,7 @@ pub fn find<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> Option<Hit
 /// The slot of a key's entry, by the buckets' tags; [`NONE`] without one.
 #[inline(always)]
 pub fn seek<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> u32 {
-    seek_at(table, key, &Place::of(table, &Words::of(key)))
-}
-
-#[inline(always)]
-fn seek_at<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, place: &Place) -> u32 {
+    let place = Place::of(table, &Words::of(key));
     let Some(first) = bucket(table, place.first) else {
         return NONE;
     };
@@ -159,19 +166,16 @@ fn seek_at<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, place: &Place)
     }
 }
 
-/// The same, where that isn't done for every packet.
+/// The same, where that isn't done for every packet, and often finds nothing: what the tags say then is all.
 #[inline(always)]
 pub fn find_into<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
-    let words = Words::of(key);
-    let place = Place::of(table, &words);
-    let home = probe(table, place.home(), &words);
-    match home.or_else(|| probe(table, seek_at(table, key, &place), &words)) {
-        Some(Hit { slot, meta, flow, .. }) => {
-            (hit.slot, hit.meta, hit.flow) = (slot, meta, flow);
-            true
-        }
-        None => false,
-    }
+    let slot = table.slot_of(key);
+    let Some(entry) = table.entry(slot) else {
+        return false;
+    };
+    hit.slot = slot;
+    hit.meta = entry.meta();
+    hit.meta.phase() == Meta::LIVE && entry.holds(&Words::of(key)) && entry.read_into(hit.meta, &mut hit.flow)
 }
 
 /// The entry in a slot, if it is the key's.

@@ -12,8 +12,8 @@ use crate::wire::{Be16, Ip6};
 struct Table(Vec<Entry<Ip6>>);
 
 impl FlowTable<Ip6> for Table {
-    fn entry(&self, slot: u32) -> Option<&Entry<Ip6>> {
-        self.0.get(slot as usize)
+    fn line(&self, place: u32) -> Option<&Entry<Ip6>> {
+        self.0.get(place as usize)
     }
     fn mask(&self) -> u32 {
         self.0.len() as u32 / WAYS - 1

@@ -10,6 +10,7 @@ use super::nat;
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
+use crate::flow_table::insert::{aim, put};
 use crate::flow_table::{self, Hit, NONE, PutError, insert, set_state, touch};
 use crate::port_table::class;
 use crate::table::{BOTH, Flow, FlowKey, NextHop, age};
@@ -200,7 +201,7 @@ pub fn reverse<A: Addr>(key: &FlowKey<A>, flow: &Flow<A>) -> Flow<A> {
 #[inline(always)]
 pub fn claim<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<bool, Drop> {
     match holder(work, context) {
-        NOBODY => match insert(context.tables, &work.other_key, &mut work.other, NONE) {
+        NOBODY => match put(context.tables, &work.other_key, &mut work.other, NONE) {
             Ok(()) => Ok(true),
             Err(PutError::Exists) => Ok(false),
             Err(PutError::Full) => Err(Drop::FlowTableFull),
@@ -214,7 +215,7 @@ pub fn claim<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> R
 pub fn complete<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<(), Drop> {
     let Work { parsed, hit, other, .. } = work;
     // Where it exists another CPU has just opened the same connection.
-    if insert(context.tables, &parsed.key, hit, other.slot) == Err(PutError::Full) {
+    if put(context.tables, &parsed.key, hit, other.slot) == Err(PutError::Full) {
         flow_table::remove(context.tables, other);
         return Err(Drop::FlowTableFull);
     }
@@ -231,6 +232,8 @@ const ANOTHER: u32 = 2;
 fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
     let Work { parsed, hit, other, other_key, .. } = work;
     *other_key = hit.flow.reverse_key(parsed.key.proto);
+    aim(context.tables, other_key, other);
+    aim(context.tables, &parsed.key, hit);
     if context.tables.look_up(other_key, other) {
         if readopted(&parsed.key, hit, other, context) {
             return OURSELVES;

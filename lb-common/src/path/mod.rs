@@ -22,7 +22,7 @@ use crate::flow_table::{self, Hit};
 use crate::table::{Backend, FlowKey, Owned, Service, ServiceKey, Settings, filter};
 use crate::tables::Tables;
 use crate::verdict::{Action, Arrival, Hook, Outcome};
-use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, UDP};
+use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, TCP_ACK, TCP_SYN, UDP};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 use parse::{Ip, Parsed, Part};
 
@@ -172,13 +172,14 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, l3: u32, context: &Conte
     // A copy: what is handed to a map lies in memory, and would take the rest of `parsed` with it.
     let key = parsed.key;
     let ported = parsed.portless == 0;
-    let claimed = ported
-        && (claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto));
-    let flow = if claimed || crosses(tables, &parsed, context.at) {
+    let served =
+        || claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto);
+    let flow = if crosses(tables, &parsed, context.at) || (ported && served()) {
         if !ported {
             return Next::Known;
         }
-        let Some(hit) = flow_table::find(tables, &key) else {
+        let opens = parsed.flags & (TCP_SYN | TCP_ACK) == TCP_SYN;
+        let Some(hit) = flow_table::find(tables, &key, !opens) else {
             return Next::Unknown;
         };
         if !flow::passes(&hit, &parsed, context) {
@@ -254,6 +255,9 @@ fn connection<A: Ip, P: Packet, T: Tables<A>>(
 fn service<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
     let Parsed { key, proto, .. } = &work.parsed;
     let key = ServiceKey { addr: key.dst, port: key.dport, proto: *proto, pad: 0 };
+    if !claimed(context.tables, key.addr, key.port, key.proto) {
+        return false;
+    }
     match context.tables.service(&key) {
         Some(service) => {
             work.service = service;

@@ -35,8 +35,8 @@ pub struct Flows<A: Addr> {
 }
 
 impl<A: Addr> FlowTable<A> for Flows<A> {
-    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
-        self.entries.get().get(slot as usize)
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
+        self.entries.get().get(place as usize)
     }
 
     fn mask(&self) -> u32 {
@@ -89,8 +89,9 @@ impl<A: Addr> Flows<A> {
     }
 
     fn owned(&self) -> Vec<(u32, Meta)> {
-        let all = (0..).zip(self.entries.get().iter().map(Entry::meta));
-        all.filter(|(slot, meta)| slot % WAYS != WAYS - 1 && meta.phase() == Meta::OWNED).collect()
+        let slots = (0..self.slots()).filter(|slot| slot % WAYS != WAYS - 1);
+        let all = slots.filter_map(|slot| Some((slot, self.entry(slot)?.meta())));
+        all.filter(|(_, meta)| meta.phase() == Meta::OWNED).collect()
     }
 
     /// Frees slots that an agent owned when it was killed; how many. There is one agent at a time.

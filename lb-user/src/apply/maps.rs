@@ -27,7 +27,7 @@ use super::table::{PerCpu, Table, set_many};
 use crate::intent::Capacity;
 
 /// Rises when a layout changes that sizes and names don't show.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 /// Where mappings that begin and end wait for the agent that logs them: also for the next one.
 pub const NAT_LOG: &str = "NAT_LOG";
 

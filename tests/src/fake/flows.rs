@@ -1,6 +1,6 @@
 //! The flow table in this process's memory: the engine's own, over vectors.
 
-use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS, WAYS, find_into};
+use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS, WAYS, find_into, place_of};
 use lb_common::table::{Flow, FlowKey};
 use lb_common::wire::Addr;
 use zerocopy::FromZeros;
@@ -22,8 +22,8 @@ pub struct Memory<A: Addr> {
 }
 
 impl<A: Addr> FlowTable<A> for Memory<A> {
-    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
-        self.entries.get(slot as usize)
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
+        self.entries.get(place as usize)
     }
 
     fn mask(&self) -> u32 {
@@ -85,7 +85,7 @@ impl<A: Addr> Clone for Memory<A> {
     fn clone(&self) -> Self {
         let copy = Memory { multipliers: self.multipliers, ..Memory::new(self.slots()) };
         for ((to, from), place) in copy.entries.iter().zip(&self.entries).zip(0..) {
-            to.copy(from, place % WAYS == WAYS - 1);
+            to.copy(from, place_of(place) % WAYS == WAYS - 1);
         }
         copy
     }

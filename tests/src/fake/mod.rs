@@ -300,8 +300,8 @@ fn covers<A: Addr>(prefix: &Prefix<A>, addr: A) -> bool {
 }
 
 impl<A: InFake> FlowTable<A> for Fake {
-    fn entry(&self, slot: u32) -> Option<&Entry<A>> {
-        A::flows(self).entry(slot)
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
+        A::flows(self).line(place)
     }
 
     fn mask(&self) -> u32 {
