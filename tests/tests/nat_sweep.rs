@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use lb_common::flow_table::{self, Hit, NONE};
-use lb_common::port_table::{self, CHARGED, HOLDERS, Holder, Mapping, PLANE, PORTS, PortTable, base};
+use lb_common::port_table::{self, HOLDERS, Holder, Mapping, PLANE, PORTS, PortTable, base};
 use lb_common::table::{Flow, FlowKey, Settings};
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -39,7 +39,7 @@ impl<A: Addr> World<A> {
 
     /// As a packet does it.
     fn map(&self, inside: A, port: u16, index: u32, state: u8) {
-        assert_eq!(port_table::charge(&self.table, inside, u32::MAX), CHARGED);
+        port_table::charge(&self.table, port_table::admit(&self.table, inside, u32::MAX));
         assert!(port_table::take(&self.table, index));
         let mapping = Mapping { inside, remote: inside, port: Be16::new(port), state, away: false, now: NOW };
         port_table::own(&self.table, index, &mapping);
@@ -151,8 +151,8 @@ fn a_count_that_is_wrong_is_corrected_once_two_passes_agree() {
     all.map(v4(1), 1, base(0, 0) + 1, tcp::ESTABLISHED);
     all.map(v4(2), 1, base(0, 1) + 1, tcp::ESTABLISHED);
     // Killed before the count was lowered; and one that is too low.
-    assert_eq!(port_table::charge(&all.table, v4(1), 10), CHARGED);
-    assert_eq!(port_table::charge(&all.table, v4(1), 10), CHARGED);
+    port_table::charge(&all.table, port_table::admit(&all.table, v4(1), 10));
+    port_table::charge(&all.table, port_table::admit(&all.table, v4(1), 10));
     port_table::refund(&all.table, v4(2));
     assert_eq!(all.hosts(), [(v4(1), 3), (v4(2), 0)]);
     assert_eq!(all.sweep(NOW), only(0, 0, 0, 0));

@@ -77,12 +77,10 @@ impl<A: Addr> Holder<A> {
     }
 }
 
-/// What came of [`charge`].
-pub const CHARGED: u32 = 0;
-/// The host has all the ports that it may have.
-pub const OVER_QUOTA: u32 = 1;
-/// There is no room to count another host's ports.
-pub const HOSTS_FULL: u32 = 2;
+/// What [`admit`] answers in place of a place: the host has all the ports that it may have,
+pub const OVER_QUOTA: u32 = NONE - 1;
+/// or there is no room to count another host's.
+pub const HOSTS_FULL: u32 = NONE;
 
 /// The place where a host's ports are counted, made if `make`; [`NONE`] without one.
 #[inline(always)]
@@ -117,19 +115,27 @@ fn place<A: Addr, T: PortTable<A>>(table: &T, inside: A, make: bool) -> u32 {
     free
 }
 
-/// Counts one more port of a host, if it may have it.
+/// The place where a host's ports are counted, if it may have one more.
 #[inline(always)]
-pub fn charge<A: Addr, T: PortTable<A>>(table: &T, inside: A, quota: u32) -> u32 {
-    let index = place(table, inside, true);
-    let Some(holder) = table.holder(index) else {
+pub fn admit<A: Addr, T: PortTable<A>>(table: &T, inside: A, quota: u32) -> u32 {
+    let place = place(table, inside, true);
+    let Some(holder) = table.holder(place) else {
         return HOSTS_FULL;
     };
     if holder.ports.load() >= quota {
         holder.denied.add(1);
         return OVER_QUOTA;
     }
-    holder.ports.add(1);
-    CHARGED
+    place
+}
+
+/// Counts one more port of the host that was [`admit`]ted. Of several packets at a time each may have seen room
+/// for one.
+#[inline(always)]
+pub fn charge<A: Addr, T: PortTable<A>>(table: &T, place: u32) {
+    if let Some(holder) = table.holder(place) {
+        holder.ports.add(1);
+    }
 }
 
 /// Counts one port of a host less.

@@ -8,7 +8,7 @@
 //!
 //! 1. A port has one owner at a time: the bit's, from [`take`] to [`release`].
 //! 2. To find one is bounded work: the home, then [`BLOCKS`] words of 64 ports, then [`LOOKS`] owners
-//!    whose time may be over.
+//!    whose time may be over, others with every tick.
 //! 3. What an agent that dies leaves half done is a bit without an owner, which its successor's sweep
 //!    finds ([`release_leaked`]).
 //!
@@ -16,7 +16,7 @@
 
 mod hosts;
 
-pub use hosts::{CHARGED, HOLDERS, HOSTS_FULL, Holder, OVER_QUOTA, charge, refund};
+pub use hosts::{HOLDERS, HOSTS_FULL, Holder, OVER_QUOTA, admit, charge, refund};
 
 use crate::flow_table::cell::{Cell32, Cell64, Cells, acquire};
 use crate::hash;
@@ -36,6 +36,8 @@ pub const PLANE: u32 = CLASSES * PORTS;
 const BLOCKS: u32 = 8;
 /// Owners looked at for one whose time is over, when there is no free port.
 const LOOKS: u32 = 2;
+/// Places where they are looked for in one tick.
+const PLACES: u32 = 32;
 /// How often a change is tried that another CPU's change undid.
 const TRIES: u32 = 4;
 
@@ -353,9 +355,12 @@ pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32
     let (start, stride) = (hash::slot(hash, words), words / BLOCKS + 1);
     let parity = 0x5555_5555_5555_5555u64 << (home & 1);
     let turn = hash & 63;
-    for i in 0..BLOCKS {
+    let mut from = start;
+    for _ in 0..BLOCKS {
+        let at = low + from;
         // Spread: ports that are their endpoints' own lie side by side.
-        let at = low + (start + i * stride) % words;
+        from += stride;
+        from -= if from >= words { words } else { 0 };
         let Some(word) = table.ports(base / 64 + at) else {
             break;
         };
@@ -380,14 +385,24 @@ pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32
     NONE
 }
 
-/// An owner whose time is over, of a few looked at; [`NONE`] without one.
+/// An owner whose time is over, of a few that lie side by side; [`NONE`] without one. Who they are changes with
+/// every tick, by a `secret`, and lies in [`PLACES`] places: those who find none meet the same lines of memory again.
 #[inline(always)]
-pub fn stale<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, hash: u32, proto: u8, now: u32) -> u32 {
+pub fn stale<A: Addr, T: PortTable<A> + Common>(
+    table: &T,
+    base: u32,
+    hash: u32,
+    secret: u32,
+    proto: u8,
+    now: u32,
+) -> u32 {
     let settings = table.settings();
     let (first, count) = settings.ports();
+    let turn = now.wrapping_mul(PLACES).wrapping_add(hash % PLACES);
+    let start = hash::slot(turn.wrapping_mul(secret | 1), count);
     for i in 0..LOOKS {
-        let at = hash::slot(hash.wrapping_add(i.wrapping_mul(0x9e37_79b9)), count);
-        let index = base + first + at;
+        let at = start + i;
+        let index = base + first + if at < count { at } else { at - count };
         let Some(owner) = table.owner(index) else {
             break;
         };

@@ -10,7 +10,7 @@ use crate::flow_table::{self, MULTIPLIERS, NONE, touch};
 use crate::hash;
 use crate::path::parse::{Ip, Parsed};
 use crate::path::{Context, Work, claimed};
-use crate::port_table::{self, CHARGED, Mapping, Meta, OVER_QUOTA, base, class, home};
+use crate::port_table::{self, HOSTS_FULL, Mapping, Meta, OVER_QUOTA, base, class, home};
 use crate::table::{Flow, FlowKey, MappingEvent, NextHop, Owned, ServiceKey, Settings};
 use crate::tables::Tables;
 use crate::tcp;
@@ -117,25 +117,39 @@ pub fn map<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32
 /// Beside a [`Drop`], in place of an entry.
 pub(super) const FAILED: u32 = 1 << 31;
 
-/// Takes a free port for a host that may have one more: its home, another, or one past its time.
+/// Takes a free port for a host that may have one more.
 #[inline(always)]
 pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
+    let (tables, inside) = (context.tables, work.parsed.key.src);
+    // This node's own connections are not counted.
+    let quota = if context.at.own != 0 { u32::MAX } else { tables.settings().nat_quota };
+    let place = port_table::admit(tables, inside, quota);
+    if place == OVER_QUOTA {
+        return FAILED | Drop::NatQuota as u32;
+    }
+    if place == HOSTS_FULL {
+        return FAILED | Drop::NatHostsFull as u32;
+    }
+    let index = free(work, context);
+    if index == port_table::NONE {
+        return FAILED | Drop::NatPortsExhausted as u32;
+    }
+    port_table::charge(tables, place);
+    index
+}
+
+/// Takes the source's home, another free port, or one past its time; [`port_table::NONE`] without one.
+#[inline(always)]
+fn free<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
     let (tables, now) = (context.tables, context.at.now);
     let Work { parsed, hit, entries, .. } = work;
     let home = home(&tables.settings(), parsed.key.sport);
-    let (inside, proto, base) = (parsed.key.src, parsed.proto, *entries);
+    let (proto, base) = (parsed.proto, *entries);
     // A service's port, or a published one, is nobody's.
     let served = |index: u32| {
         let key = ServiceKey { addr: hit.flow.src, port: Be16::new(index as u16), proto, pad: 0 };
         claimed(tables, key.addr, key.port, proto) && tables.service(&key).is_some()
     };
-    // This node's own connections are not counted.
-    let quota = if context.at.own != 0 { u32::MAX } else { tables.settings().nat_quota };
-    match port_table::charge(tables, inside, quota) {
-        CHARGED => {}
-        OVER_QUOTA => return FAILED | Drop::NatQuota as u32,
-        _ => return FAILED | Drop::NatHostsFull as u32,
-    }
     let index = base.wrapping_add(home);
     if !served(index) && port_table::take(tables, index) {
         return index;
@@ -154,7 +168,7 @@ pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
         port_table::clear(tables, index);
         hash = hash.wrapping_mul(0x9e37_79b9);
     }
-    let index = port_table::stale(tables, base, hash, proto, now);
+    let index = port_table::stale(tables, base, hash, secret as u32, proto, now);
     if let Some(owner) = tables.owner(index)
         && end_mapping(context, index, owner.meta(), hit.flow.src, parsed.key.proto)
     {
@@ -163,8 +177,7 @@ pub fn take<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
             return index;
         }
     }
-    port_table::refund(tables, inside);
-    FAILED | Drop::NatPortsExhausted as u32
+    port_table::NONE
 }
 
 /// Gives the port that was taken for the packet's source to this node itself.
@@ -176,7 +189,7 @@ pub fn cede<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u32 {
     let mapping = Mapping { inside: outside, remote: parsed.key.dst, port, state: tcp::ESTABLISHED, away: false, now };
     port_table::own(tables, *entry, &mapping);
     port_table::refund(tables, parsed.key.src);
-    let _ = port_table::charge(tables, outside, u32::MAX);
+    port_table::charge(tables, port_table::admit(tables, outside, u32::MAX));
     tables.note(Note::NatLeftToSocket);
     // As `follow`.
     0
