@@ -51,7 +51,7 @@ const TRIES: u32 = 4;
 /// buckets as far from each other as buckets are, they would share a few of the cache's sets.
 #[inline(always)]
 pub const fn place_of(slot: u32) -> u32 {
-    slot ^ (slot / WAYS) % WAYS
+    slot ^ (slot / WAYS % WAYS)
 }
 
 /// Where the array is.
