@@ -62,10 +62,14 @@ fn line(random: &mut Random) -> String {
             let (action, metric) = (one(random, &ACTIONS), one(random, &["", "metric 5", "metric 9"]));
             let proto = one(random, &["", "", "proto 83"]);
             let way = way(random, v4);
-            // Where IPv6 routes of one metric lead by gateways and on a link, the kernel's own list leaves some out.
-            let metric = if !v4 && way.starts_with("dev") { "metric 7" } else { metric };
-            // Whose an IPv6 route is that ours and others' share is seen at the next settling alone.
-            let metric = if !v4 && !proto.is_empty() { "metric 11" } else { metric };
+            // Where IPv6 routes of one metric lead by gateways and on a link, the kernel's own list leaves some out; and
+            // whose one is that ours and others' share is seen at the next settling alone.
+            let metric = match (v4, way.starts_with("dev"), proto) {
+                (true, ..) | (_, false, "") => metric,
+                (_, false, _) => "metric 11",
+                (_, true, "") => "metric 7",
+                (_, true, _) => "metric 12",
+            };
             match way.as_str() {
                 "nowhere" => format!("route {action} {} {prefix} {metric}", one(random, &["blackhole", "unreachable"])),
                 way => format!("route {action} {prefix} {way} {metric} {proto}"),

@@ -43,8 +43,12 @@ pub fn along<A: Ip, P: Packet, T: Tables<A>>(
     let Flow { src, dst, sport, dport, next_hop, .. } = *flow;
     let (nat, out) = (flow.is(Flow::<A>::NAT), flow.is(Flow::<A>::OUT) && dst == parsed.key.dst);
     let way = Way { src, dst, sport, dport, next_hop, reply: is_reply(flow), out, nat };
-    context.tables.count(flow.backend, way.reply, parsed.len);
-    send(packet, parsed, context, &way)
+    let sent = send(packet, parsed, context, &way);
+    // What the kernel forwards it counts itself.
+    if flow.backend != Flow::<A>::FORWARDED || !matches!(sent, Ok(Verdict::Pass)) {
+        context.tables.count(flow.backend, way.reply, parsed.len);
+    }
+    sent
 }
 
 /// The same for an entry whose next hop may not be known. It and its two halves are functions of their own,

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::bpf_redirect;
 use aya_ebpf::macros::{classifier, map, xdp};
 use aya_ebpf::maps::{Array, PerCpuArray};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use lb_common::wire::Be16;
 
 /// Out by which link, with which link-layer addresses; by the link a packet came in on.
 #[repr(C)]
@@ -69,7 +70,8 @@ pub fn redirect_tc(context: TcContext) -> i32 {
 /// The end of the way: counts and drops what is UDP, so that the links' own talk goes on.
 #[xdp]
 pub fn count(context: XdpContext) -> u32 {
-    if crate::frame(&context).read::<u8>(23) != Some(17) {
+    let frame = crate::frame(&context);
+    if frame.read::<Be16>(12).map(Be16::get) != Some(0x0800) || frame.read::<u8>(23) != Some(17) {
         return XDP_PASS;
     }
     if let Some(arrived) = ARRIVED.get_ptr_mut(0) {

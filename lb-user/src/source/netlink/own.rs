@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
+use super::news::{DEL_ROUTE, NEW_ROUTE};
 use super::read::{gateway, ip, next_hops, rules};
-use super::routes::{DEL_ROUTE, GET_ROUTE, NEW_ROUTE};
+use super::routes::GET_ROUTE;
 use super::write::{family, octets};
 use crate::route::reply::PRIORITY;
 use crate::route::{Hop, Key, Kind, Own, PROTOCOL, Rule, Target};

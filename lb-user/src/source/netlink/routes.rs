@@ -2,7 +2,7 @@
 //!
 //! Invariant: what is followed is what a whole read would give. Notifications say all that is needed for that
 //! but in a few cases, which are found out ([`Effect::Unclear`]) and cost a whole read. Not here: what the kernel does
-//! to routes without a word, when links and addresses go ([`super::Mirror`]), and which routes are ours ([`super::own`]).
+//! to routes without a word, when links and addresses go ([`super::followed`]), and which routes are ours ([`super::own`]).
 
 use std::net::IpAddr;
 
@@ -10,13 +10,12 @@ use anyhow::Result;
 use ipnet::IpNet;
 
 use super::message::{Attrs, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
+use super::news::NEW_ROUTE;
 use super::read::{gateway, ip, next_hops};
 use crate::intent::{Path, RouteKind, RouteTable};
 use crate::route::MAIN;
 
 pub(super) const GET_ROUTE: u16 = 26;
-pub(super) const NEW_ROUTE: u16 = 24;
-pub(super) const DEL_ROUTE: u16 = 25;
 const APPEND: u16 = 0x800;
 const UNICAST: u8 = 1;
 const BLACKHOLE: u8 = 6;
@@ -192,6 +191,7 @@ fn without(there: &[Path], entry: &Entry, replayed: bool) -> Option<Vec<Path>> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::news::DEL_ROUTE;
     use super::*;
 
     fn attr(kind: u16, value: &[u8]) -> Vec<u8> {

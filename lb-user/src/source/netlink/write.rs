@@ -10,11 +10,8 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
+use super::news::{DEL_ADDRESS, DEL_LINK, NEW_ADDRESS, NEW_LINK};
 
-const NEW_LINK: u16 = 16;
-const DEL_LINK: u16 = 17;
-const NEW_ADDRESS: u16 = 20;
-const DEL_ADDRESS: u16 = 21;
 const NEW_NEIGHBOUR: u16 = 28;
 const DEL_QDISC: u16 = 37;
 const GET_FILTER: u16 = 46;
