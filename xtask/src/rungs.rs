@@ -22,6 +22,9 @@ use crate::{
 pub const PATIENCE: u32 = 20 * 60;
 const FUZZ_SECONDS: u32 = 30;
 
+/// Tests that do ten times as much in a release build, and are only then worth their name.
+const LARGE: [&str; 2] = ["fib", "flow_table"];
+
 /// Files of the tests crate whose tests need root begin so.
 const ROOT_PREFIXES: [&str; 2] = ["kernel_", "netns_"];
 
@@ -107,6 +110,14 @@ pub fn fuzz(_: &mut Tally) -> Result<Outcome> {
 
 pub fn product(_: &mut Tally) -> Result<Outcome> {
     build::all()?;
+    Ok(Passed)
+}
+
+pub fn release(tests: &mut Tally) -> Result<Outcome> {
+    let mut cargo = cmd::cargo();
+    cargo.args(["test", "--workspace", "--release", "--no-fail-fast"]);
+    LARGE.iter().for_each(|name| _ = cargo.args(["--test", name]));
+    run_tests(cargo, tests)?;
     Ok(Passed)
 }
 

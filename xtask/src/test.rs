@@ -29,13 +29,14 @@ struct Rung {
     run: fn(&mut Tally) -> Result<Outcome>,
 }
 
-const RUNGS: [Rung; 9] = [
+const RUNGS: [Rung; 10] = [
     Rung { name: "fmt", root: false, run: rungs::fmt },
     Rung { name: "clippy", root: false, run: rungs::clippy },
     Rung { name: "unit", root: false, run: rungs::unit },
     Rung { name: "miri", root: false, run: rungs::miri },
     Rung { name: "fuzz", root: false, run: rungs::fuzz },
     Rung { name: "build", root: false, run: rungs::product },
+    Rung { name: "release", root: false, run: rungs::release },
     Rung { name: "kernel", root: true, run: rungs::in_kernel },
     Rung { name: "netns", root: true, run: rungs::in_namespaces },
     Rung { name: "demo", root: true, run: rungs::demo },
