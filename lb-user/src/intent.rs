@@ -294,7 +294,7 @@ impl Capacity {
         services: 16_384,
         backends: 65_536,
         slots: 1 << 20,
-        routes: 65_536,
+        routes: 1 << 20,
         next_hops: 16_384,
         affinity: 65_536,
         fragments: 8_192,

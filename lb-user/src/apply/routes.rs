@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use imbl::OrdMap;
 use lb_common::table::Prefix;
 use lb_common::wire::Addr;
-use tracing::warn;
+use tracing::{info, warn};
 
 use super::fib::Parts;
 use super::table::Table;
@@ -23,12 +23,14 @@ pub struct Routes<A: Addr> {
     parts: Option<Parts>,
     fib: Option<Fib<A, Parts>>,
     held: OrdMap<Prefix<A>, u32>,
+    /// Nodes without room, as was told last.
+    told: usize,
 }
 
 impl<A: Addr> Routes<A> {
     pub fn open(dir: &Path, capacity: u32) -> Result<Self> {
         let parts = Parts::open::<A>(dir, u64::from(capacity) * BYTES)?;
-        Ok(Routes { parts: Some(parts), fib: None, held: OrdMap::new() })
+        Ok(Routes { parts: Some(parts), fib: None, held: OrdMap::new(), told: 0 })
     }
 
     /// Next hops' indexes by prefix.
@@ -48,11 +50,11 @@ impl<A: Addr> Routes<A> {
         match self.parts.take() {
             Some(parts) => {
                 let mut fib = Fib::load(parts, &routes)?;
-                told(fib.retry())?;
+                with_room(fib.retry())?;
                 self.fib = Some(fib);
                 Ok(())
             }
-            None => told(fib(&mut self.fib)?.replace(&routes)),
+            None => with_room(fib(&mut self.fib)?.replace(&routes)),
         }
     }
 
@@ -62,20 +64,29 @@ impl<A: Addr> Routes<A> {
             Change::Set(prefix, index) => {
                 let result = fib.insert(prefix, value(*index));
                 self.held.insert(*prefix, *index);
-                told(result)
+                with_room(result)
             }
             Change::Remove(prefix) => {
                 let result = fib.remove(prefix);
                 self.held.remove(prefix);
-                told(result)?;
+                with_room(result)?;
                 // What had no room before may have it now.
-                told(fib.retry())
+                with_room(fib.retry())
             }
         }
     }
 
-    /// Notes for others how many there are, and how many have room.
-    pub fn count(&self, counts: &Table<u32, [u32; 2]>, capacity: u32) -> Result<()> {
+    /// Notes for others how many there are, and how many may be; tells where some have no room.
+    pub fn count(&mut self, counts: &Table<u32, [u32; 2]>, capacity: u32) -> Result<()> {
+        let spilled = self.fib.as_ref().map_or(0, Fib::spilled);
+        if spilled > 2 * self.told {
+            let error = Error::Full { spilled };
+            warn!("IPv{}: {error}; capacity.routes gives it more room", if A::IS_V6 { 6 } else { 4 });
+            self.told = spilled;
+        } else if spilled == 0 && self.told > 0 {
+            info!("IPv{}: all routes have room again", if A::IS_V6 { 6 } else { 4 });
+            self.told = 0;
+        }
         counts.set(&u32::from(A::IS_V6), &[self.held.len() as u32, capacity])
     }
 }
@@ -91,12 +102,9 @@ fn value(index: u32) -> u32 {
 }
 
 /// What has no room asks the kernel, and is right all the same.
-fn told<T>(result: Result<T, Error>) -> Result<()> {
+fn with_room<T>(result: Result<T, Error>) -> Result<()> {
     match result {
-        Err(error @ Error::Full { .. }) => {
-            warn!("{error}; capacity.routes gives it more room");
-            Ok(())
-        }
+        Err(Error::Full { .. }) => Ok(()),
         result => Ok(result.map(drop)?),
     }
 }

@@ -170,6 +170,11 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
         self.root.get(rest(prefix).ok()?)
     }
 
+    /// Nodes whose addresses ask the kernel.
+    pub fn spilled(&self) -> usize {
+        self.pool.spilled
+    }
+
     pub fn store(&self) -> &S {
         &self.pool.store
     }

@@ -1,0 +1,211 @@
+//! From a change of the wish or the network to the kernel: the plan of what changed alone, where that is enough, or of
+//! everything; operations, and what to do when one fails.
+//!
+//! Invariant: what is planned is what the tables hold, or [`Held`] says what else they do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::wanted::Neighbours;
+use super::wish::Undo;
+use super::{ASK_LATER, Agent, RETRY};
+use crate::intent::{Network, ReplyVia, ServicePort};
+use crate::plan::{Apply, Clock, Contents, Op, Planned, diff};
+use crate::source::manifests::ServiceName;
+
+/// What the tables hold, as far as we know.
+pub(super) enum Held {
+    /// What is planned.
+    Plan,
+    /// What was read: that of an agent before, or what a failure left.
+    Other(Box<Contents>),
+    /// They couldn't be read after a failure.
+    Unknown,
+}
+
+impl Agent {
+    pub(super) fn network_changed(&mut self, network: Network) {
+        let before = std::mem::replace(&mut self.network, network);
+        let others_routes = before.differs_in_routes_alone(&self.network);
+        // First of all: the kernel goes by them, however long a plan takes.
+        if !others_routes || self.wish.intent.ports.iter().any(|port| port.reply_via == ReplyVia::Port) {
+            self.settle_routes();
+        }
+        self.behind |= !others_routes || !self.routes_changed();
+        if self.behind {
+            self.replan_or_retry(None);
+        }
+    }
+
+    /// Brings the kernel to the network's routes, where these alone changed. False: everything is to be planned.
+    fn routes_changed(&mut self) -> bool {
+        let started = std::time::Instant::now();
+        let Some(planned) = self.planned.as_mut().filter(|_| !self.behind && matches!(self.held, Held::Plan)) else {
+            return false;
+        };
+        let Some(ops) = planned.routes(&self.network.routes, &mut self.ids) else { return false };
+        if !self.neighbours.follow(&self.network.routes) {
+            self.neighbours = Neighbours::new(&self.wish.intent, &self.network);
+            self.ask.get_or_insert(Instant::now() + ASK_LATER);
+        }
+        if let Err(error) = self.carry_out(&ops) {
+            error!("{error:#}");
+        }
+        debug!(applied = ?started.elapsed(), operations = ops.len(), "routes followed");
+        true
+    }
+
+    pub(super) fn replan_or_retry(&mut self, undo: Option<Undo>) {
+        if let Err(error) = self.replan(undo) {
+            error!("{error:#}");
+        }
+    }
+
+    /// Plans, and brings the kernel there. A wish that can't be planned is taken back by `undo`.
+    pub(super) fn replan(&mut self, undo: Option<Undo>) -> Result<()> {
+        let deadline = (self.retry.take(), self.deadline.take()).1;
+        let clock =
+            Clock { now: SystemTime::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
+        let started = std::time::Instant::now();
+        let ops = match self.plan_part(undo.as_ref(), clock) {
+            Some(ops) => ops,
+            None => match self.plan_whole(clock) {
+                Ok(ops) => ops,
+                Err(error) => {
+                    if let Some(undo) = undo {
+                        self.wish.take_back(undo);
+                        // Of the wish that stays.
+                        self.deadline = deadline;
+                    }
+                    return Err(error);
+                }
+            },
+        };
+        if undo.is_some() {
+            self.wish.keep();
+        }
+        let planned = started.elapsed();
+        self.carry_out(&ops)?;
+        debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
+        if undo.is_some() {
+            info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
+        }
+        self.lock.note(self.wish.intent.revision);
+        self.nat_log.set_path(self.wish.intent.nat.log.clone());
+        self.deadline = self.next_deadline();
+        if self.ids.waits() {
+            // What it waits for has just gone.
+            self.behind = true;
+            self.retry = Some(Instant::now() + if ops.is_empty() { RETRY } else { Duration::ZERO });
+        }
+        if self.neighbours.changed() {
+            self.ask.get_or_insert(Instant::now() + ASK_LATER);
+        }
+        Ok(())
+    }
+
+    /// The operations for what changed alone, if only services did; those whose endpoints' time is
+    /// up are among them. None: everything is to be planned, also to say what is wrong.
+    fn plan_part(&mut self, undo: Option<&Undo>, clock: Clock) -> Option<Vec<Op>> {
+        let planned = self.planned.as_mut().filter(|_| !self.behind && matches!(self.held, Held::Plan))?;
+        let none = BTreeMap::new();
+        let before = match undo {
+            None => &none,
+            Some(Undo::Services(update)) => &update.changed,
+            Some(Undo::All(_)) => return None,
+        };
+        let due = planned.due(clock.now).into_iter().map(|(namespace, name)| ServiceName { namespace, name });
+        let due: Vec<ServiceName> = due.filter(|name| !before.contains_key(name)).collect();
+        let names: BTreeSet<&ServiceName> = before.keys().chain(&due).collect();
+        let stay = due.iter().flat_map(|name| self.wish.ports(name));
+        let was: Vec<&ServicePort> = before.values().flatten().chain(stay).collect();
+        let now: Vec<&ServicePort> = names.into_iter().flat_map(|name| self.wish.ports(name)).collect();
+        let ops = planned.update(&was, &now, &mut self.ids, clock).ok()?;
+        self.neighbours.replace(&was, &now);
+        Some(ops)
+    }
+
+    fn plan_whole(&mut self, clock: Clock) -> Result<Vec<Op>> {
+        self.behind = true;
+        if matches!(self.held, Held::Unknown) {
+            self.read_back()?;
+        }
+        let planned = Planned::new(&self.wish.intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
+            .context("refused, and what runs stays")?;
+        let ops = match (&self.held, &self.planned) {
+            (Held::Other(real), _) => diff(real, planned.contents()),
+            (_, Some(before)) => diff(before.contents(), planned.contents()),
+            _ => Vec::new(),
+        };
+        self.planned = Some(planned);
+        self.behind = false;
+        self.neighbours = Neighbours::new(&self.wish.intent, &self.network);
+        Ok(ops)
+    }
+
+    fn carry_out(&mut self, ops: &[Op]) -> Result<()> {
+        match self.kernel.apply_all(ops) {
+            Ok(()) => {
+                self.held = Held::Plan;
+                self.ids.applied();
+                Ok(())
+            }
+            Err(error) => {
+                self.held = Held::Unknown;
+                self.retry = Some(Instant::now() + RETRY);
+                self.read_back()?;
+                Err(error.context("the kernel took a part of the change; trying again"))
+            }
+        }
+    }
+
+    fn read_back(&mut self) -> Result<()> {
+        let read = self.kernel.read().context("reading the tables back after a failure");
+        let real = read.inspect_err(|_| self.retry = Some(Instant::now() + RETRY))?;
+        self.ids.settle(&real);
+        self.held = Held::Other(Box::new(real));
+        Ok(())
+    }
+
+    /// The next moment at which a leaving endpoint's time is up, if any still leaves.
+    fn next_deadline(&self) -> Option<Instant> {
+        let until = self.planned.as_ref()?.next_deadline()?;
+        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+        Some(Instant::now() + left + Duration::from_millis(5))
+    }
+
+    /// Compares what is really there with what shall be, and repairs.
+    pub(super) fn prune(&mut self) {
+        // Where a change failed, the next try compares.
+        let (Held::Plan, Some(planned)) = (&self.held, &self.planned) else { return };
+        let real = match self.kernel.read() {
+            Ok(real) => real,
+            Err(error) => return error!("reading the tables: {error:#}"),
+        };
+        let ops = diff(&real, planned.contents());
+        if ops.is_empty() {
+            return;
+        }
+        self.repaired += ops.len() as u64;
+        warn!("{} entries were not as they should be ({} so far): {}", ops.len(), self.repaired, kinds(&ops));
+        if let Err(error) = self.carry_out(&ops) {
+            error!("repairing: {error:#}");
+        }
+    }
+}
+
+/// The first few operations, for people.
+fn kinds(ops: &[Op]) -> String {
+    let mut text = String::new();
+    for op in ops.iter().take(3) {
+        let op = format!("{op:?}");
+        let end = op.floor_char_boundary(120);
+        text.push_str(&op[..end]);
+        text.push_str("; ");
+    }
+    text
+}
