@@ -113,3 +113,29 @@ fn it_can_be_left_to_the_kernel() {
     talk(&between);
     assert_eq!(between.forwarding().1, before);
 }
+
+/// Others' policy rules choose among tables that aren't mirrored: what they concern is the kernel's, and is said.
+#[test]
+fn policy_rules_of_others_leave_a_family_to_the_kernel() {
+    let between = Between::open("").unwrap();
+    talk(&between);
+    let from = From::ns(&between.a);
+    let said =
+        || between.agent.command(&["status"]).unwrap().contains("IPv4 by the kernel, since there are policy rules");
+    let fast = |far: IpAddr| {
+        let before = between.forwarding().1;
+        probe::ping(&from, far, 8).unwrap();
+        between.forwarding().1 > before
+    };
+    let [far4, far6] = Between::far();
+    for (line, kernels) in
+        [("rule add from 10.99.0.0/16 lookup 99", true), ("rule del from 10.99.0.0/16 lookup 99", false)]
+    {
+        between.dev.ip(line).unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        while fast(far4) == kernels || said() != kernels {
+            assert!(Instant::now() < end, "after {line}: {}", between.agent.command(&["status"]).unwrap());
+        }
+        assert!(fast(far6), "IPv6 has no such rules");
+    }
+}

@@ -33,12 +33,12 @@ pub fn ensure(paths: &Paths, switch: &InternalSwitch) -> Result<()> {
     let mut state = State::read(paths)?;
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
     let there = |mirror: &Mirror| mirror.network().links.iter().any(|l| l.name == *name);
-    let mut mirror = Mirror::open()?;
+    let mut mirror = Mirror::without_routes()?;
     if !there(&mirror) {
         state.change(paths, |state| state.bridges.extend([name.clone()]))?;
         write::create_bridge(&mut connection, name)?;
         tracing::info!("created the internal switch {name}");
-        mirror = Mirror::open()?;
+        mirror = Mirror::without_routes()?;
     }
     let network = mirror.network();
     let link = network.links.iter().find(|l| l.name == *name).with_context(|| format!("{name} has vanished"))?.index;

@@ -106,7 +106,7 @@ fn neighbours(state: &State) -> Result<usize> {
     if state.neighbours.is_empty() {
         return Ok(0);
     }
-    let mirror = Mirror::open()?;
+    let mirror = Mirror::without_routes()?;
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
     for &(link, addr) in &state.neighbours {
         // One that isn't there must not be made.
@@ -119,7 +119,7 @@ fn neighbours(state: &State) -> Result<usize> {
 }
 
 fn remove_switch(state: &State) -> Result<usize> {
-    let mirror = Mirror::open()?;
+    let mirror = Mirror::without_routes()?;
     let index = |name: &str| mirror.network().links.iter().find(|l| l.name == name).map(|l| l.index);
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
     let mut count = 0;

@@ -88,7 +88,7 @@ fn endpoint(addr: IpAddr, port: u16) -> String {
 /// the same numbers.
 fn mirror(state: &State) -> Result<Option<Mirror>> {
     let here = state.namespace == 0 || state.namespace == namespace()?;
-    here.then(Mirror::open).transpose()
+    here.then(Mirror::without_routes).transpose()
 }
 
 /// Names of links by index.

@@ -48,13 +48,18 @@ pub fn status(paths: &Paths) -> Result<Listing> {
 
 /// The links that packets are forwarded from ahead of the kernel, and how many were.
 fn forwarding(paths: &Paths, maps: &Maps) -> Result<[Cell; 6]> {
-    let names = interfaces(mirror(&State::read(paths)?)?.as_ref());
-    let mut links: Vec<String> = maps.links.entries()?.iter().map(|(link, _)| interface(*link, &names)).collect();
-    links.sort();
+    let mirror = mirror(&State::read(paths)?)?;
+    let (names, links) = (interfaces(mirror.as_ref()), maps.links.entries()?);
+    let mut shown: Vec<String> = links.iter().map(|(link, _)| interface(*link, &names)).collect();
+    shown.sort();
     let state = if links.is_empty() { "kernel" } else { "fast" };
     let counted = maps.counters.sum(Flow::<Ip4>::FORWARDED)?;
-    let detail = format!("{} bytes", counted.bytes);
-    let name = if links.is_empty() { Cell::None } else { links.join(", ").into() };
+    let mut detail = format!("{} bytes", counted.bytes);
+    let policy = mirror.map_or([false; 2], |mirror| mirror.network().policy);
+    for (family, _) in ["IPv4", "IPv6"].into_iter().zip(policy).filter(|(_, policy)| *policy) {
+        detail.push_str(&format!("; {family} by the kernel, since there are policy rules of others"));
+    }
+    let name = if links.is_empty() { Cell::None } else { shown.join(", ").into() };
     Ok(["forwarding".into(), name, state.into(), counted.packets.into(), Cell::None, detail.into()])
 }
 

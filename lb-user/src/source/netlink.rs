@@ -53,6 +53,15 @@ pub struct Mirror {
 impl Mirror {
     /// Reads all tables.
     pub fn open() -> Result<Self> {
+        Mirror::read(Dirty::ALL)
+    }
+
+    /// Reads all tables but that of routes, which may be large.
+    pub fn without_routes() -> Result<Self> {
+        Mirror::read(Dirty { routes: false, ..Dirty::ALL })
+    }
+
+    fn read(tables: Dirty) -> Result<Self> {
         let mut mirror = Mirror {
             connection: Connection::open(libc::NETLINK_ROUTE)?,
             features: Features::open(),
@@ -61,7 +70,7 @@ impl Mirror {
             permanent: BTreeSet::new(),
             routes: Followed::open()?,
         };
-        mirror.refresh(Dirty::ALL)?;
+        mirror.refresh(tables)?;
         Ok(mirror)
     }
 

@@ -45,14 +45,14 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// Nothing yet: a whole read is due.
+    /// Nothing: there is no table before [`Self::lost`] asks for one.
     pub fn open() -> Result<Self> {
         Ok(Followed {
             connection: own::open()?,
             routes: Routes::default(),
             own: BTreeMap::new(),
             set_up: BTreeSet::new(),
-            owed: true,
+            owed: false,
             next: None,
             fresh: false,
             revived: false,
