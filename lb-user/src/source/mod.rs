@@ -3,6 +3,7 @@
 //! Invariant: a source states facts and decides nothing; what they mean together is
 //! [`crate::plan`]'s.
 
+pub mod endpoints;
 pub mod manifests;
 pub mod netlink;
 pub mod readiness;
