@@ -1,6 +1,7 @@
 //! `stellwerk check`: what a configuration means, without touching anything.
 //!
-//! Invariant: what it accepts, `run` accepts, as far as files alone tell.
+//! Invariant: what it accepts, `run` accepts, as far as files alone tell. It accepts no manifests of which a
+//! file is refused, though `run` takes the others.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -21,6 +22,9 @@ pub fn check(file: &Path) -> Result<String, Errors> {
     if let Some(path) = &config.manifests {
         let mut manifests = Manifests::new(path.clone(), config.rules());
         notices.extend(manifests.load(&Scope::All, SystemTime::now())?.notices);
+        if !manifests.refused().is_empty() {
+            return Err(Errors(manifests.refused().to_vec()));
+        }
         services = Some(manifests.services());
     }
     Ok(summary(&config, services.as_deref(), &notices))
@@ -127,15 +131,17 @@ fn service(service: &ServicePort) -> String {
     let addresses: Vec<_> = service.addresses.iter().map(ToString::to_string).collect();
     let addresses = if addresses.is_empty() { "no address".to_owned() } else { addresses.join(", ") };
     let node_port = service.node_port.map_or(String::new(), |p| format!(", node port {p}"));
-    let ready = service.endpoints.iter().filter(|e| e.state == EndpointState::Ready).count();
-    let draining = match service.endpoints.len() - ready {
-        0 => String::new(),
-        n => format!(", {n} draining"),
-    };
+    let count = |wanted: fn(&EndpointState) -> bool| service.endpoints.iter().filter(|e| wanted(&e.state)).count();
+    let ready = count(|state| *state == EndpointState::Ready);
+    let others = [
+        (count(|state| *state == EndpointState::Spare), "spare"),
+        (count(|state| state.until().is_some()), "draining"),
+    ];
+    let others: String = others.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!(", {n} {what}")).collect();
     let affinity = service.affinity.map_or(String::new(), |t| format!(", affinity {t} s"));
     let protocol = format!("{:?}", service.protocol).to_uppercase();
     format!(
-        "{} {addresses} port {}/{protocol}{node_port}{affinity}: {ready} ready{draining}",
+        "{} {addresses} port {}/{protocol}{node_port}{affinity}: {ready} ready{others}",
         service.full_name(),
         service.port
     )

@@ -225,10 +225,27 @@ pub struct Endpoint {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EndpointState {
     Ready,
-    /// Leaves: no new connection, and those it has end at the deadline.
+    /// Is ready, but others are nearer: no new connection, and those it has stay.
+    Spare,
+    /// Leaves, still serving: no new connection unless nobody is ready (KEP-1669), and those it has end at
+    /// the deadline.
     Draining {
         until: SystemTime,
     },
+    /// Leaves and serves no more: no new connection at all.
+    Ending {
+        until: SystemTime,
+    },
+}
+
+impl EndpointState {
+    /// The deadline of who leaves.
+    pub fn until(self) -> Option<SystemTime> {
+        match self {
+            EndpointState::Ready | EndpointState::Spare => None,
+            EndpointState::Draining { until } | EndpointState::Ending { until } => Some(until),
+        }
+    }
 }
 
 /// What the configuration may change of the engine's own numbers. Times in seconds.

@@ -154,7 +154,12 @@ impl Config {
         let published = self.published.iter().enumerate();
         let published =
             published.flat_map(|(i, s)| s.addresses.iter().map(move |addr| (at(s, addr), said(i)))).collect();
-        Rules { service_ranges: self.service_ranges.clone(), published, draining: self.draining }
+        Rules {
+            node: self.node.clone(),
+            service_ranges: self.service_ranges.clone(),
+            published,
+            draining: self.draining,
+        }
     }
 
     /// The key path of a list's member.

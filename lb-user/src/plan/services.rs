@@ -1,8 +1,8 @@
 //! Services, their backends and their rows.
 //!
 //! Invariants: a row holds active backends of its own family alone; all addresses of a service
-//! port share its id and, per family, its row; a leaving backend is in no row, unless nothing else
-//! is left (KEP-1669: better an endpoint that is about to go than none).
+//! port share its id and, per family, its row; a leaving backend is in no row, unless nobody is ready
+//! and it still serves (KEP-1669: better an endpoint that is about to go than none).
 //! Not here: which endpoints are healthy; the sources say so.
 
 use std::collections::BTreeMap;
@@ -130,14 +130,15 @@ fn family<A: Addr>(
     }
     let mut members = Vec::new();
     let mut made_of = Vec::new();
-    for ((addr, target), (endpoint, deadline)) in living::<A>(&port.endpoints, world.clock.now) {
+    for ((addr, target), (endpoint, part)) in living::<A>(&port.endpoints, world.clock.now) {
         let (backend_id, _) = ids.backends.number((id, addr, target));
-        if deadline.is_none() {
+        if part == Part::Chosen {
             let weight = endpoint.weight.max(1);
             members.push(Member { key: maglev::identity(addr, target), weight });
             made_of.push((backend_id, weight));
         }
-        let deadline = deadline.map(|until| world.clock.deadline(until, ids.deadlines.get(&backend_id).copied()));
+        let deadline =
+            part.deadline().map(|until| world.clock.deadline(until, ids.deadlines.get(&backend_id).copied()));
         if let Some(backend) = backend(endpoint, id, deadline, port.is_published(), world) {
             to.backends.insert(backend_id, backend);
         }
@@ -165,26 +166,45 @@ fn family<A: Addr>(
     Ok(())
 }
 
-/// The endpoints of a family that are still there, each with the end of its draining.
-fn living<A: Addr>(
-    endpoints: &[Endpoint],
-    now: SystemTime,
-) -> BTreeMap<(IpAddr, u16), (&Endpoint, Option<SystemTime>)> {
-    let mut living: BTreeMap<_, (&Endpoint, Option<SystemTime>)> = BTreeMap::new();
-    for e in endpoints.iter().filter(|e| A::from_ip(e.addr).is_some()) {
-        let until = match e.state {
-            EndpointState::Ready => None,
-            EndpointState::Draining { until } if until > now => Some(until),
-            EndpointState::Draining { .. } => continue,
-        };
-        // Listed twice, it is as alive as it is anywhere.
-        let entry = living.entry((e.addr, e.port)).or_insert((e, until));
-        if entry.1.is_some() && until.is_none_or(|u| entry.1.is_some_and(|old| u > old)) {
-            *entry = (e, until);
+/// What an endpoint does for its service; the later, the more alive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    /// Keeps its connections, until then.
+    Leaving(SystemTime),
+    /// Keeps its connections.
+    Kept,
+    /// Gets new ones.
+    Chosen,
+}
+
+impl Part {
+    fn deadline(self) -> Option<SystemTime> {
+        match self {
+            Part::Leaving(until) => Some(until),
+            Part::Kept | Part::Chosen => None,
         }
     }
-    if living.values().all(|(_, until)| until.is_some()) {
-        living.values_mut().for_each(|(_, until)| *until = None);
+}
+
+/// The endpoints of a family that are still there, and their parts.
+fn living<A: Addr>(endpoints: &[Endpoint], now: SystemTime) -> BTreeMap<(IpAddr, u16), (&Endpoint, Part)> {
+    let family = || endpoints.iter().filter(|e| A::from_ip(e.addr).is_some());
+    let any_ready = family().any(|e| e.state.until().is_none());
+    let mut living: BTreeMap<_, (&Endpoint, Part)> = BTreeMap::new();
+    for e in family() {
+        let part = match e.state {
+            EndpointState::Ready => Part::Chosen,
+            EndpointState::Spare => Part::Kept,
+            // However long it has been leaving: who sees it go takes it away (KEP-1669).
+            EndpointState::Draining { .. } if !any_ready => Part::Chosen,
+            EndpointState::Draining { until } | EndpointState::Ending { until } if until > now => Part::Leaving(until),
+            EndpointState::Draining { .. } | EndpointState::Ending { .. } => continue,
+        };
+        // Listed twice, it is as alive as it is anywhere.
+        let entry = living.entry((e.addr, e.port)).or_insert((e, part));
+        if part > entry.1 {
+            *entry = (e, part);
+        }
     }
     living
 }
@@ -220,4 +240,46 @@ fn backend<A: Addr>(
         deadline: deadline.unwrap_or(0),
         link: if local { 0 } else { way.map_or(0, |way| way.link) },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lb_common::wire::Ip4;
+
+    use super::*;
+
+    /// Each endpoint: `r`eady, `s`pare, `d`raining or `e`nding, the latter two with what is left in seconds. What becomes
+    /// of it: `new` connections, `old` ones alone, nothing.
+    #[test]
+    fn terminating_endpoints_serve_only_where_none_is_ready() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        for (states, want) in [
+            ("r d9 d0 e9 e0", "new old - old -"),
+            ("d9 d0 e9 e0", "new new old -"),
+            ("e9 e0", "old -"),
+            ("r s d9", "new old old"),
+            ("r r", "new new"),
+        ] {
+            let endpoint = |(i, state): (usize, &str)| {
+                let until = || now + Duration::from_secs(state[1..].parse().unwrap_or(0));
+                let state = match &state[..1] {
+                    "r" => EndpointState::Ready,
+                    "s" => EndpointState::Spare,
+                    "d" => EndpointState::Draining { until: until() },
+                    _ => EndpointState::Ending { until: until() },
+                };
+                Endpoint { addr: [10, 0, 0, i as u8].into(), port: 80, weight: 1, node: None, state }
+            };
+            let endpoints: Vec<Endpoint> = states.split(' ').enumerate().map(endpoint).collect();
+            let living = living::<Ip4>(&endpoints, now);
+            let said = endpoints.iter().map(|e| match living.get(&(e.addr, e.port)) {
+                Some((_, Part::Chosen)) => "new",
+                Some(_) => "old",
+                None => "-",
+            });
+            assert_eq!(said.collect::<Vec<_>>().join(" "), want, "{states}");
+        }
+    }
 }

@@ -24,7 +24,7 @@ use super::nat;
 use super::owned;
 use super::plan::{Clock, Sizes, fits, whole};
 use super::services::{World, number_key, services};
-use crate::intent::{Capacity, EndpointState, Intent, Network, RouteTable, ServicePort, ServiceRange};
+use crate::intent::{Capacity, Intent, Network, RouteTable, ServicePort, ServiceRange};
 
 /// A plan, and what it takes to change it service by service.
 #[derive(Clone, Debug)]
@@ -333,10 +333,7 @@ impl<A: Addr> Parts<A> {
 impl Leaving {
     fn of<'a>(ports: impl IntoIterator<Item = &'a ServicePort>) -> impl Iterator<Item = (SystemTime, &'a ServicePort)> {
         ports.into_iter().flat_map(|port| {
-            port.endpoints.iter().filter_map(move |endpoint| match endpoint.state {
-                EndpointState::Draining { until } => Some((until, port)),
-                EndpointState::Ready => None,
-            })
+            port.endpoints.iter().filter_map(move |endpoint| endpoint.state.until().map(|until| (until, port)))
         })
     }
 

@@ -107,7 +107,7 @@ pub struct Endpoint {
     pub zone: Option<String>,
     /// None counts as ready.
     pub ready: Option<bool>,
-    /// None: as `ready` says.
+    /// None counts as serving.
     pub serving: Option<bool>,
     pub terminating: bool,
     pub hints: Hints,

@@ -1,19 +1,20 @@
-//! One file of Kubernetes YAML: the fields of Service (v1, [`super::service`]) and EndpointSlice
-//! (discovery.k8s.io/v1, [`super::slice`]) that balancing needs.
+//! One file of Kubernetes YAML: the fields that balancing needs of each kind ([`super::service`],
+//! [`super::slice`], [`super::pod`]).
 //!
 //! Invariant: a file is read whole or refused; what is not understood but harmless is a notice.
-//! Other fields are left alone, as the cluster's API may add any. Not here: how services and slices
-//! go together ([`super::join`]).
+//! Other fields are left alone, as the cluster's API may add any. Not here: how objects go together
+//! ([`super::join`], [`crate::source::endpoints`]).
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{service, slice};
+use super::{pod, service, slice};
 use crate::config::{self, At, Error, Errors, Log, Place};
 use crate::intent::Protocol;
+use crate::source::endpoints::{Endpoint, Labels, Node, Pod, Selection};
 
-/// `namespace/name` of a service.
+/// `namespace/name` of a service, or of a pod.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceName {
     pub namespace: String,
@@ -54,7 +55,19 @@ impl Said {
 pub(super) struct Documents {
     pub services: Vec<Arc<Service>>,
     pub slices: Vec<Arc<Slice>>,
+    /// Endpoints (v1), each with its service's name; a subset reads as a slice.
+    pub endpoints: Vec<Arc<Placed<ServiceName, Vec<Arc<Slice>>>>>,
+    pub pods: Vec<Arc<Placed<ServiceName, Pod>>>,
+    pub nodes: Vec<Arc<Placed<String, Node>>>,
     pub notices: Vec<Error>,
+}
+
+/// An object, its name and its place.
+#[derive(Clone, Debug)]
+pub(super) struct Placed<N, T> {
+    pub name: N,
+    pub object: T,
+    pub said: Said,
 }
 
 #[derive(Clone, Debug)]
@@ -67,8 +80,7 @@ pub(super) struct Service {
     pub wants: Option<Vec<bool>>,
     pub affinity: Option<u32>,
     pub weights: BTreeMap<IpAddr, u32>,
-    /// publishNotReadyAddresses
-    pub not_ready_too: bool,
+    pub selection: Selection,
     pub ports: Vec<ServicePort>,
 }
 
@@ -96,14 +108,6 @@ pub(super) struct SlicePort {
     pub protocol: Protocol,
     pub port: u16,
     pub said: Said,
-}
-
-#[derive(Clone, Debug)]
-pub(super) struct Endpoint {
-    pub addr: IpAddr,
-    pub node: Option<String>,
-    pub ready: Option<bool>,
-    pub terminating: bool,
 }
 
 pub(super) const PORT: &str = "a port number from 1 to 65535";
@@ -136,7 +140,13 @@ fn object(at: &At<'_>, log: &mut Log, into: &mut Documents) {
     match (version.as_str(), kind.as_str()) {
         ("v1", "Service") => into.services.extend(service::read(at, log).map(Arc::new)),
         ("discovery.k8s.io/v1", "EndpointSlice") => into.slices.extend(slice::read(at, log).map(Arc::new)),
-        ("v1", "List" | "ServiceList") | ("discovery.k8s.io/v1", "EndpointSliceList") => {
+        ("v1", "Endpoints") => into.endpoints.extend(slice::read_endpoints(at, log).map(Arc::new)),
+        ("v1", "Pod") => into.pods.extend(pod::read(at, log).map(Arc::new)),
+        ("v1", "Node") => into.nodes.extend(pod::read_node(at, log).map(Arc::new)),
+        // No table depends on one.
+        ("v1", "Namespace") => _ = metadata(at, log),
+        ("v1", "List" | "ServiceList" | "EndpointsList" | "PodList" | "NodeList" | "NamespaceList")
+        | ("discovery.k8s.io/v1", "EndpointSliceList") => {
             if let Some(items) = at.get("items") {
                 for item in items.list(log, "a list of objects") {
                     object(&item, log, into);
@@ -145,7 +155,10 @@ fn object(at: &At<'_>, log: &mut Log, into: &mut Documents) {
         }
         _ => log.notice(
             at,
-            format!("{kind} ({version}) is left alone; Service (v1) and EndpointSlice (discovery.k8s.io/v1) are read"),
+            format!(
+                "{kind} ({version}) is left alone; Service, Endpoints, Pod, Node, Namespace (v1) and EndpointSlice \
+                 (discovery.k8s.io/v1) are read"
+            ),
         ),
     }
 }
@@ -158,6 +171,31 @@ pub(super) fn metadata(at: &At<'_>, log: &mut Log) -> Option<ServiceName> {
         None => "default".to_owned(),
     };
     Some(ServiceName { namespace, name })
+}
+
+/// metadata.labels
+pub(super) fn labels(at: &At<'_>, log: &mut Log) -> Labels {
+    match at.get("metadata").as_ref().and_then(|metadata| metadata.get("labels")) {
+        Some(labels) => strings(&labels, log),
+        None => Labels::new(),
+    }
+}
+
+pub(super) fn has_annotation(at: &At<'_>, key: &str) -> bool {
+    let metadata = at.get("metadata");
+    let annotations = metadata.as_ref().and_then(|at| at.get("annotations"));
+    annotations.is_some_and(|at| at.get(key).is_some())
+}
+
+/// A map of texts; one without a value is an empty one.
+pub(super) fn strings(at: &At<'_>, log: &mut Log) -> Labels {
+    let mut all = Labels::new();
+    for (key, value) in at.entries(log, "a map of texts") {
+        let text =
+            if value.node.is_null() { Some(String::new()) } else { value.value(log, "a text", |s| Ok(s.to_owned())) };
+        all.extend(key.text().map(str::to_owned).zip(text));
+    }
+    all
 }
 
 pub(super) fn flag(at: &At<'_>, key: &str, log: &mut Log) -> Option<bool> {

@@ -1,7 +1,7 @@
 //! The files of a manifests folder, parsed, and which of them changed.
 //!
-//! Invariant: a file's documents are those of the stamp beside them. Files that were refused stay
-//! on a list and are read again with every load until they are taken.
+//! Invariant: a file's documents are those of the stamp beside them. Files that were refused keep the
+//! documents that they had, stay on a list, and are read again with every load until they are taken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::Scope;
 use super::document::{self, Documents};
-use crate::config::{self, Errors};
+use crate::config::{self, Error, Errors};
 
 /// From so many files on, they are parsed on all cores.
 const MANY: usize = 64;
@@ -72,35 +72,39 @@ impl Files {
         self.known.get(path).map(|known| known.documents.clone())
     }
 
-    /// Reads and parses what may have changed. On an error all of it counts as refused.
-    pub fn read(&mut self, scope: &Scope) -> Result<Vec<Fresh>, Errors> {
+    /// Reads and parses what may have changed; beside it, what is wrong with files that can't be read.
+    pub fn read(&mut self, scope: &Scope) -> Result<(Vec<Fresh>, Vec<Error>), Errors> {
         let mut paths = match scope {
             Scope::All => self.changed()?,
             Scope::Files(paths) => paths.iter().filter(|p| self.is_ours(p)).cloned().collect(),
         };
-        paths.extend(self.refused.iter().cloned());
+        paths.extend(std::mem::take(&mut self.refused));
         let paths: Vec<PathBuf> = paths.into_iter().collect();
         let mut fresh = Vec::with_capacity(paths.len());
         let mut errors = Vec::new();
-        for result in read_all(&paths) {
+        for (path, result) in paths.iter().zip(read_all(&paths)) {
             match result {
                 Ok(file) => fresh.push(file),
-                Err(e) => errors.extend(e.0),
+                Err(e) => {
+                    errors.extend(e.0);
+                    self.refuse([path.clone()]);
+                }
             }
         }
-        if errors.is_empty() {
-            return Ok(fresh);
-        }
-        self.refuse(paths);
-        Err(Errors(errors).sorted())
+        Ok((fresh, errors))
     }
 
     pub fn refuse(&mut self, paths: impl IntoIterator<Item = PathBuf>) {
         self.refused.extend(paths);
     }
 
+    #[cfg(test)]
+    pub fn refused(&self) -> impl Iterator<Item = &PathBuf> {
+        self.refused.iter()
+    }
+
+    /// Takes what was read.
     pub fn commit(&mut self, fresh: Vec<Fresh>) {
-        self.refused.clear();
         for file in fresh {
             match (file.documents, file.stamp) {
                 (Some(documents), Some(stamp)) => _ = self.known.insert(file.path, Known { stamp, documents }),

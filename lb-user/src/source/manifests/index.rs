@@ -6,16 +6,29 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::document::{Documents, Service, ServiceName, Slice};
+use super::document::{Documents, Placed, Said, Service, ServiceName, Slice, SlicePort};
 use super::join::Joined;
-use crate::config::Errors;
+use super::select::Selected;
+use crate::config::Error;
 use crate::intent::Protocol;
+use crate::source::endpoints::{self, Node, Nodes};
 
 /// Which documents there are, by service.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Index {
     pub services: BTreeMap<ServiceName, Vec<Arc<Service>>>,
-    pub slices: BTreeMap<ServiceName, Vec<Arc<Slice>>>,
+    slices: BTreeMap<ServiceName, Vec<Arc<Slice>>>,
+    endpoints: BTreeMap<ServiceName, Vec<Arc<Placed<ServiceName, Vec<Arc<Slice>>>>>>,
+    selected: Selected,
+    node_documents: BTreeMap<String, Vec<Arc<Placed<String, Node>>>>,
+    pub nodes: Nodes,
+}
+
+/// What is wrong, and with which services.
+#[derive(Debug)]
+pub(super) struct Wrong {
+    pub error: Error,
+    pub about: Vec<ServiceName>,
 }
 
 /// Who listens where.
@@ -41,24 +54,86 @@ impl Index {
             let place = list.partition_point(|s| s.name <= slice.name);
             list.insert(place, slice.clone());
         }
+        for endpoints in out.iter().flat_map(|d| &d.endpoints) {
+            remove(&mut self.endpoints, &endpoints.name, endpoints);
+        }
+        for endpoints in into.iter().flat_map(|d| &d.endpoints) {
+            self.endpoints.entry(endpoints.name.clone()).or_default().push(endpoints.clone());
+        }
+        self.selected.swap(out, into);
+        self.swap_nodes(out, into);
     }
 
-    /// Refuses a service or slice that is there twice.
-    pub fn unique(&self, names: &BTreeSet<ServiceName>) -> Result<(), Errors> {
-        let mut errors = Vec::new();
-        for name in names {
-            if let Some([first, second, ..]) = self.services.get(name).map(Vec::as_slice) {
-                errors
-                    .push(second.said.message(format!("Service {name} is given twice, also at {}", first.said.line())));
-            }
-            for pair in
-                self.slices.get(name).map_or(&[][..], |v| v).windows(2).filter(|pair| pair[0].name == pair[1].name)
-            {
-                let slice = format!("EndpointSlice {}/{}", name.namespace, pair[1].name);
-                errors.push(pair[1].said.message(format!("{slice} is given twice, also at {}", pair[0].said.line())));
+    fn swap_nodes(&mut self, out: &[Arc<Documents>], into: &[Arc<Documents>]) {
+        for node in out.iter().flat_map(|d| &d.nodes) {
+            remove(&mut self.node_documents, &node.name, node);
+        }
+        for node in into.iter().flat_map(|d| &d.nodes) {
+            self.node_documents.entry(node.name.clone()).or_default().push(node.clone());
+        }
+        for name in out.iter().chain(into).flat_map(|d| &d.nodes).map(|node| &node.name) {
+            match self.node_documents.get(name).and_then(|list| list.first()) {
+                Some(node) => _ = self.nodes.insert(name.clone(), node.object.clone()),
+                None => _ = self.nodes.remove(name),
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
+    }
+
+    /// The services that these documents are about.
+    pub fn touched(&self, documents: &[Arc<Documents>]) -> BTreeSet<ServiceName> {
+        let all = || documents.iter();
+        let mut names = self.selected.services_of(all().flat_map(|d| d.pods.iter().map(|pod| &**pod)));
+        names.extend(all().flat_map(|d| d.services.iter().map(|s| s.name.clone())));
+        names.extend(all().flat_map(|d| d.slices.iter().map(|s| s.service.clone())));
+        names.extend(all().flat_map(|d| d.endpoints.iter().map(|e| e.name.clone())));
+        names
+    }
+
+    /// The endpoints of a service: as its slices say; without any, as its Endpoints do; else as its pods make them.
+    pub fn slices(&self, service: &Service) -> Vec<Arc<Slice>> {
+        if let Some(slices) = self.slices.get(&service.name) {
+            return slices.clone();
+        }
+        if let Some(subsets) = self.endpoints.get(&service.name).and_then(|list| list.first()) {
+            return subsets.object.clone();
+        }
+        let computed = endpoints::slices(&service.selection, self.selected.pods_for(service), &self.nodes);
+        computed.into_iter().map(|slice| Arc::new(of_pods(service, slice))).collect()
+    }
+
+    /// Refuses what is there twice: of these services, and of the new documents.
+    pub fn unique(&self, names: &BTreeSet<ServiceName>, new: &[Arc<Documents>]) -> Result<(), Vec<Wrong>> {
+        let mut wrong = Vec::new();
+        let mut twice = |what: String, first: &Said, second: &Said, about: &[&ServiceName]| {
+            let error = second.message(format!("{what} is given twice, also at {}", first.line()));
+            wrong.push(Wrong { error, about: about.iter().map(|&name| name.clone()).collect() });
+        };
+        for name in names {
+            if let Some([first, second, ..]) = self.services.get(name).map(Vec::as_slice) {
+                twice(format!("Service {name}"), &first.said, &second.said, &[name]);
+            }
+            if let Some([first, second, ..]) = self.endpoints.get(name).map(Vec::as_slice) {
+                twice(format!("Endpoints {name}"), &first.said, &second.said, &[name]);
+            }
+            let slices = self.slices.get(name).map_or(&[][..], |v| v);
+            for pair in slices.windows(2).filter(|pair| pair[0].name == pair[1].name) {
+                let slice = format!("EndpointSlice {}/{}", name.namespace, pair[1].name);
+                twice(slice, &pair[0].said, &pair[1].said, &[name]);
+            }
+        }
+        let pods: BTreeSet<_> = new.iter().flat_map(|d| d.pods.iter().map(|pod| &pod.name)).collect();
+        for name in pods {
+            if let Some([first, second, ..]) = self.selected.pods.get(name).map(Vec::as_slice) {
+                twice(format!("Pod {name}"), &first.said, &second.said, &[]);
+            }
+        }
+        let nodes: BTreeSet<_> = new.iter().flat_map(|d| d.nodes.iter().map(|node| &node.name)).collect();
+        for name in nodes {
+            if let Some([first, second, ..]) = self.node_documents.get(name).map(Vec::as_slice) {
+                twice(format!("Node {name}"), &first.said, &second.said, &[]);
+            }
+        }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
     fn line(&self, name: &ServiceName) -> String {
@@ -66,11 +141,24 @@ impl Index {
     }
 }
 
-fn remove<T>(map: &mut BTreeMap<ServiceName, Vec<Arc<T>>>, name: &ServiceName, gone: &Arc<T>) {
-    if let Some(list) = map.get_mut(name) {
+/// A slice as if somebody had written it where the service is.
+fn of_pods(service: &Service, slice: endpoints::Slice) -> Slice {
+    let said = |name: &str| service.ports.iter().find(|p| p.name == name).map_or(&service.said, |p| &p.said).clone();
+    let port = |p: endpoints::Port| SlicePort { said: said(&p.name), name: p.name, protocol: p.protocol, port: p.port };
+    Slice {
+        name: service.name.name.clone(),
+        service: service.name.clone(),
+        said: service.said.clone(),
+        ports: slice.ports.into_iter().map(port).collect(),
+        endpoints: slice.endpoints,
+    }
+}
+
+pub(super) fn remove<K: Ord, T>(map: &mut BTreeMap<K, Vec<Arc<T>>>, key: &K, gone: &Arc<T>) {
+    if let Some(list) = map.get_mut(key) {
         list.retain(|there| !Arc::ptr_eq(there, gone));
         if list.is_empty() {
-            map.remove(name);
+            map.remove(key);
         }
     }
 }
@@ -83,26 +171,25 @@ impl Taken {
         joined: &BTreeMap<ServiceName, Arc<Joined>>,
         index: &Index,
         published: &BTreeMap<(IpAddr, u16, Protocol), String>,
-    ) -> Result<(), Errors> {
+    ) -> Result<(), Vec<Wrong>> {
         let mut mine = Taken::default();
-        let mut errors = Vec::new();
+        let mut wrong = Vec::new();
         for (name, joined) in joined {
             let ports = index.services.get(name).and_then(|s| s.first()).map_or(&[][..], |s| &s.ports);
             for (port, said) in joined.ports.iter().zip(ports) {
                 let service = |first: &ServiceName| format!("{first}{}", index.line(first));
-                let mut clash = |what: String, first: String| {
-                    errors.push(
-                        said.said
-                            .message(format!("{name} and {first} both want {what}; expected one of them to change")),
-                    );
+                let mut clash = |what: String, first: String, other: Option<&ServiceName>| {
+                    let text = format!("{name} and {first} both want {what}; expected one of them to change");
+                    let about = [name].into_iter().chain(other).cloned().collect();
+                    wrong.push(Wrong { error: said.said.message(text), about });
                 };
                 let old = |name: &&ServiceName| !affected.contains(*name);
                 for addr in &port.addresses {
                     let key = (*addr, port.port, port.protocol);
                     let before = mine.addresses.insert(key, name.clone());
-                    let before = before.as_ref().or(self.addresses.get(&key).filter(old)).map(service);
-                    if let Some(first) = before.or_else(|| published.get(&key).cloned()) {
-                        clash(format!("{}", Listen(*addr, port.port, port.protocol)), first);
+                    let other = before.as_ref().or(self.addresses.get(&key).filter(old));
+                    if let Some(first) = other.map(service).or_else(|| published.get(&key).cloned()) {
+                        clash(format!("{}", Listen(*addr, port.port, port.protocol)), first, other);
                     }
                 }
                 if let Some(node_port) = port.node_port {
@@ -110,12 +197,13 @@ impl Taken {
                     if let Some(first) =
                         before.as_ref().or(self.node_ports.get(&(node_port, port.protocol)).filter(old))
                     {
-                        clash(format!("node port {node_port}/{}", protocol(port.protocol)), service(first));
+                        let what = format!("node port {node_port}/{}", protocol(port.protocol));
+                        clash(what, service(first), Some(first));
                     }
                 }
             }
         }
-        if errors.is_empty() { Ok(()) } else { Err(Errors(errors)) }
+        if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
     pub fn replace(&mut self, name: &ServiceName, before: Option<&Joined>, after: Option<&Joined>) {

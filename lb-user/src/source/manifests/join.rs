@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use super::document::{self, Service, Slice, SlicePort};
 use crate::config::Error;
 use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort};
+use crate::source::endpoints::{self, preferred};
 
 /// What became of one service.
 #[derive(Clone, Debug, Default)]
@@ -21,13 +22,22 @@ pub(super) struct Joined {
     pub notices: Vec<Error>,
 }
 
+/// When and where services are joined.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment<'a> {
+    pub now: SystemTime,
+    pub draining: Duration,
+    /// This node, and its zone.
+    pub node: &'a str,
+    pub zone: Option<&'a str>,
+}
+
 pub(super) fn join(
     service: &Service,
     given: &[IpAddr],
     slices: &[Arc<Slice>],
     before: Option<&Joined>,
-    now: SystemTime,
-    draining: Duration,
+    moment: &Moment<'_>,
 ) -> Result<Joined, Error> {
     let mut joined = Joined::default();
     let mut addresses = service.addresses.clone();
@@ -37,7 +47,8 @@ pub(super) fn join(
             .notices
             .push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
     }
-    let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(now + draining);
+    let ends = moment.now + moment.draining;
+    let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(ends);
     for port in &service.ports {
         let mut endpoints = Endpoints::default();
         for slice in slices {
@@ -52,17 +63,16 @@ pub(super) fn join(
                         Phase::Leaving => {
                             let until = deadline(at);
                             joined.deadlines.insert(at, until);
-                            EndpointState::Draining { until }
+                            match said.serving.unwrap_or(true) {
+                                true => EndpointState::Draining { until },
+                                false => EndpointState::Ending { until },
+                            }
                         }
                         Phase::Absent => continue,
                     };
-                    endpoints.add(Endpoint {
-                        addr: said.addr,
-                        port: target.port,
-                        weight: service.weights.get(&said.addr).copied().unwrap_or(1),
-                        node: said.node.clone(),
-                        state,
-                    });
+                    let weight = service.weights.get(&said.addr).copied().unwrap_or(1);
+                    let node = said.node.clone();
+                    endpoints.add(Endpoint { addr: said.addr, port: target.port, weight, node, state }, said);
                 }
             }
         }
@@ -75,7 +85,7 @@ pub(super) fn join(
             node_port: port.node_port,
             addresses: addresses.clone(),
             affinity: service.affinity,
-            endpoints: endpoints.list,
+            endpoints: endpoints.prefer(moment),
         });
     }
     Ok(joined)
@@ -94,8 +104,8 @@ enum Phase {
 
 /// A terminating endpoint leaves, whatever else is said of it; but a service that wants endpoints
 /// before they are ready also wants them after.
-fn phase(service: &Service, said: &document::Endpoint) -> Phase {
-    if said.terminating && !(service.not_ready_too && said.ready == Some(true)) {
+fn phase(service: &Service, said: &endpoints::Endpoint) -> Phase {
+    if said.terminating && !(service.selection.not_ready_too && said.ready == Some(true)) {
         Phase::Leaving
     } else if said.ready.unwrap_or(true) {
         Phase::Ready
@@ -104,23 +114,43 @@ fn phase(service: &Service, said: &document::Endpoint) -> Phase {
     }
 }
 
-/// Each endpoint once: slices may name one twice while it moves between them; ready wins.
+/// Each endpoint once: slices may name one twice while it moves between them; the more alive wins.
 #[derive(Default)]
-struct Endpoints {
-    list: Vec<Endpoint>,
+struct Endpoints<'s> {
+    list: Vec<(Endpoint, &'s endpoints::Endpoint)>,
     index: HashMap<(IpAddr, u16), usize>,
 }
 
-impl Endpoints {
-    fn add(&mut self, endpoint: Endpoint) {
+impl<'s> Endpoints<'s> {
+    fn add(&mut self, endpoint: Endpoint, said: &'s endpoints::Endpoint) {
+        let alive = |e: &Endpoint| match e.state {
+            EndpointState::Ready => 2,
+            EndpointState::Spare | EndpointState::Draining { .. } => 1,
+            EndpointState::Ending { .. } => 0,
+        };
         match self.index.get(&(endpoint.addr, endpoint.port)) {
-            Some(&i) if endpoint.state == EndpointState::Ready => self.list[i] = endpoint,
+            Some(&i) if alive(&endpoint) > alive(&self.list[i].0) => self.list[i] = (endpoint, said),
             Some(_) => {}
             None => {
                 self.index.insert((endpoint.addr, endpoint.port), self.list.len());
-                self.list.push(endpoint);
+                self.list.push((endpoint, said));
             }
         }
+    }
+
+    /// Makes spare, in each family, those that are meant for others than this node.
+    fn prefer(mut self, here: &Moment<'_>) -> Vec<Endpoint> {
+        for v4 in [true, false] {
+            let is_ready = |e: &Endpoint| e.state == EndpointState::Ready && e.addr.is_ipv4() == v4;
+            let ready: Vec<&endpoints::Endpoint> =
+                self.list.iter().filter(|(e, _)| is_ready(e)).map(|(_, said)| *said).collect();
+            let near = preferred(&ready, here.node, here.zone);
+            let ready = self.list.iter_mut().map(|(e, _)| e).filter(|e| is_ready(e));
+            for (endpoint, _) in ready.zip(near).filter(|(_, near)| !near) {
+                endpoint.state = EndpointState::Spare;
+            }
+        }
+        self.list.into_iter().map(|(endpoint, _)| endpoint).collect()
     }
 }
 

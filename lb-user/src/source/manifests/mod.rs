@@ -1,15 +1,17 @@
 //! A folder (or one file) of Kubernetes YAML as the source of services.
 //!
-//! Invariant: a load is taken whole or refused whole; refused files are read again with the next
-//! load, so that what is in force is always what some moment's folder said. A load costs what
-//! changed, not what is there: files that stayed are not read, services that stayed are not joined.
-//! Not here: watching ([`super::watch`]), and live clusters.
+//! Invariant: each file is taken whole or refused whole, and no file's fault keeps another from being
+//! taken. What a refused file said before stays in force, and it is read again with the next load. A
+//! load costs what changed, not what is there: files that stayed are not read, services that stayed are
+//! not joined. Not here: watching ([`super::watch`]), and live clusters.
 
 mod allocate;
 mod document;
 mod files;
 mod index;
 mod join;
+mod pod;
+mod select;
 mod service;
 mod slice;
 
@@ -24,15 +26,18 @@ use document::Documents;
 pub use document::ServiceName;
 pub(crate) use files::is_manifest;
 use files::{Files, Fresh};
-use index::{Index, Taken};
-use join::Joined;
+use index::{Index, Taken, Wrong};
+use join::{Joined, Moment};
 
 use crate::config::{Error, Errors};
 use crate::intent::{Protocol, ServicePort, ServiceRange};
+use crate::source::endpoints::Node;
 
 /// What the configuration says of services.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
+    /// This node's name.
+    pub node: String,
     /// Addresses that load balancers without one get.
     pub service_ranges: Vec<ServiceRange>,
     /// Where the configuration forwards ports, and the place that says so: these addresses are given to no
@@ -93,6 +98,8 @@ pub struct Manifests {
     given: Given,
     joined: BTreeMap<ServiceName, Arc<Joined>>,
     taken: Taken,
+    /// What is wrong with the files that the last load refused.
+    refused: Vec<Error>,
     /// All services are to be joined again, since the rules changed.
     all: bool,
 }
@@ -106,6 +113,7 @@ impl Manifests {
             given: Given::new(),
             joined: BTreeMap::new(),
             taken: Taken::default(),
+            refused: Vec::new(),
             all: false,
         }
     }
@@ -133,34 +141,71 @@ impl Manifests {
         self.joined.values().flat_map(|joined| joined.ports.iter().cloned()).collect()
     }
 
-    /// Reads what `scope` says and changed. On an error nothing changes.
+    /// What is wrong with files that are not in force as they are now, ordered by file and place.
+    pub fn refused(&self) -> &[Error] {
+        &self.refused
+    }
+
+    /// Reads what `scope` says and changed. Files that are wrong stay as they were, and are told among the notices
+    /// and by [`Manifests::refused`]. On an error, which no file alone is to blame for, nothing changes.
     pub fn load(&mut self, scope: &Scope, now: SystemTime) -> Result<Update, Errors> {
-        let fresh = self.files.read(scope)?;
-        let new: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| f.documents.clone()).collect();
-        let old: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| self.files.documents(&f.path)).collect();
-        self.index.swap(&old, &new);
-        match self.take(&old, &new, now) {
-            Ok(update) => {
-                self.files.commit(fresh);
-                self.all = false;
-                Ok(update)
+        let (mut fresh, mut refused) = self.files.read(scope)?;
+        loop {
+            let new: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| f.documents.clone()).collect();
+            let old: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| self.files.documents(&f.path)).collect();
+            self.index.swap(&old, &new);
+            let wrong = match self.take(&old, &new, now) {
+                Ok(mut update) => {
+                    self.files.commit(fresh);
+                    self.all = false;
+                    self.refused = Errors(refused).sorted().0;
+                    update.notices.extend(self.refused.iter().cloned());
+                    return Ok(update);
+                }
+                Err(wrong) => wrong,
+            };
+            let blamed: BTreeSet<PathBuf> = wrong.iter().flat_map(|wrong| self.blame(&fresh, wrong)).collect();
+            self.index.swap(&new, &old);
+            let errors = wrong.into_iter().map(|wrong| wrong.error);
+            if blamed.is_empty() {
+                self.files.refuse(fresh.into_iter().map(|f| f.path));
+                return Err(Errors(refused.into_iter().chain(errors).collect()).sorted());
             }
-            Err(errors) => {
-                self.index.swap(&new, &old);
-                self.files.refuse(fresh.into_iter().map(|f: Fresh| f.path));
-                Err(errors.sorted())
-            }
+            refused.extend(errors);
+            fresh.retain(|file| !blamed.contains(&file.path));
+            self.files.refuse(blamed);
         }
+    }
+
+    /// The changed files without which something would not be wrong: the one that it is said of; else those
+    /// that say its services; else those that bear on them.
+    fn blame(&self, fresh: &[Fresh], wrong: &Wrong) -> Vec<PathBuf> {
+        let about = |names: &BTreeSet<ServiceName>| wrong.about.iter().any(|name| names.contains(name));
+        let says = |file: &Fresh| {
+            let documents = file.documents.as_ref();
+            about(&documents.into_iter().flat_map(|d| d.services.iter().map(|s| s.name.clone())).collect())
+        };
+        let bears = |file: &Fresh| {
+            let old = self.files.documents(&file.path);
+            let both: Vec<Arc<Documents>> = file.documents.iter().cloned().chain(old).collect();
+            about(&self.index.touched(&both)) || both.iter().any(|d| !d.nodes.is_empty())
+        };
+        let is = |file: &Fresh| *wrong.error.file == *file.path.display().to_string();
+        let paths = |wanted: &dyn Fn(&Fresh) -> bool| -> Vec<PathBuf> {
+            fresh.iter().filter(|f| wanted(f)).map(|f| f.path.clone()).collect()
+        };
+        [paths(&is), paths(&says), paths(&bears)].into_iter().find(|paths| !paths.is_empty()).unwrap_or_default()
     }
 
     /// Works out what the changed documents change; `self` changes at its end or not at all (but
     /// for the index, which the caller turns back).
-    fn take(&mut self, old: &[Arc<Documents>], new: &[Arc<Documents>], now: SystemTime) -> Result<Update, Errors> {
-        let mut affected = touched(old, new);
-        if self.all {
+    fn take(&mut self, old: &[Arc<Documents>], new: &[Arc<Documents>], now: SystemTime) -> Result<Update, Vec<Wrong>> {
+        let mut affected = self.index.touched(old);
+        affected.extend(self.index.touched(new));
+        if self.all || nodes(old) != nodes(new) {
             affected.extend(self.index.services.keys().chain(self.joined.keys()).cloned());
         }
-        self.index.unique(&affected)?;
+        self.index.unique(&affected, new)?;
         let mut update = Update::default();
         update.notices.extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
         let given = if self.all || asks(old) != asks(new) {
@@ -200,31 +245,29 @@ impl Manifests {
         affected: &BTreeSet<ServiceName>,
         given: &Given,
         now: SystemTime,
-    ) -> Result<BTreeMap<ServiceName, Arc<Joined>>, Errors> {
+    ) -> Result<BTreeMap<ServiceName, Arc<Joined>>, Vec<Wrong>> {
         let mut all = BTreeMap::new();
-        let mut errors = Vec::new();
+        let mut wrong = Vec::new();
+        let zone = self.index.nodes.get(&self.rules.node).and_then(|node| node.zone.as_deref());
+        let moment = Moment { now, draining: self.rules.draining, node: &self.rules.node, zone };
         for name in affected {
             let Some(service) = self.index.services.get(name).and_then(|s| s.first()) else {
                 continue;
             };
             let given = given.get(name).map_or(&[][..], |v| v);
-            let slices = self.index.slices.get(name).map_or(&[][..], |v| v);
             let before = self.joined.get(name).map(|j| &**j);
-            match join::join(service, given, slices, before, now, self.rules.draining) {
+            match join::join(service, given, &self.index.slices(service), before, &moment) {
                 Ok(joined) => _ = all.insert(name.clone(), Arc::new(joined)),
-                Err(e) => errors.push(e),
+                Err(error) => wrong.push(Wrong { error, about: vec![name.clone()] }),
             }
         }
-        if errors.is_empty() { Ok(all) } else { Err(Errors(errors)) }
+        if wrong.is_empty() { Ok(all) } else { Err(wrong) }
     }
 }
 
-/// The services that these documents are about.
-fn touched(old: &[Arc<Documents>], new: &[Arc<Documents>]) -> BTreeSet<ServiceName> {
-    let all = || old.iter().chain(new);
-    let services = all().flat_map(|d| d.services.iter().map(|s| s.name.clone()));
-    let slices = all().flat_map(|d| d.slices.iter().map(|s| s.service.clone()));
-    services.chain(slices).collect()
+/// All that endpoints depend on of nodes.
+fn nodes(documents: &[Arc<Documents>]) -> BTreeMap<&str, &Node> {
+    documents.iter().flat_map(|d| d.nodes.iter().map(|node| (node.name.as_str(), &node.object))).collect()
 }
 
 /// A service, the addresses it names and the families it wants one of.

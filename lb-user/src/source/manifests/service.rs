@@ -1,14 +1,28 @@
 //! A Service, as far as balancing needs it.
 //!
-//! Invariant: headless and ExternalName services read as none. Not here: addresses that are given.
+//! Invariant: services without a table of their own (headless, ExternalName, another proxy's) read as none.
+//! Not here: addresses that are given, and which endpoints there are.
 
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
-use super::document::{PORT, Said, Service, ServicePort, flag, metadata, port_name, port_number, protocol};
+use super::document::{
+    PORT, Said, Service, ServicePort, flag, labels, metadata, port_name, port_number, protocol, strings,
+};
 use crate::config::{self, At, Log};
+use crate::source::endpoints::{self, Distribution, Labels, Selection, Target};
 
 const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
+
+/// The class of load balancers that are ours.
+const CLASS: &str = "stellwerk.io/stellwerk";
+
+/// Whether an object's labels say that it is no business of this proxy: it has another one, or needs none.
+pub(super) fn is_for_others(labels: &Labels) -> bool {
+    ["service.kubernetes.io/service-proxy-name", "service.kubernetes.io/headless"]
+        .iter()
+        .any(|label| labels.contains_key(*label))
+}
 
 /// None for services that are not balanced, and for wrong ones.
 pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
@@ -23,19 +37,31 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     });
     let kind = kind.map_or(Some("ClusterIP".to_owned()), |kind| kind)?;
     let headless = spec.get("clusterIP").is_some_and(|at| at.node.text() == Some("None"));
-    if headless || kind == "ExternalName" {
+    if headless || kind == "ExternalName" || is_for_others(&labels(at, log)) {
         return None;
     }
-    let balancer = kind == "LoadBalancer";
+    let mine = kind == "LoadBalancer" && is_of_our_class(&spec, log);
     let mut addresses = cluster_ips(&spec, log);
     let families: Vec<bool> = families(&spec, &addresses, log);
-    let external = load_balancer_ips(at, &spec, balancer, log);
-    let wants = (balancer && external.is_empty()).then_some(families);
+    let asked = spec.get("loadBalancerIP").filter(|at| mine && at.node.text() != Some(""));
+    let asked = asked.and_then(|at| addr(&at, log));
+    let (external, proxied) = ingress(at, log);
+    let unnamed = asked.is_none() && external.is_empty() && !proxied;
+    let wants = (mine && unnamed).then(|| families.clone());
+    addresses.extend(asked);
     addresses.extend(external);
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));
     let mut seen = HashSet::new();
     addresses.retain(|addr| seen.insert(*addr));
     policies(&spec, log);
+    let (ports, targets) = service_ports(&spec, log).into_iter().unzip();
+    let selection = Selection {
+        selector: spec.get("selector").map_or(Labels::new(), |at| strings(&at, log)),
+        ports: targets,
+        families: if families.is_empty() { vec![true, false] } else { families },
+        not_ready_too: flag(&spec, "publishNotReadyAddresses", log).unwrap_or(false),
+        distribution: distribution(&spec, log),
+    };
     Some(Service {
         name,
         said,
@@ -43,8 +69,8 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
         wants,
         affinity: affinity(&spec, log),
         weights: weights(at, log),
-        not_ready_too: flag(&spec, "publishNotReadyAddresses", log).unwrap_or(false),
-        ports: service_ports(&spec, log),
+        selection,
+        ports,
     })
 }
 
@@ -93,26 +119,47 @@ fn families(spec: &At<'_>, cluster: &[IpAddr], log: &mut Log) -> Vec<bool> {
     all
 }
 
-fn load_balancer_ips(at: &At<'_>, spec: &At<'_>, balancer: bool, log: &mut Log) -> Vec<IpAddr> {
-    let mut all = Vec::new();
-    if let Some(at) = spec.get("loadBalancerIP").filter(|at| balancer && at.node.text() != Some("")) {
-        all.extend(addr(&at, log));
-    }
-    let Some(status) = at.get("status") else {
-        return all;
+fn is_of_our_class(spec: &At<'_>, log: &mut Log) -> bool {
+    let class = spec.get("loadBalancerClass").and_then(|at| at.string(log, "a class of load balancers"));
+    class.is_none_or(|class| class == CLASS)
+}
+
+/// The status' addresses, and whether there are any that somebody else proxies (KEP-1860): these are only for show.
+fn ingress(at: &At<'_>, log: &mut Log) -> (Vec<IpAddr>, bool) {
+    let (mut all, mut proxied) = (Vec::new(), false);
+    let status = at.get("status");
+    let balancer = status.as_ref().and_then(|at| at.get("loadBalancer"));
+    let Some(list) = balancer.as_ref().and_then(|at| at.get("ingress")) else {
+        return (all, proxied);
     };
-    let Some(balancer) = status.get("loadBalancer") else {
-        return all;
-    };
-    let Some(ingress) = balancer.get("ingress") else {
-        return all;
-    };
-    for entry in ingress.list(log, "a list of addresses") {
-        if let Some(at) = entry.get("ip") {
-            all.extend(addr(&at, log));
+    for entry in list.list(log, "a list of addresses") {
+        let mode = entry.get("ipMode").and_then(|at| {
+            at.value(log, "VIP or Proxy", |s| match s {
+                "VIP" => Ok(false),
+                "Proxy" => Ok(true),
+                _ => Err(String::new()),
+            })
+        });
+        let Some(ip) = entry.get("ip").and_then(|at| addr(&at, log)) else { continue };
+        if mode == Some(true) {
+            proxied = true;
+        } else {
+            all.push(ip);
         }
     }
-    all
+    (all, proxied)
+}
+
+fn distribution(spec: &At<'_>, log: &mut Log) -> Distribution {
+    let right = "PreferSameZone, PreferSameNode or PreferClose";
+    let wish = spec.get("trafficDistribution").and_then(|at| {
+        at.value(log, right, |s| match s {
+            "PreferSameZone" | "PreferClose" => Ok(Distribution::SameZone),
+            "PreferSameNode" => Ok(Distribution::SameNode),
+            _ => Err(String::new()),
+        })
+    });
+    wish.unwrap_or_default()
 }
 
 fn affinity(spec: &At<'_>, log: &mut Log) -> Option<u32> {
@@ -173,11 +220,12 @@ fn policies(spec: &At<'_>, log: &mut Log) {
     }
 }
 
-fn service_ports(spec: &At<'_>, log: &mut Log) -> Vec<ServicePort> {
+/// Each port, and whom it means.
+fn service_ports(spec: &At<'_>, log: &mut Log) -> Vec<(ServicePort, endpoints::ServicePort)> {
     let Some(list) = spec.require(log, "ports", "a list of ports") else {
         return Vec::new();
     };
-    let mut all: Vec<ServicePort> = Vec::new();
+    let mut all: Vec<(ServicePort, _)> = Vec::new();
     for at in list.list(log, "a list of ports") {
         let said = Said::new(log, &at);
         let port = at.require(log, "port", PORT).and_then(|at| port_number(&at, log));
@@ -188,14 +236,26 @@ fn service_ports(spec: &At<'_>, log: &mut Log) -> Vec<ServicePort> {
             continue;
         };
         let name = port_name(&at);
-        if let Some(first) = all.iter().find(|p| p.name == name) {
+        if let Some(first) = all.iter().map(|(p, _)| p).find(|p| p.name == name) {
             let message = match name.as_str() {
                 "" => "has no name; several ports of a service each need one of their own".to_owned(),
                 _ => format!("the name `{name}` is given twice, first at line {}", first.said.place.line),
             };
             log.error(&at, message);
         }
-        all.push(ServicePort { name, protocol, port, node_port, said });
+        let target = target(&at, log).unwrap_or(Target::Number(port));
+        let meant = endpoints::ServicePort { name: name.clone(), protocol, target };
+        all.push((ServicePort { name, protocol, port, node_port, said }, meant));
     }
     all
+}
+
+/// None: the service's own port.
+fn target(at: &At<'_>, log: &mut Log) -> Option<Target> {
+    let at = at.get("targetPort").filter(|at| !matches!(at.node.text(), Some("" | "0")))?;
+    if at.node.text().is_some_and(|text| text.bytes().any(|b| b.is_ascii_alphabetic())) {
+        return at.string(log, "a port's name").map(Target::Name);
+    }
+    at.value(log, "a port number from 1 to 65535, or a name of the pods' ports", |s| config::integer(s, 1, 65_535))
+        .map(|port| Target::Number(port as u16))
 }

@@ -1,24 +1,27 @@
-//! An EndpointSlice, as far as balancing needs it.
+//! An EndpointSlice or an Endpoints, as far as balancing needs it.
 //!
-//! Invariant: a slice's addresses are of its family. Not here: which endpoints get traffic.
+//! Invariant: a slice's addresses are of its family; an Endpoints' are of any. Not here: which endpoints get
+//! traffic.
+
+use std::sync::Arc;
 
 use super::document::{
-    Endpoint, Said, ServiceName, Slice, SlicePort, flag, metadata, port_name, port_number, protocol,
+    Placed, Said, ServiceName, Slice, SlicePort, flag, has_annotation, labels, metadata, port_name, port_number,
+    protocol,
 };
+use super::service;
 use crate::config::{self, At, Log};
+use crate::source::endpoints::{Endpoint, Hints};
 
 /// None for slices of no service, and for wrong ones.
 pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Slice> {
     let ServiceName { namespace, name } = metadata(at, log)?;
     let said = Said::new(log, at);
-    let service = {
-        let metadata = at.get("metadata")?;
-        let labels = metadata.get("labels");
-        labels
-            .as_ref()
-            .and_then(|l| l.get("kubernetes.io/service-name"))
-            .and_then(|at| at.node.text().map(str::to_owned))
-    };
+    let mut labels = labels(at, log);
+    if service::is_for_others(&labels) {
+        return None;
+    }
+    let service = labels.remove("kubernetes.io/service-name");
     let Some(service) = service else {
         log.notice(
             at,
@@ -74,14 +77,62 @@ fn endpoints(at: &At<'_>, v4: bool, log: &mut Log) -> Vec<Endpoint> {
         let addr = first.value(log, right, |s| {
             config::address(s).and_then(|a| if a.is_ipv4() == v4 { Ok(a) } else { Err(String::new()) })
         });
-        let node = at.get("nodeName").and_then(|at| at.string(log, "a node's name"));
-        let (ready, terminating) = match at.get("conditions") {
-            Some(at) => (flag(&at, "ready", log), flag(&at, "terminating", log).unwrap_or(false)),
-            None => (None, false),
-        };
+        let text = |key: &str, log: &mut Log| at.get(key).and_then(|at| at.string(log, "a name"));
+        let (node, zone) = (text("nodeName", log), text("zone", log));
+        let hints = at.get("hints").map_or(Hints::default(), |at| hints(&at, log));
+        let conditions = at.get("conditions");
+        let condition = |key: &str, log: &mut Log| conditions.as_ref().and_then(|at| flag(at, key, log));
+        let (ready, serving) = (condition("ready", log), condition("serving", log));
+        let terminating = condition("terminating", log).unwrap_or(false);
         if let Some(addr) = addr {
-            all.push(Endpoint { addr, node, ready, terminating });
+            all.push(Endpoint { addr, node, zone, ready, serving, terminating, hints });
         }
+    }
+    all
+}
+
+fn hints(at: &At<'_>, log: &mut Log) -> Hints {
+    let mut names = |key: &str| -> Vec<String> {
+        let Some(at) = at.get(key) else { return Vec::new() };
+        let list = at.list(log, "a list such as [{ name: east }]");
+        list.iter().filter_map(|at| at.require(log, "name", "a name")?.string(log, "a name")).collect()
+    };
+    Hints { zones: names("forZones"), nodes: names("forNodes") }
+}
+
+/// None for those that Kubernetes wouldn't mirror into slices either.
+pub(super) fn read_endpoints(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Vec<Arc<Slice>>>> {
+    let name = metadata(at, log)?;
+    let said = Said::new(log, at);
+    let labels = labels(at, log);
+    let skipped = labels.get("endpointslice.kubernetes.io/skip-mirror").is_some_and(|skip| skip == "true");
+    let leads = has_annotation(at, "control-plane.alpha.kubernetes.io/leader");
+    if skipped || leads || service::is_for_others(&labels) {
+        return None;
+    }
+    let mut subsets = Vec::new();
+    if let Some(list) = at.get("subsets") {
+        for at in list.list(log, "a list of subsets") {
+            let ports = at.get("ports").map_or(Vec::new(), |at| slice_ports(&at, log));
+            let mut endpoints = subset_addresses(&at, "addresses", true, log);
+            endpoints.extend(subset_addresses(&at, "notReadyAddresses", false, log));
+            let (name, service) = (name.name.clone(), name.clone());
+            subsets.push(Arc::new(Slice { name, service, said: said.clone(), ports, endpoints }));
+        }
+    }
+    Some(Placed { name, object: subsets, said })
+}
+
+fn subset_addresses(at: &At<'_>, key: &str, ready: bool, log: &mut Log) -> Vec<Endpoint> {
+    let Some(list) = at.get(key) else { return Vec::new() };
+    let mut all = Vec::new();
+    let right = "an address such as 192.168.1.1 or fd00::1";
+    for at in list.list(log, "a list of addresses, such as [{ ip: 172.27.0.11 }]") {
+        let addr = at.require(log, "ip", right).and_then(|at| at.value(log, right, config::address));
+        let node = at.get("nodeName").and_then(|at| at.string(log, "a node's name"));
+        let Some(addr) = addr else { continue };
+        let (ready, serving) = (Some(ready), Some(ready));
+        all.push(Endpoint { addr, node, zone: None, ready, serving, terminating: false, hints: Hints::default() });
     }
     all
 }

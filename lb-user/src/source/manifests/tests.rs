@@ -31,6 +31,7 @@ impl Drop for Folder {
 fn rules() -> Rules {
     let range = |first: &str, last: &str| ServiceRange { first: first.parse().unwrap(), last: last.parse().unwrap() };
     Rules {
+        node: "n1".into(),
         service_ranges: vec![range("10.9.0.1", "10.9.0.3"), range("fd00::1", "fd00::2")],
         published: BTreeMap::new(),
         draining: Duration::from_secs(30),
@@ -52,11 +53,12 @@ fn show(services: &[ServicePort]) -> Vec<String> {
                 .map(|e| {
                     let weight = if e.weight == 1 { String::new() } else { format!("*{}", e.weight) };
                     let node = e.node.as_deref().map_or(String::new(), |n| format!("@{n}"));
+                    let seconds = |until: SystemTime| until.duration_since(at(0)).unwrap().as_secs();
                     let state = match e.state {
                         EndpointState::Ready => String::new(),
-                        EndpointState::Draining { until } => {
-                            format!("!{}", until.duration_since(at(0)).unwrap().as_secs())
-                        }
+                        EndpointState::Spare => "~".into(),
+                        EndpointState::Draining { until } => format!("!{}", seconds(until)),
+                        EndpointState::Ending { until } => format!("!!{}", seconds(until)),
                     };
                     format!("{}:{}{weight}{node}{state}", e.addr, e.port)
                 })
@@ -138,11 +140,11 @@ fn joins() {
     let plain = service("a", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }");
     assert_eq!(
         read(&(plain.clone() + &slice("a", "a-1", conditions))),
-        ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80!30 10.2.0.4:80!30 10.2.0.5:80!30"]
+        ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80!30 10.2.0.4:80!!30 10.2.0.5:80!30"]
     );
     assert_eq!(
         read(&(plain + &slice("a", "a-1", conditions) + &again)),
-        ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80 10.2.0.4:80!30 10.2.0.5:80!30"]
+        ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80 10.2.0.3:80 10.2.0.4:80!!30 10.2.0.5:80!30"]
     );
     assert_eq!(
         read(&service("none", "{ clusterIP: 10.1.0.1, ports: [{ port: 80 }] }")),

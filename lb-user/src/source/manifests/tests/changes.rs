@@ -21,52 +21,48 @@ fn changes() {
     folder.write("readme.txt", "not: [read");
     let mut manifests = Manifests::new(folder.0.clone(), rules());
     let mut list = Vec::new();
-    let mut step = |manifests: &mut Manifests, scope: &Scope, second: u64| -> Result<Vec<String>, String> {
+    // The services that changed, and what is wrong.
+    let mut step = |manifests: &mut Manifests, scope: &Scope, second: u64| -> Vec<String> {
         let path = format!("{}/", folder.0.display());
-        let update = manifests.load(scope, at(second)).map_err(|e| e.to_string().replace(&path, ""))?;
-        let names = update.changed.keys().map(ToString::to_string).collect();
+        let update = manifests.load(scope, at(second)).unwrap();
+        let names = update.changed.keys().map(ToString::to_string);
+        let names = names.chain(manifests.refused().iter().map(|e| e.to_string().replace(&path, ""))).collect();
         update.apply_to(&mut list);
         assert_eq!(list, manifests.services());
-        Ok(names)
+        names
     };
-    assert_eq!(step(&mut manifests, &Scope::All, 0).unwrap(), ["default/a", "default/b"]);
-    assert_eq!(step(&mut manifests, &Scope::All, 0).unwrap(), [""; 0]);
+    assert_eq!(step(&mut manifests, &Scope::All, 0), ["default/a", "default/b"]);
+    assert_eq!(step(&mut manifests, &Scope::All, 0), [""; 0]);
 
     // A slice in a file of its own; then it leaves, and its deadline stays.
     let slices = folder.write("a-slice.yaml", &slice("a", "a-1", ENDPOINT));
-    assert_eq!(step(&mut manifests, &files(&[&slices]), 1).unwrap(), ["default/a"]);
+    assert_eq!(step(&mut manifests, &files(&[&slices]), 1), ["default/a"]);
     folder.write("a-slice.yaml", &slice("a", "a-1", LEAVING));
-    assert_eq!(step(&mut manifests, &files(&[&slices]), 5).unwrap(), ["default/a"]);
-    assert_eq!(step(&mut manifests, &files(&[&slices]), 9).unwrap(), [""; 0]);
+    assert_eq!(step(&mut manifests, &files(&[&slices]), 5), ["default/a"]);
+    assert_eq!(step(&mut manifests, &files(&[&slices]), 9), [""; 0]);
     assert_eq!(show(&manifests.services())[0], "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80!35");
 
     // Back, and leaving anew: a new deadline.
     folder.write("a-slice.yaml", &slice("a", "a-1", ENDPOINT));
-    step(&mut manifests, &Scope::All, 10).unwrap();
+    step(&mut manifests, &Scope::All, 10);
     folder.write("a-slice.yaml", &slice("a", "a-1", LEAVING));
-    step(&mut manifests, &files(&[&slices]), 20).unwrap();
+    step(&mut manifests, &files(&[&slices]), 20);
     assert_eq!(show(&manifests.services())[0], "default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80!50");
 
-    // A bad file refuses all of it, also later, until it is mended; a good one waits with it.
-    let before = manifests.services();
+    // A bad file stays as it was, also later, until it is mended; the others go on.
     folder.write("a.yaml", "a: [");
     std::fs::remove_file(&slices).unwrap();
-    assert_eq!(
-        step(&mut manifests, &files(&[&a, &slices]), 21).unwrap_err(),
-        "a.yaml:1:4: not YAML: unclosed bracket '['"
-    );
-    assert_eq!(manifests.services(), before);
+    let broken = "a.yaml:1:4: not YAML: unclosed bracket '['";
+    assert_eq!(step(&mut manifests, &files(&[&a, &slices]), 21), ["default/a", broken]);
+    assert_eq!(show(&manifests.services())[0], "default/a:80 80/TCP [10.1.0.1] -> ");
     let other = folder.write("d.yaml", &service("d", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
-    step(&mut manifests, &files(&[&other]), 22).unwrap_err();
-    assert_eq!(manifests.services(), before);
+    assert_eq!(step(&mut manifests, &files(&[&other]), 22), ["default/d", broken]);
     folder.write("a.yaml", &service("a", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
-    assert_eq!(
-        step(&mut manifests, &files(&[&a]), 23).unwrap_err(),
-        "d.yaml:5:38: spec.ports[0]: default/d and default/a (a.yaml:2) both want 10.1.0.4:80/TCP; expected one of them to change"
-    );
-    assert_eq!(manifests.services(), before);
+    let clash = "a.yaml:5:38: spec.ports[0]: default/a and default/d (d.yaml:2) both want 10.1.0.4:80/TCP; expected one of them to change";
+    assert_eq!(step(&mut manifests, &files(&[&a]), 23), [clash]);
+    assert_eq!(step(&mut manifests, &Scope::All, 23), [clash]);
     std::fs::remove_file(&other).unwrap();
-    assert_eq!(step(&mut manifests, &files(&[&other]), 24).unwrap(), ["default/a"]);
+    assert_eq!(step(&mut manifests, &files(&[&other]), 24), ["default/a", "default/d"]);
     assert_eq!(
         show(&manifests.services()),
         ["default/a:80 80/TCP [10.1.0.4] -> ", "default/b:80 80/TCP [10.9.0.1] -> 10.2.0.1:80"]
@@ -75,7 +71,7 @@ fn changes() {
     // Two services change places in one load.
     folder.write("a.yaml", &service("a", "{ clusterIP: 10.1.0.5, ports: [{ port: 80 }] }"));
     let e = folder.write("e.yaml", &service("e", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
-    assert_eq!(step(&mut manifests, &files(&[&a, &e]), 25).unwrap(), ["default/a", "default/e"]);
+    assert_eq!(step(&mut manifests, &files(&[&a, &e]), 25), ["default/a", "default/e"]);
 
     // Many at once.
     for i in 0..200 {
@@ -84,11 +80,57 @@ fn changes() {
             &service(&format!("m{i}"), &format!("{{ clusterIP: 10.7.0.{i}, ports: [{{ port: 80 }}] }}")),
         );
     }
-    assert_eq!(step(&mut manifests, &Scope::All, 26).unwrap().len(), 200);
+    assert_eq!(step(&mut manifests, &Scope::All, 26).len(), 200);
     for i in 0..200 {
         std::fs::remove_file(folder.0.join(format!("m{i}.yaml"))).unwrap();
     }
-    assert_eq!(step(&mut manifests, &Scope::All, 27).unwrap().len(), 200);
+    assert_eq!(step(&mut manifests, &Scope::All, 27).len(), 200);
+}
+
+/// Whichever of two files is to blame, no third one waits for it.
+#[test]
+fn who_is_refused() {
+    let sctp =
+        |port: u16| service("s", &format!("{{ clusterIP: 10.1.0.1, ports: [{{ port: {port}, protocol: SCTP }}] }}"));
+    let target = slice(
+        "s",
+        "s-1",
+        "addressType: IPv4\nports: [{ port: 80, protocol: SCTP }]\nendpoints: [{ addresses: [10.2.0.1] }]",
+    );
+    let plain = |name: &str, addr: &str| service(name, &format!("{{ clusterIP: {addr}, ports: [{{ port: 80 }}] }}"));
+    // Files before, files that change, and those of the latter that are refused.
+    type Texts<'t> = &'t [(&'t str, String)];
+    let cases: [(Texts<'_>, Texts<'_>, &[&str]); 6] = [
+        (&[], &[("a", "a: [".into()), ("b", plain("b", "10.1.0.2"))], &["a"]),
+        // At once: the later one.
+        (&[], &[("a", plain("a", "10.1.0.2")), ("b", plain("b", "10.1.0.2"))], &["b"]),
+        (&[], &[("a", plain("a", "10.1.0.2")), ("b", plain("a", "10.1.0.3"))], &["b"]),
+        // The one that changed, though the fault shows in the other.
+        (&[("s", sctp(80)), ("t", target.clone())], &[("s", sctp(81)), ("x", plain("x", "10.1.0.9"))], &["s"]),
+        (
+            &[("b", plain("b", "10.1.0.2")), ("b-1", slice("b", "b-1", ENDPOINT))],
+            &[("a", plain("a", "10.1.0.2")), ("b-1", slice("b", "b-1", LEAVING))],
+            &["a"],
+        ),
+        // A service moves to another file.
+        (&[("a", plain("a", "10.1.0.2"))], &[("a", String::new()), ("b", plain("a", "10.1.0.2"))], &[]),
+    ];
+    for (i, (before, after, refused)) in cases.into_iter().enumerate() {
+        let folder = Folder::new(&format!("blame{i}"));
+        let mut manifests = Manifests::new(folder.0.clone(), rules());
+        for texts in [before, after] {
+            for (name, text) in texts {
+                folder.write(&format!("{name}.yaml"), text);
+            }
+            let ready = manifests.load(&Scope::All, at(0));
+            assert!(texts == after || ready.is_ok_and(|u| u.notices.is_empty()), "case {i}");
+        }
+        let mut named: Vec<_> = manifests.refused().iter().map(|e| e.file.to_string()).collect();
+        named.dedup();
+        let paths: Vec<_> =
+            manifests.files.refused().map(|p| p.file_stem().unwrap().to_string_lossy().into_owned()).collect();
+        assert_eq!(paths, refused, "case {i}: {named:?}");
+    }
 }
 
 #[test]

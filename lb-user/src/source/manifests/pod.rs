@@ -1,0 +1,74 @@
+//! Pods and nodes, as far as endpoints depend on them.
+//!
+//! Invariant: what a pod's status doesn't say, it isn't: without the condition Ready it is not ready, without
+//! an address it is nobody's endpoint. Not here: whose endpoint it is ([`crate::source::endpoints`]).
+
+use std::net::IpAddr;
+
+use super::document::{Placed, Said, ServiceName, labels, metadata, port_name, port_number, protocol};
+use crate::config::{self, At, Log};
+use crate::source::endpoints::{ContainerPort, Node, Pod};
+
+pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Pod>> {
+    let name = metadata(at, log)?;
+    let said = Said::new(log, at);
+    let mut pod = Pod { labels: labels(at, log), ..Pod::default() };
+    pod.terminating = at.get("metadata").is_some_and(|at| at.get("deletionTimestamp").is_some());
+    if let Some(spec) = at.get("spec") {
+        pod.node = spec.get("nodeName").and_then(|at| at.string(log, "a node's name"));
+        container_ports(&spec, "containers", false, &mut pod.ports, log);
+        container_ports(&spec, "initContainers", true, &mut pod.ports, log);
+    }
+    if let Some(status) = at.get("status") {
+        let phase = status.get("phase");
+        pod.ended = phase.is_some_and(|at| matches!(at.node.text(), Some("Succeeded" | "Failed")));
+        pod.addresses = addresses(&status, log);
+        pod.ready = is_ready(&status, log);
+    }
+    Some(Placed { name, object: pod, said })
+}
+
+/// Of init containers those alone that go on running beside the others (sidecars).
+fn container_ports(spec: &At<'_>, key: &str, init: bool, into: &mut Vec<ContainerPort>, log: &mut Log) {
+    let Some(list) = spec.get(key) else { return };
+    for container in list.list(log, "a list of containers") {
+        let stays = container.get("restartPolicy").is_some_and(|at| at.node.text() == Some("Always"));
+        let Some(ports) = container.get("ports").filter(|_| stays || !init) else { continue };
+        for at in ports.list(log, "a list of ports") {
+            let right = "a port number from 1 to 65535";
+            let number = at.require(log, "containerPort", right).and_then(|at| port_number(&at, log));
+            if let (Some(port), Some(protocol)) = (number, protocol(&at, log)) {
+                into.push(ContainerPort { name: port_name(&at), protocol, port });
+            }
+        }
+    }
+}
+
+/// podIPs; where there are none, podIP.
+fn addresses(status: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
+    let right = "an address such as 192.168.1.1 or fd00::1";
+    let mut all = Vec::new();
+    if let Some(list) = status.get("podIPs") {
+        for entry in list.list(log, "a list of addresses, such as [{ ip: 172.27.0.11 }]") {
+            all.extend(entry.require(log, "ip", right).and_then(|at| at.value(log, right, config::address)));
+        }
+    }
+    if let Some(at) = status.get("podIP").filter(|at| all.is_empty() && at.node.text() != Some("")) {
+        all.extend(at.value(log, right, config::address));
+    }
+    all
+}
+
+fn is_ready(status: &At<'_>, log: &mut Log) -> bool {
+    let Some(list) = status.get("conditions") else { return false };
+    let is = |at: &At<'_>, key: &str, text: &str| at.get(key).is_some_and(|at| at.node.text() == Some(text));
+    let conditions = list.list(log, "a list of conditions, such as [{ type: Ready, status: \"True\" }]");
+    // Written without quotes it is the same to whoever writes it.
+    conditions.iter().any(|at| is(at, "type", "Ready") && (is(at, "status", "True") || is(at, "status", "true")))
+}
+
+pub(super) fn read_node(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Node>> {
+    let name = metadata(at, log)?.name;
+    let zone = labels(at, log).remove("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty());
+    Some(Placed { name, object: Node { zone }, said: Said::new(log, at) })
+}
