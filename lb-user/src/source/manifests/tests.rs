@@ -197,4 +197,5 @@ fn addresses() {
 }
 
 mod changes;
+mod rules;
 mod wrong;
