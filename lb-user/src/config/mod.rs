@@ -59,6 +59,8 @@ pub struct Config {
     pub manifests: Option<PathBuf>,
     /// How long a terminating endpoint keeps its connections where nothing says it better.
     pub draining: Duration,
+    /// Load balancers without a class are ours, too.
+    pub classless: bool,
     pub tuning: Tuning,
     /// Understood, but not as written.
     pub notices: Vec<Error>,
@@ -159,6 +161,7 @@ impl Config {
             service_ranges: self.service_ranges.clone(),
             published,
             draining: self.draining,
+            classless: self.classless,
         }
     }
 

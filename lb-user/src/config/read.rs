@@ -35,7 +35,8 @@ const KEYS: &[&str] = &[
     "draining",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
-const CLUSTER_KEYS: &[&str] = &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests"];
+const CLUSTER_KEYS: &[&str] =
+    &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests", "classlessLoadBalancers"];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
     "tcpTransitory",
@@ -70,6 +71,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         pod_subnets: Vec::new(),
         service_subnets: Vec::new(),
         manifests: None,
+        classless: true,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
         notices: Vec::new(),
@@ -229,6 +231,9 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     if let Some(at) = at.get("manifests") {
         config.places.note(&at);
         config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
+    }
+    if let Some(at) = at.get("classlessLoadBalancers") {
+        config.classless = at.value(log, "true or false", value::boolean).unwrap_or(true);
     }
 }
 

@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use super::Rules;
-use super::document::{Service, ServiceName};
+use super::document::{Service, ServiceName, Wish};
 use crate::config::{self, Error};
 use crate::intent::ServiceRange;
 
@@ -22,10 +22,14 @@ pub(super) fn allocate<'s>(
     had: &Given,
 ) -> (Given, Vec<Error>) {
     let ranges = &rules.service_ranges[..];
-    let named = services.clone().flat_map(|s| &s.addresses);
-    let mut used: HashSet<IpAddr> = named.chain(rules.published.keys().map(|(addr, ..)| addr)).copied().collect();
+    let named = services.clone().flat_map(|s| s.named(rules.classless));
+    let mut used: HashSet<IpAddr> = named.chain(rules.published.keys().map(|(addr, ..)| *addr)).collect();
     let mut given = Given::new();
-    let mut asking: Vec<(&Service, &[bool])> = services.filter_map(|s| Some((&**s, s.wants.as_deref()?))).collect();
+    let asks = |service: &'s Arc<Service>| match service.wish(rules.classless) {
+        Wish::Any(families) => Some((&**service, &families[..])),
+        Wish::None | Wish::This(_) => None,
+    };
+    let mut asking: Vec<(&Service, &[bool])> = services.filter_map(asks).collect();
     asking.sort_by(|a, b| a.0.name.cmp(&b.0.name));
     for (service, families) in &asking {
         for addr in had.get(&service.name).into_iter().flatten().copied() {

@@ -55,8 +55,7 @@ impl Said {
 pub(super) struct Documents {
     pub services: Vec<Arc<Service>>,
     pub slices: Vec<Arc<Slice>>,
-    /// Endpoints (v1), each with its service's name; a subset reads as a slice.
-    pub endpoints: Vec<Arc<Placed<ServiceName, Vec<Arc<Slice>>>>>,
+    pub endpoints: Vec<Arc<Endpoints>>,
     pub pods: Vec<Arc<Placed<ServiceName, Pod>>>,
     pub nodes: Vec<Arc<Placed<String, Node>>>,
     pub notices: Vec<Error>,
@@ -75,13 +74,45 @@ pub(super) struct Service {
     pub name: ServiceName,
     pub said: Said,
     pub addresses: Vec<IpAddr>,
-    /// A load balancer without an address: it gets one of each family here (true = IPv4), or one
-    /// of the range's first family where the list is empty.
-    pub wants: Option<Vec<bool>>,
+    pub balancer: Option<Balancer>,
     pub affinity: Option<u32>,
     pub weights: BTreeMap<IpAddr, u32>,
     pub selection: Selection,
     pub ports: Vec<ServicePort>,
+}
+
+/// What a load balancer of our class, or of none, asks of us.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Balancer {
+    pub classless: bool,
+    pub wish: Wish,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Wish {
+    /// Nothing: its status has addresses.
+    None,
+    /// loadBalancerIP
+    This(IpAddr),
+    /// Any of each family here (true = IPv4), or of the range's first family where the list is empty.
+    Any(Vec<bool>),
+}
+
+impl Service {
+    /// What is asked of us where load balancers without a class are ours or not.
+    pub fn wish(&self, classless: bool) -> &Wish {
+        let mine = self.balancer.as_ref().filter(|balancer| classless || !balancer.classless);
+        mine.map_or(&Wish::None, |balancer| &balancer.wish)
+    }
+
+    /// All addresses that it names and shall have.
+    pub fn named(&self, classless: bool) -> impl Iterator<Item = IpAddr> {
+        let asked = match self.wish(classless) {
+            Wish::This(addr) if !self.addresses.contains(addr) => Some(*addr),
+            _ => None,
+        };
+        self.addresses.iter().copied().chain(asked)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -101,6 +132,9 @@ pub(super) struct Slice {
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,
 }
+
+/// Endpoints (v1): its service's name, and its subsets as slices.
+pub(super) type Endpoints = Placed<ServiceName, Vec<Arc<Slice>>>;
 
 #[derive(Clone, Debug)]
 pub(super) struct SlicePort {

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::document::{Documents, Placed, Said, Service, ServiceName, Slice, SlicePort};
+use super::document::{Documents, Endpoints, Placed, Said, Service, ServiceName, Slice, SlicePort};
 use super::join::Joined;
 use super::select::Selected;
 use crate::config::Error;
@@ -18,7 +18,7 @@ use crate::source::endpoints::{self, Node, Nodes};
 pub(super) struct Index {
     pub services: BTreeMap<ServiceName, Vec<Arc<Service>>>,
     slices: BTreeMap<ServiceName, Vec<Arc<Slice>>>,
-    endpoints: BTreeMap<ServiceName, Vec<Arc<Placed<ServiceName, Vec<Arc<Slice>>>>>>,
+    endpoints: BTreeMap<ServiceName, Vec<Arc<Endpoints>>>,
     selected: Selected,
     node_documents: BTreeMap<String, Vec<Arc<Placed<String, Node>>>>,
     pub nodes: Nodes,

@@ -6,9 +6,10 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
-use super::document::{self, Service, Slice, SlicePort};
+use super::Rules;
+use super::document::{self, Service, Slice, SlicePort, Wish};
 use crate::config::Error;
 use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort};
 use crate::source::endpoints::{self, preferred};
@@ -26,9 +27,8 @@ pub(super) struct Joined {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment<'a> {
     pub now: SystemTime,
-    pub draining: Duration,
-    /// This node, and its zone.
-    pub node: &'a str,
+    pub rules: &'a Rules,
+    /// This node's zone.
     pub zone: Option<&'a str>,
 }
 
@@ -40,14 +40,15 @@ pub(super) fn join(
     moment: &Moment<'_>,
 ) -> Result<Joined, Error> {
     let mut joined = Joined::default();
-    let mut addresses = service.addresses.clone();
-    addresses.extend(given.iter().filter(|a| !service.addresses.contains(a)));
-    if addresses.is_empty() && service.wants.is_none() && service.ports.iter().all(|p| p.node_port.is_none()) {
+    let mut addresses: Vec<IpAddr> = service.named(moment.rules.classless).collect();
+    addresses.extend(given);
+    let asks = *service.wish(moment.rules.classless) != Wish::None;
+    if addresses.is_empty() && !asks && service.ports.iter().all(|p| p.node_port.is_none()) {
         joined
             .notices
             .push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
     }
-    let ends = moment.now + moment.draining;
+    let ends = moment.now + moment.rules.draining;
     let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(ends);
     for port in &service.ports {
         let mut endpoints = Endpoints::default();
@@ -144,7 +145,7 @@ impl<'s> Endpoints<'s> {
             let is_ready = |e: &Endpoint| e.state == EndpointState::Ready && e.addr.is_ipv4() == v4;
             let ready: Vec<&endpoints::Endpoint> =
                 self.list.iter().filter(|(e, _)| is_ready(e)).map(|(_, said)| *said).collect();
-            let near = preferred(&ready, here.node, here.zone);
+            let near = preferred(&ready, &here.rules.node, here.zone);
             let ready = self.list.iter_mut().map(|(e, _)| e).filter(|e| is_ready(e));
             for (endpoint, _) in ready.zip(near).filter(|(_, near)| !near) {
                 endpoint.state = EndpointState::Spare;

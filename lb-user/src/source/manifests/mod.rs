@@ -22,8 +22,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use allocate::Given;
-use document::Documents;
 pub use document::ServiceName;
+use document::{Balancer, Documents};
 pub(crate) use files::is_manifest;
 use files::{Files, Fresh};
 use index::{Index, Taken, Wrong};
@@ -45,6 +45,8 @@ pub struct Rules {
     pub published: BTreeMap<(IpAddr, u16, Protocol), String>,
     /// How long a terminating endpoint keeps its connections.
     pub draining: Duration,
+    /// Load balancers without a class are ours, too.
+    pub classless: bool,
 }
 
 /// What to look at.
@@ -249,7 +251,7 @@ impl Manifests {
         let mut all = BTreeMap::new();
         let mut wrong = Vec::new();
         let zone = self.index.nodes.get(&self.rules.node).and_then(|node| node.zone.as_deref());
-        let moment = Moment { now, draining: self.rules.draining, node: &self.rules.node, zone };
+        let moment = Moment { now, rules: &self.rules, zone };
         for name in affected {
             let Some(service) = self.index.services.get(name).and_then(|s| s.first()) else {
                 continue;
@@ -270,15 +272,13 @@ fn nodes(documents: &[Arc<Documents>]) -> BTreeMap<&str, &Node> {
     documents.iter().flat_map(|d| d.nodes.iter().map(|node| (node.name.as_str(), &node.object))).collect()
 }
 
-/// A service, the addresses it names and the families it wants one of.
-type Ask<'d> = (&'d ServiceName, &'d [IpAddr], Option<&'d [bool]>);
+/// A service, the addresses it names and what it asks for.
+type Ask<'d> = (&'d ServiceName, &'d [IpAddr], Option<&'d Balancer>);
 
 /// All that bears on which addresses are given to whom.
 fn asks(documents: &[Arc<Documents>]) -> BTreeSet<Ask<'_>> {
-    documents
-        .iter()
-        .flat_map(|d| d.services.iter().map(|s| (&s.name, s.addresses.as_slice(), s.wants.as_deref())))
-        .collect()
+    let services = documents.iter().flat_map(|d| &d.services);
+    services.map(|s| (&s.name, s.addresses.as_slice(), s.balancer.as_ref())).collect()
 }
 
 #[cfg(test)]

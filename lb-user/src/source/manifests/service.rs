@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
 use super::document::{
-    PORT, Said, Service, ServicePort, flag, labels, metadata, port_name, port_number, protocol, strings,
+    Balancer, PORT, Said, Service, ServicePort, Wish, flag, labels, metadata, port_name, port_number, protocol, strings,
 };
 use crate::config::{self, At, Log};
 use crate::source::endpoints::{self, Distribution, Labels, Selection, Target};
@@ -40,15 +40,11 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     if headless || kind == "ExternalName" || is_for_others(&labels(at, log)) {
         return None;
     }
-    let mine = kind == "LoadBalancer" && is_of_our_class(&spec, log);
     let mut addresses = cluster_ips(&spec, log);
     let families: Vec<bool> = families(&spec, &addresses, log);
-    let asked = spec.get("loadBalancerIP").filter(|at| mine && at.node.text() != Some(""));
-    let asked = asked.and_then(|at| addr(&at, log));
     let (external, proxied) = ingress(at, log);
-    let unnamed = asked.is_none() && external.is_empty() && !proxied;
-    let wants = (mine && unnamed).then(|| families.clone());
-    addresses.extend(asked);
+    let settled = proxied || !external.is_empty();
+    let balancer = if kind == "LoadBalancer" { balancer(&spec, &families, settled, log) } else { None };
     addresses.extend(external);
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));
     let mut seen = HashSet::new();
@@ -66,7 +62,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
         name,
         said,
         addresses,
-        wants,
+        balancer,
         affinity: affinity(&spec, log),
         weights: weights(at, log),
         selection,
@@ -119,9 +115,19 @@ fn families(spec: &At<'_>, cluster: &[IpAddr], log: &mut Log) -> Vec<bool> {
     all
 }
 
-fn is_of_our_class(spec: &At<'_>, log: &mut Log) -> bool {
+/// None for load balancers of another class.
+fn balancer(spec: &At<'_>, families: &[bool], settled: bool, log: &mut Log) -> Option<Balancer> {
     let class = spec.get("loadBalancerClass").and_then(|at| at.string(log, "a class of load balancers"));
-    class.is_none_or(|class| class == CLASS)
+    if class.as_ref().is_some_and(|class| class != CLASS) {
+        return None;
+    }
+    let asked = spec.get("loadBalancerIP").filter(|at| at.node.text() != Some(""));
+    let wish = match asked.and_then(|at| addr(&at, log)) {
+        Some(asked) => Wish::This(asked),
+        None if settled => Wish::None,
+        None => Wish::Any(families.to_vec()),
+    };
+    Some(Balancer { classless: class.is_none(), wish })
 }
 
 /// The status' addresses, and whether there are any that somebody else proxies (KEP-1860): these are only for show.

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use super::document::{
-    Placed, Said, ServiceName, Slice, SlicePort, flag, has_annotation, labels, metadata, port_name, port_number,
-    protocol,
+    Endpoints, Placed, Said, ServiceName, Slice, SlicePort, flag, has_annotation, labels, metadata, port_name,
+    port_number, protocol,
 };
 use super::service;
 use crate::config::{self, At, Log};
@@ -101,7 +101,7 @@ fn hints(at: &At<'_>, log: &mut Log) -> Hints {
 }
 
 /// None for those that Kubernetes wouldn't mirror into slices either.
-pub(super) fn read_endpoints(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Vec<Arc<Slice>>>> {
+pub(super) fn read_endpoints(at: &At<'_>, log: &mut Log) -> Option<Endpoints> {
     let name = metadata(at, log)?;
     let said = Said::new(log, at);
     let labels = labels(at, log);

@@ -35,6 +35,7 @@ fn rules() -> Rules {
         service_ranges: vec![range("10.9.0.1", "10.9.0.3"), range("fd00::1", "fd00::2")],
         published: BTreeMap::new(),
         draining: Duration::from_secs(30),
+        classless: true,
     }
 }
 
@@ -168,7 +169,7 @@ fn addresses() {
         ),
         (
             "{ type: LoadBalancer, clusterIP: 10.1.0.1, clusterIPs: [10.1.0.1, 'fd01::1'], loadBalancerIP: 10.9.0.2, externalIPs: [198.51.100.1, 10.9.0.2], ports: [{ port: 1 }] }",
-            vec!["default/a:1 1/TCP [10.1.0.1 fd01::1 10.9.0.2 198.51.100.1] -> "],
+            vec!["default/a:1 1/TCP [10.1.0.1 fd01::1 198.51.100.1 10.9.0.2] -> "],
         ),
         (
             "{ clusterIP: 10.1.0.1, sessionAffinity: ClientIP, ports: [{ port: 1 }] }\nstatus: { loadBalancer: { ingress: [{ ip: 10.9.0.3 }, { hostname: x }] } }",

@@ -148,6 +148,45 @@ fn load_balancer_classes() {
     assert_eq!(address(of_others, status), "10.1.0.1 198.51.100.1", "what others gave is served");
 }
 
+/// `cluster.classlessLoadBalancers`
+#[test]
+fn load_balancers_without_a_class() {
+    let folder = Folder::new("classless");
+    let balancer = |name: &str, spec: &str| service(name, &format!("{{ type: LoadBalancer, {spec}{PORT} }}"));
+    let ours = "loadBalancerClass: stellwerk.io/stellwerk, ";
+    folder.write(
+        "a.yaml",
+        &(balancer("a", "") + &balancer("b", "loadBalancerIP: 10.9.0.9, clusterIP: 10.1.0.1, ") + &balancer("c", ours)),
+    );
+    let mut manifests = Manifests::new(folder.0.clone(), rules());
+    let mut addresses = |classless: bool| -> Vec<String> {
+        manifests.set_rules(Rules { classless, ..rules() });
+        manifests.load(&Scope::All, at(0)).unwrap();
+        let all = manifests.services().into_iter();
+        all.map(|s| s.addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")).collect()
+    };
+    assert_eq!(addresses(true), ["10.9.0.1", "10.1.0.1 10.9.0.9", "10.9.0.2"]);
+    assert_eq!(addresses(false), ["", "10.1.0.1", "10.9.0.2"]);
+}
+
+#[test]
+fn session_affinity() {
+    for (spec, want) in [
+        ("", None),
+        ("sessionAffinity: None, ", None),
+        ("sessionAffinity: ClientIP, ", Some(10_800)),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: { clientIP: {} }, ", Some(10_800)),
+        ("sessionAffinity: ClientIP, sessionAffinityConfig: { clientIP: { timeoutSeconds: 86400 } }, ", Some(86_400)),
+    ] {
+        let want = want.map_or(String::new(), |seconds: u32| format!(" affinity {seconds}"));
+        assert_eq!(read(&plain(spec)), [format!("default/a:80 80/TCP [10.1.0.1]{want} -> ")], "{spec}");
+    }
+    let config = "sessionAffinity: ClientIP, sessionAffinityConfig: { clientIP: { timeoutSeconds: 86401 } }, ";
+    let wrong = read(&plain(config));
+    assert_eq!(wrong.len(), 1);
+    assert!(wrong[0].ends_with("`86401` is too large; expected a number of seconds from 1 to 86400"), "{wrong:?}");
+}
+
 #[test]
 fn ip_modes() {
     let address = |ingress: &str| {
