@@ -191,8 +191,11 @@ service IPs     192.168.20.100-192.168.20.120
 pod subnet      172.27.0.0/16
 service subnet  172.28.0.0/16
 published       203.0.113.2:8443/TCP to 10.20.0.7:443
-services        2 ports in CLUSTER
+services        5 ports in CLUSTER
                 default/db:5432 172.28.0.20 port 5432/TCP, affinity 600 s: 1 ready
+                default/recorder:554 172.28.0.40 port 554/TCP: 1 ready
+                default/viewer:http 172.28.0.30 port 80/TCP: 1 ready, 1 draining
+                default/viewer:rtp 172.28.0.30 port 5004/UDP: 1 ready, 1 draining
                 default/web:http 172.28.0.10, 192.168.20.100 port 80/TCP: 2 ready, 1 draining
 ";
 }
