@@ -180,6 +180,21 @@ mod tests {
         );
     }
 
+    /// Though `run` takes the others.
+    #[test]
+    fn a_broken_manifest_is_an_error() {
+        let dir = std::env::temp_dir().join(format!("stellwerk-check-broken-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("cluster")).unwrap();
+        let file = dir.join("c.yaml");
+        std::fs::write(&file, "node: n\ninside: x\ncluster: { manifests: ./cluster }\n").unwrap();
+        let node = "apiVersion: v1\nkind: Node\nmetadata: { name: n }\n";
+        std::fs::write(dir.join("cluster/node.yaml"), node).unwrap();
+        std::fs::write(dir.join("cluster/pod.yaml"), "apiVersion: v1\nkind: Pod\nmetadata: { name: '' }\n").unwrap();
+        let said = super::check(&file).map_err(|errors| errors.to_string().replace(&dir.display().to_string(), "DIR"));
+        std::fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(said, Err("DIR/cluster/pod.yaml:3:19: metadata.name: `` is not a name".to_owned()));
+    }
+
     const EXAMPLE: &str = "\
 node            edge-1
 port Port2      eth0, gateway 203.0.113.1, hook auto

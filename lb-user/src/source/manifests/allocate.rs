@@ -1,7 +1,8 @@
 //! Addresses for load-balancer services that name none: the lowest free ones of the service ranges.
 //!
 //! Invariant: who has an address keeps it as long as it is in a range and nobody names it
-//! explicitly; newcomers choose in the order of their names. So a pure function of the services and
+//! explicitly; newcomers choose in the order of their names. While not all services are known, since a
+//! file is refused, nobody else gets what an unknown one had. So a pure function of the services and
 //! of what they had. What they had is kept in memory, and after a restart told by the agent (the
 //! pinned tables know it); a file of its own is for a later version.
 
@@ -20,11 +21,17 @@ pub(super) fn allocate<'s>(
     services: impl Iterator<Item = &'s Arc<Service>> + Clone,
     rules: &Rules,
     had: &Given,
+    incomplete: bool,
 ) -> (Given, Vec<Error>) {
     let ranges = &rules.service_ranges[..];
     let named = services.clone().flat_map(|s| s.named(rules.classless));
     let mut used: HashSet<IpAddr> = named.chain(rules.published.keys().map(|(addr, ..)| *addr)).collect();
     let mut given = Given::new();
+    if incomplete {
+        let there: HashSet<&ServiceName> = services.clone().map(|s| &s.name).collect();
+        given.extend(had.iter().filter(|(name, _)| !there.contains(name)).map(|(name, a)| (name.clone(), a.clone())));
+        used.extend(given.values().flatten());
+    }
     let asks = |service: &'s Arc<Service>| match service.wish(rules.classless) {
         Wish::Any(families) => Some((&**service, &families[..])),
         Wish::None | Wish::This(_) => None,

@@ -98,6 +98,10 @@ impl Files {
         self.refused.extend(paths);
     }
 
+    pub fn any_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
     #[cfg(test)]
     pub fn refused(&self) -> impl Iterator<Item = &PathBuf> {
         self.refused.iter()

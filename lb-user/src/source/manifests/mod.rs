@@ -212,7 +212,7 @@ impl Manifests {
         update.notices.extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
         let given = if self.all || asks(old) != asks(new) {
             let services = self.index.services.values().flatten();
-            let (given, notices) = allocate::allocate(services, &self.rules, &self.given);
+            let (given, notices) = allocate::allocate(services, &self.rules, &self.given, self.files.any_refused());
             affected.extend(
                 given.iter().filter(|(name, a)| self.given.get(*name) != Some(a)).map(|(name, _)| name.clone()),
             );

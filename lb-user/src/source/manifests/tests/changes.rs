@@ -180,6 +180,18 @@ fn addresses_stay() {
     }
     again.load(&Scope::All, at(5)).unwrap();
     assert_eq!(again.services(), manifests.services());
+    // One whose file is broken by then comes back to its address.
+    let mut third = Manifests::new(folder.0.clone(), rules());
+    let wanted = "10.9.0.2".parse().unwrap();
+    third.remember(ServiceName { namespace: "default".into(), name: "y".into() }, wanted);
+    folder.write("y.yaml", "broken: [");
+    folder.write("z.yaml", &service("z", wish));
+    third.load(&Scope::All, at(5)).unwrap();
+    assert_eq!(show(&third.services())[2], "default/z:80 80/TCP [] -> ");
+    folder.write("y.yaml", &service("y", wish));
+    third.load(&Scope::All, at(5)).unwrap();
+    assert_eq!(show(&third.services())[2], "default/y:80 80/TCP [10.9.0.2] -> ");
+    std::fs::remove_file(folder.0.join("z.yaml")).unwrap();
     // Other ranges: all move.
     let range = ServiceRange { first: "10.8.0.0".parse().unwrap(), last: "10.8.0.9".parse().unwrap() };
     again.set_rules(Rules { service_ranges: vec![range], ..rules() });
