@@ -72,19 +72,29 @@ fn changes() {
     folder.write("a.yaml", &service("a", "{ clusterIP: 10.1.0.5, ports: [{ port: 80 }] }"));
     let e = folder.write("e.yaml", &service("e", "{ clusterIP: 10.1.0.4, ports: [{ port: 80 }] }"));
     assert_eq!(step(&mut manifests, &files(&[&a, &e]), 25), ["default/a", "default/e"]);
+}
 
-    // Many at once.
+#[test]
+fn many_change_at_once() {
+    let folder = Folder::new("many");
+    let mut manifests = Manifests::new(folder.0.clone(), rules());
+    let mut list = Vec::new();
+    let mut changed = || {
+        let update = manifests.load(&Scope::All, at(0)).unwrap();
+        let count = update.changed.len();
+        update.apply_to(&mut list);
+        assert_eq!(list, manifests.services());
+        count
+    };
     for i in 0..200 {
-        folder.write(
-            &format!("m{i}.yaml"),
-            &service(&format!("m{i}"), &format!("{{ clusterIP: 10.7.0.{i}, ports: [{{ port: 80 }}] }}")),
-        );
+        let spec = format!("{{ clusterIP: 10.7.0.{i}, ports: [{{ port: 80 }}] }}");
+        folder.write(&format!("m{i}.yaml"), &service(&format!("m{i}"), &spec));
     }
-    assert_eq!(step(&mut manifests, &Scope::All, 26).len(), 200);
+    assert_eq!(changed(), 200);
     for i in 0..200 {
         std::fs::remove_file(folder.0.join(format!("m{i}.yaml"))).unwrap();
     }
-    assert_eq!(step(&mut manifests, &Scope::All, 27).len(), 200);
+    assert_eq!(changed(), 200);
 }
 
 /// Whichever of two files is to blame, no third one waits for it.
@@ -180,18 +190,6 @@ fn addresses_stay() {
     }
     again.load(&Scope::All, at(5)).unwrap();
     assert_eq!(again.services(), manifests.services());
-    // One whose file is broken by then comes back to its address.
-    let mut third = Manifests::new(folder.0.clone(), rules());
-    let wanted = "10.9.0.2".parse().unwrap();
-    third.remember(ServiceName { namespace: "default".into(), name: "y".into() }, wanted);
-    folder.write("y.yaml", "broken: [");
-    folder.write("z.yaml", &service("z", wish));
-    third.load(&Scope::All, at(5)).unwrap();
-    assert_eq!(show(&third.services())[2], "default/z:80 80/TCP [] -> ");
-    folder.write("y.yaml", &service("y", wish));
-    third.load(&Scope::All, at(5)).unwrap();
-    assert_eq!(show(&third.services())[2], "default/y:80 80/TCP [10.9.0.2] -> ");
-    std::fs::remove_file(folder.0.join("z.yaml")).unwrap();
     // Other ranges: all move.
     let range = ServiceRange { first: "10.8.0.0".parse().unwrap(), last: "10.8.0.9".parse().unwrap() };
     again.set_rules(Rules { service_ranges: vec![range], ..rules() });
@@ -205,6 +203,22 @@ fn addresses_stay() {
     again.load(&Scope::Files(BTreeSet::new()), at(7)).unwrap();
     let given: Vec<_> = again.services().iter().map(|s| format!("{} {}", s.name, s.addresses[0])).collect();
     assert_eq!(given, ["m 10.8.0.4", "x 10.9.0.1", "y 10.8.0.2"]);
+}
+
+#[test]
+fn an_address_waits_for_a_broken_file() {
+    let folder = Folder::new("waits");
+    let balancer = |name: &str| service(name, "{ type: LoadBalancer, ports: [{ port: 80 }] }");
+    let mut manifests = Manifests::new(folder.0.clone(), rules());
+    // In a former life.
+    manifests.remember(ServiceName { namespace: "default".into(), name: "y".into() }, "10.9.0.1".parse().unwrap());
+    folder.write("x.yaml", &balancer("x"));
+    folder.write("y.yaml", "broken: [");
+    manifests.load(&Scope::All, at(0)).unwrap();
+    assert_eq!(show(&manifests.services()), ["default/x:80 80/TCP [10.9.0.2] -> "]);
+    folder.write("y.yaml", &balancer("y"));
+    manifests.load(&Scope::All, at(1)).unwrap();
+    assert_eq!(show(&manifests.services())[1], "default/y:80 80/TCP [10.9.0.1] -> ");
 }
 
 /// Of a thousand services' files the one that is closed after writing is in force at once. The agent's own part, the
