@@ -176,22 +176,15 @@ fn families() {
 fn nodes_and_zones() {
     let pods = &["10.2.0.1 @n1", "10.2.0.2 @n2", "10.2.0.3"];
     let nodes = &[("n1", "east"), ("n2", "")];
-    let ready = |rest: [&str; 3]| rest.map(|r| format!("10.2.0.{} ready serving", r.replacen(' ', " http=80/Tcp ", 1)));
-    for (name, wish, want) in [
-        ("none", "http 80/TCP; v4", ["1 @n1/east", "2 @n2", "3 "]),
-        ("zone", "http 80/TCP; v4 zone", ["1 @n1/east", "2 @n2", "3 "]),
-        ("node", "http 80/TCP; v4 node", ["1 @n1/east", "2 @n2", "3 "]),
-    ] {
-        let mut want = ready(want).map(|line| line.replace("Tcp  ready", "Tcp ready"));
-        match name {
-            "zone" => want[0].push_str(" for east"),
-            "node" => {
-                want[0].push_str(" for n1 for east");
-                want[1].push_str(" for n2");
-            }
-            _ => {}
-        }
-        check(name, wish, pods, nodes, &want.each_ref().map(String::as_str));
+    for (wish, [here, there]) in
+        [("", ["", ""]), (" zone", [" for east", ""]), (" node", [" for n1 for east", " for n2"])]
+    {
+        let want = [
+            format!("10.2.0.1 http=80/Tcp @n1/east ready serving{here}"),
+            format!("10.2.0.2 http=80/Tcp @n2 ready serving{there}"),
+            "10.2.0.3 http=80/Tcp ready serving".to_owned(),
+        ];
+        check(wish, &format!("http 80/TCP; v4{wish}"), pods, nodes, &want.each_ref().map(String::as_str));
     }
     check("on a node that is gone", HTTP, &["10.2.0.1 @n9"], nodes, &[]);
     check(

@@ -96,22 +96,29 @@ fn cluster_ips(spec: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
     all
 }
 
+/// ipFamilies; without any, those of the cluster IPs.
 fn families(spec: &At<'_>, cluster: &[IpAddr], log: &mut Log) -> Vec<bool> {
-    let mut all: Vec<bool> = match spec.get("ipFamilies") {
-        Some(list) => list
-            .list(log, "a list of IPv4 and IPv6")
-            .iter()
-            .filter_map(|at| {
-                at.value(log, "IPv4 or IPv6", |s| match s {
-                    "IPv4" => Ok(true),
-                    "IPv6" => Ok(false),
-                    _ => Err(String::new()),
-                })
-            })
-            .collect(),
-        None => cluster.iter().map(IpAddr::is_ipv4).collect(),
+    let Some(list) = spec.get("ipFamilies") else {
+        let mut all: Vec<bool> = cluster.iter().map(IpAddr::is_ipv4).collect();
+        all.dedup();
+        return all;
     };
-    all.dedup();
+    let mut all = Vec::new();
+    for (i, at) in list.list(log, "a list of IPv4 and IPv6").iter().enumerate() {
+        let taken = all.clone();
+        all.extend(at.value(log, "IPv4 or IPv6", |text| {
+            let v4 = match text {
+                "IPv4" => true,
+                "IPv6" => false,
+                _ => return Err(String::new()),
+            };
+            match cluster.get(i) {
+                _ if taken.contains(&v4) => Err("is given twice".to_owned()),
+                Some(ip) if ip.is_ipv4() != v4 => Err(format!("is not the family of the cluster IP {ip}")),
+                _ => Ok(v4),
+            }
+        }));
+    }
     all
 }
 

@@ -57,6 +57,42 @@ fn wrong_texts() {
             vec!["a.yaml:5:52: spec.ports[1]: has no name; several ports of a service each need one of their own"],
         ),
         (
+            service("a", "{ clusterIP: 10.1.0.1, ipFamilies: [IPv6], ports: [{ port: 80 }] }"),
+            vec![
+                "a.yaml:5:43: spec.ipFamilies[0]: `IPv6` is not the family of the cluster IP 10.1.0.1; expected IPv4 or IPv6",
+            ],
+        ),
+        (
+            service("a", "{ clusterIP: 10.1.0.1, ipFamilies: [IPv4, IPv4, ipv6], ports: [{ port: 80 }] }"),
+            vec![
+                "a.yaml:5:49: spec.ipFamilies[1]: `IPv4` is given twice; expected IPv4 or IPv6",
+                "a.yaml:5:55: spec.ipFamilies[2]: `ipv6` is not IPv4 or IPv6",
+            ],
+        ),
+        (
+            service("a", "{ clusterIP: 10.1.0.1, trafficDistribution: PreferSame, ports: [{ port: 80, targetPort: 70000 }] }"),
+            vec![
+                "a.yaml:5:51: spec.trafficDistribution: `PreferSame` is not PreferSameZone, PreferSameNode or PreferClose",
+                "a.yaml:5:95: spec.ports[0].targetPort: `70000` is too large; expected a port number from 1 to 65535, or a name of the pods' ports",
+            ],
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: { name: p }\nspec: { containers: [{ ports: [{ name: x, containerPort: http }] }] }\nstatus: { podIPs: [10.2.0.1] }".into(),
+            vec![
+                "a.yaml:4:58: spec.containers[0].ports[0].containerPort: `http` is not a port number from 1 to 65535",
+                "a.yaml:5:20: status.podIPs[0].ip: is missing; expected an address such as 192.168.1.1 or fd00::1",
+            ],
+        ),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: { name: n }\n---\napiVersion: v1\nkind: Node\nmetadata: { name: n }".into(),
+            vec!["a.yaml:5:1: Node n is given twice, also at a.yaml:1"],
+        ),
+        ("apiVersion: v1\nkind: Namespace\nmetadata: { name: n }".into(), vec![]),
+        (
+            "apiVersion: v1\nkind: Namespace\nmetadata: {}".into(),
+            vec!["a.yaml:3:11: metadata.name: is missing; expected the object's name"],
+        ),
+        (
             service("a", "{ clusterIP: 10.1.0.1, sessionAffinity: Client, ports: [{ port: 80 }] }"),
             vec!["a.yaml:5:47: spec.sessionAffinity: `Client` is not None or ClientIP"],
         ),
