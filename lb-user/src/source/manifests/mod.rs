@@ -161,7 +161,7 @@ impl Manifests {
                     self.files.commit(fresh);
                     self.all = false;
                     self.refused = Errors(refused).sorted().0;
-                    update.notices.extend(self.refused.iter().cloned());
+                    update.notices.extend(self.told());
                     return Ok(update);
                 }
                 Err(wrong) => wrong,
@@ -177,6 +177,19 @@ impl Manifests {
             fresh.retain(|file| !blamed.contains(&file.path));
             self.files.refuse(blamed);
         }
+    }
+
+    /// What is refused, for people.
+    fn told(&self) -> Vec<Error> {
+        let files: BTreeSet<&str> = self.refused.iter().map(|error| &*error.file).collect();
+        let count = match files.len() {
+            0 => return Vec::new(),
+            1 => "1 file is refused, and what it said before stays".to_owned(),
+            n => format!("{n} files are refused, and what they said before stays"),
+        };
+        let Errors(mut all) = Errors::of_file(&self.path().display().to_string().into(), count);
+        all.extend(self.refused.iter().cloned());
+        all
     }
 
     /// The changed files without which something would not be wrong: the one that it is said of; else those

@@ -88,7 +88,9 @@ fn read(text: &str) -> Vec<String> {
     let path = format!("{}/", folder.0.display());
     match manifests.load(&Scope::All, at(0)) {
         Ok(update) => {
-            let notices = update.notices.iter().map(|n| n.to_string().replace(&path, ""));
+            // Without the one that counts the refused files.
+            let notices = update.notices.iter().filter(|n| n.place.is_some());
+            let notices = notices.map(|n| n.to_string().replace(&path, ""));
             show(&manifests.services()).into_iter().chain(notices).collect()
         }
         Err(e) => e.to_string().replace(&path, "").lines().map(str::to_owned).collect(),

@@ -214,8 +214,12 @@ fn an_address_waits_for_a_broken_file() {
     manifests.remember(ServiceName { namespace: "default".into(), name: "y".into() }, "10.9.0.1".parse().unwrap());
     folder.write("x.yaml", &balancer("x"));
     folder.write("y.yaml", "broken: [");
-    manifests.load(&Scope::All, at(0)).unwrap();
+    let update = manifests.load(&Scope::All, at(0)).unwrap();
     assert_eq!(show(&manifests.services()), ["default/x:80 80/TCP [10.9.0.2] -> "]);
+    let folder_says = format!("{}: ", folder.0.display());
+    let notices: Vec<_> = update.notices.iter().map(|n| n.to_string().replace(&folder_says, "")).collect();
+    assert_eq!(notices[0], "1 file is refused, and what it said before stays");
+    assert!(notices[1].ends_with("y.yaml:1:9: not YAML: unclosed bracket '['"), "{notices:?}");
     folder.write("y.yaml", &balancer("y"));
     manifests.load(&Scope::All, at(1)).unwrap();
     assert_eq!(show(&manifests.services())[1], "default/y:80 80/TCP [10.9.0.1] -> ");
