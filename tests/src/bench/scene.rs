@@ -32,19 +32,24 @@ const fn peer(host: u8, port: u16) -> Peer {
     Peer { v4: Ipv4Addr::new(192, 168, 20, host), v6: Ipv6Addr::new(0xfd00, 20, 0, 0, 0, 0, 0, host as u16), port }
 }
 
+/// By which packets come in.
+pub fn port(interface: &str) -> Port {
+    Port {
+        name: "Port3".into(),
+        interface: interface.into(),
+        gateways: vec![],
+        nat_addresses: vec![],
+        compute: true,
+        hook: HookChoice::Xdp,
+        reply_via: ReplyVia::default(),
+    }
+}
+
 /// Plans the scene and fills the kernel's tables; nothing is attached.
 pub fn fill(kernel: &mut Kernel, capacity: Capacity) -> Result<()> {
     let intent = Intent {
         node: "bench".into(),
-        ports: vec![Port {
-            name: "Port3".into(),
-            interface: "port".into(),
-            gateways: vec![],
-            nat_addresses: vec![],
-            compute: true,
-            hook: HookChoice::Xdp,
-            reply_via: ReplyVia::default(),
-        }],
+        ports: vec![port("port")],
         inside: vec!["pods".into()],
         services: vec![
             service("spread", SPREAD, (0..8).map(|i| pod(1 + i)).collect()),

@@ -16,7 +16,7 @@ use lb_user::apply::fib::Parts;
 use lb_user::apply::table::Table;
 use lb_user::apply::{Kernel, Paths, load};
 use lb_user::fib::Fib;
-use lb_user::intent::{Capacity, Forwarding, HookChoice, Intent, Neighbour, Network, Port, ReplyVia};
+use lb_user::intent::{Capacity, Forwarding, Intent, Neighbour, Network};
 use stellwerk_tests::bpf::{self, Target};
 use stellwerk_tests::netns::{Lab, clean};
 use stellwerk_tests::routes::Drawn;
@@ -24,7 +24,7 @@ use stellwerk_tests::routes::kernel::{Routes, gateway};
 
 use super::super::machine::{pin_cpu, thread_ns};
 use super::super::report::{Reach, Row};
-use super::super::scene::{address, link, put};
+use super::super::scene::{address, link, port, put};
 use super::super::series::{median, minus, ratio};
 use super::programs::{self, Hop, V4, V6};
 
@@ -104,19 +104,7 @@ fn neighbours<A: Drawn>(scene: &Routes<A>, table: &[(Prefix<A>, u32)]) -> Result
 
 /// A port that packets come in by, and the link of all next hops.
 fn world<A: Drawn>(table: &[(Prefix<A>, u32)]) -> (Intent, Network) {
-    let intent = Intent {
-        node: "bench".into(),
-        ports: vec![Port {
-            name: "Port3".into(),
-            interface: "port".into(),
-            gateways: vec![],
-            nat_addresses: vec![],
-            compute: true,
-            hook: HookChoice::Xdp,
-            reply_via: ReplyVia::default(),
-        }],
-        ..Intent::default()
-    };
+    let intent = Intent { node: "bench".into(), ports: vec![port("port")], ..Intent::default() };
     let neighbour = |value| Neighbour { link: OUT, addr: gateway::<A>(value), mac: Some(mac(value)) };
     let network = Network {
         links: vec![link(IN, "port"), link(OUT, "out")],
