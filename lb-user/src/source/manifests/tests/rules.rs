@@ -287,16 +287,14 @@ fn pods_change() {
             show(&list).into_iter().map(|l| l.split_once("-> ").unwrap().1.replace("10.2.0.", "").replace(":80", ""));
         (names.join(" "), ends.chain(said).collect::<Vec<_>>().join("; "))
     };
+    let b = service("b", "{ clusterIP: 10.1.0.2, selector: { app: b }, ports: [{ port: 80 }] }");
     let got = |a: &str, b: &str| (a.to_owned(), b.to_owned());
     let (one, two) = (pod("p1", "n1", &["10.2.0.1"]), pod("p2", "n2", &["10.2.0.2"]));
     assert_eq!(
         step("a.yaml", Some(&plain("selector: { app: a }, trafficDistribution: PreferSameZone, ")), 0),
         got("a", "")
     );
-    assert_eq!(
-        step("b.yaml", Some(&service("b", "{ clusterIP: 10.1.0.2, selector: { app: b }, ports: [{ port: 80 }] }")), 0),
-        got("b", "; ")
-    );
+    assert_eq!(step("b.yaml", Some(&b), 0), got("b", "; "));
     assert_eq!(step("p1.yaml", Some(&one), 1), got("a", "1@n1; "));
     assert_eq!(step("p2.yaml", Some(&two), 1), got("a", "1@n1 2@n2; "));
     // Nodes, and so zones.
@@ -313,9 +311,10 @@ fn pods_change() {
     assert_eq!(step("p2.yaml", Some(&two.replace("app: a", "app: b")), 10), got("a b", "1@n1!!35; 2@n2"));
     // One pod in two files is refused in the second, and its labels are not lost with it.
     let twice = got("", "1@n1!!35; 2@n2; Pod default/p2 is given twice, also at ");
-    let (names, said) = step("p3.yaml", Some(&two), 11);
+    let (names, said) = step("p3.yaml", Some(&two.replace("app: a", "app: b")), 11);
     assert_eq!((names, said.starts_with(&twice.1)), (twice.0, true), "{said}");
     assert_eq!(step("p3.yaml", None, 12), got("", "1@n1!!35; 2@n2"));
+    assert_eq!(step("b.yaml", Some(&b), 12), got("", "1@n1!!35; 2@n2"));
     assert_eq!(step("p1.yaml", None, 13), got("a", "; 2@n2"));
     assert_eq!(step("p2.yaml", None, 14), got("b", "; "));
 }
