@@ -1,40 +1,19 @@
-//! The flow table over the kernel's arrays, and the steps that use it.
-//!
-//! Finding and inserting are global functions (1: done): the verifier walks each once, by itself,
-//! instead of once for every way that leads there (docs/decisions/0005-flow-table.md).
+//! The steps of the path that use the flow table, as global functions like the table's own ([`crate::steps`]).
 
-use core::ptr::read_volatile;
-
-use aya_ebpf::maps::Array;
 use lb_common::fib;
-use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS};
 use lb_common::path::parse::Ip;
 use lb_common::path::{Context, Work, nat, service};
-use lb_common::table::FlowKey;
 use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
 
 use crate::maps;
 use crate::maps::fib::Fib;
+use crate::steps::{InArray, flow_steps, flow_table};
 use crate::tables::Kernel;
 
-/// Buckets less one. Like the multipliers a constant once the program is loaded; the agent gives both
-/// their values.
-#[unsafe(no_mangle)]
-static FLOW_MASK: u32 = 0;
-#[unsafe(no_mangle)]
-static FLOW_MULTIPLIERS: [u64; MULTIPLIERS] = [0; MULTIPLIERS];
-
-/// A family's arrays, and the functions over them.
-pub trait InArrays: Ip {
-    const FLOWS: &'static Array<Entry<Self>>;
-
+/// The path's functions over a family's arrays.
+pub trait InArrays: Ip + InArray {
     fn way_to(dst: &Self) -> u32;
-    fn slot(key: &FlowKey<Self>) -> u32;
-    fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
-    fn take(hit: &mut Hit<Self>, keep: u32) -> u32;
-    fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32;
-    fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn known(work: &mut Work<Self>, at: &Arrival) -> u32;
@@ -46,49 +25,7 @@ pub trait InArrays: Ip {
     fn follow(work: &mut Work<Self>, at: &Arrival) -> u32;
 }
 
-impl<A: InArrays> FlowTable<A> for Kernel {
-    #[inline(always)]
-    fn line(&self, place: u32) -> Option<&Entry<A>> {
-        A::FLOWS.get(place)
-    }
-
-    #[inline(always)]
-    fn mask(&self) -> u32 {
-        // SAFETY: a static of our own; the agent, not this program, gives it its value.
-        unsafe { read_volatile(&raw const FLOW_MASK) }
-    }
-
-    #[inline(always)]
-    fn multiplier(&self, index: usize) -> u64 {
-        // SAFETY: as in `mask`; the index is one of the array's, by the caller's constants.
-        unsafe { read_volatile((&raw const FLOW_MULTIPLIERS).cast::<u64>().add(index)) }
-    }
-
-    #[inline(always)]
-    fn slot_of(&self, key: &FlowKey<A>) -> u32 {
-        A::slot(key)
-    }
-
-    #[inline(always)]
-    fn look_up(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
-        A::find(key, hit) != 0
-    }
-
-    #[inline(always)]
-    fn take(&self, hit: &mut Hit<A>, keep: u32) -> bool {
-        A::take(hit, keep) != 0
-    }
-
-    #[inline(always)]
-    fn choose(&self, bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
-        A::choose(bucket, hints, now, barred)
-    }
-
-    #[inline(always)]
-    fn settle(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
-        A::settle(key, hit) != 0
-    }
-}
+flow_table!(Kernel);
 
 /// A step of the path as a function of its own: it changes a packet's work, and may say the outcome.
 macro_rules! step {
@@ -133,51 +70,7 @@ macro_rules! family {
             }
         }
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $slot(key: *const FlowKey<$addr>) -> u32 {
-            // SAFETY: it comes from a reference (below), or is null to the verifier alone.
-            match unsafe { key.as_ref() } {
-                Some(key) => flow_table::seek(&Kernel, key),
-                None => flow_table::NONE,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $find(key: *const FlowKey<$addr>, hit: *mut Hit<$addr>) -> u32 {
-            // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            flow_table::find_into(&Kernel, key, hit) as u32
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $take(hit: *mut Hit<$addr>, keep: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { hit.as_mut() } {
-                Some(hit) => flow_table::insert::take(&Kernel, hit, keep) as u32,
-                None => 0,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
-            flow_table::insert::choose::<$addr, Kernel>(&Kernel, bucket, hints, now, barred)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $settle(key: *const FlowKey<$addr>, hit: *mut Hit<$addr>) -> u32 {
-            // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            flow_table::insert::settle(&Kernel, key, hit) as u32
-        }
+        flow_steps!(Kernel, $addr, $flows, $slot, $find, $take, $choose, $settle);
 
         step!($open, $addr, service::open);
         step!($way, $addr, nat::way);
@@ -200,36 +93,9 @@ macro_rules! family {
         step!($follow, $addr, nat::follow,);
 
         impl InArrays for $addr {
-            const FLOWS: &'static Array<Entry<Self>> = &$flows;
-
             #[inline(always)]
             fn way_to(dst: &Self) -> u32 {
                 $way_to(dst)
-            }
-
-            #[inline(always)]
-            fn slot(key: &FlowKey<Self>) -> u32 {
-                $slot(key)
-            }
-
-            #[inline(always)]
-            fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32 {
-                $find(key, hit)
-            }
-
-            #[inline(always)]
-            fn take(hit: &mut Hit<Self>, keep: u32) -> u32 {
-                $take(hit, keep)
-            }
-
-            #[inline(always)]
-            fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
-                $choose(bucket, hints, now, barred)
-            }
-
-            #[inline(always)]
-            fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32 {
-                $settle(key, hit)
             }
 
             #[inline(always)]

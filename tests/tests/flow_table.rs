@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 
 use lb_common::drop::Note;
-use lb_common::flow_table::{self, Entry, FlowTable, Hit, MULTIPLIERS, Meta, NONE, Place, PutError, Words};
+use lb_common::flow_table::{self, Entry, FlowTable, Hit, Meta, NONE, Place, PutError, Words};
 use lb_common::table::{Flow, FlowKey, Link, NextHop, Settings};
 use lb_common::tables::Common;
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 use proptest::prelude::*;
 use stellwerk_tests::fake::flows::Memory;
+use stellwerk_tests::flow_maps::{Dying, drawn};
+use stellwerk_tests::routes::Random;
 use zerocopy::FromZeros;
 
 /// A table and what an insertion asks beside it.
@@ -103,32 +105,19 @@ fn keys_that_count_up_find_room() {
     fills(v6);
 }
 
-/// Multipliers as an agent draws them.
-fn drawn(seed: &mut u64) -> [u64; MULTIPLIERS] {
-    let mut numbers = [0; MULTIPLIERS].map(|_: u64| {
-        // SplitMix64.
-        *seed = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let z = (*seed ^ *seed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ z >> 31
-    });
-    numbers[MULTIPLIERS - 1] |= 1;
-    numbers
-}
-
 /// Who knows the code but not the numbers can't fill one bucket: keys that all fall into one bucket of
 /// a table of his own fall anywhere in another.
 #[test]
 fn keys_chosen_for_one_table_spread_in_another() {
     const SLOTS: u32 = 1 << 13;
-    let mut seed = 7;
+    let mut random = Random(7);
     let mut own = Table::<Ip4>(Memory::new(SLOTS));
-    own.0.multipliers = drawn(&mut seed);
+    own.0.multipliers = drawn(&mut random);
     let bucket = |table: &Table<Ip4>, key: &FlowKey<Ip4>| Place::of(table, &Words::of(key)).first;
     let chosen: Vec<_> = (0..).map(|n| key(n, v4)).filter(|key| bucket(&own, key) == 0).take(2_000).collect();
     for _ in 0..16 {
         let mut other = Table::<Ip4>(Memory::new(SLOTS));
-        other.0.multipliers = drawn(&mut seed);
+        other.0.multipliers = drawn(&mut random);
         let mut counts = HashMap::<u32, u32>::new();
         chosen.iter().for_each(|key| *counts.entry(bucket(&other, key)).or_default() += 1);
         // 2,000 keys on 256 buckets: 8 each; 40 in one has a chance of one in 10^13.
@@ -242,6 +231,38 @@ fn an_owned_slot_is_recovered() {
     assert_eq!(put(&table, &key(2, v4), flow(2, tcp::NEW, 1000)), Ok(()));
 }
 
+/// Who removes an entry may die at any access to the table: everybody else's entries are found as before, the key can
+/// be put again, and nothing but one slot is missing until it is recovered.
+#[test]
+fn a_removal_may_end_anywhere() {
+    const FULL: u32 = 31;
+    for accesses in 0.. {
+        let table = Table::<Ip4>(Memory::new(32));
+        for number in 0..FULL {
+            assert_eq!(put(&table, &key(number, v4), flow(number, tcp::ESTABLISHED, 1000)), Ok(()));
+        }
+        let find = |number| {
+            let mut hit = Hit::new_zeroed();
+            flow_table::find_into(&table, &key(number, v4), &mut hit).then_some(hit)
+        };
+        let hit = find(5).expect("it was put");
+        let done = Dying::after(&table, accesses, |table| flow_table::remove(table, &hit));
+        assert!((0..FULL).filter(|n| *n != 5).all(|n| find(n).is_some_and(|hit| hit.flow.service == n)));
+        let owned = (0..FULL).filter_map(|slot| Some((slot, table.entry(slot)?.meta())));
+        let owned: Vec<_> = owned.filter(|(_, meta)| meta.phase() == Meta::OWNED).collect();
+        assert_eq!(owned.len(), usize::from(find(5).is_none() && done.is_none()));
+        assert!(owned.iter().all(|&(slot, meta)| flow_table::recover(&table, slot, meta)));
+        if find(5).is_none() {
+            assert_eq!(put(&table, &key(5, v4), flow(5, tcp::ESTABLISHED, 1000)), Ok(()));
+        }
+        assert!((0..FULL).all(|n| find(n).is_some()));
+        if done.is_some() {
+            assert!(accesses >= 2, "a removal touches its entry and its hints");
+            break;
+        }
+    }
+}
+
 /// Threads that insert, find, change and remove the same keys for a while: no value of another key, no
 /// value half old and half new, no key twice, nothing left owned.
 #[test]
@@ -253,9 +274,9 @@ fn threads_agree() {
         for thread in 0..4u64 {
             let table = &table;
             scope.spawn(move || {
-                let mut seed = thread;
+                let mut draws = Random(thread);
                 for _ in 0..rounds {
-                    let [random, ..] = drawn(&mut seed);
+                    let random = draws.word();
                     let number = random as u32 % KEYS;
                     let key = key(number, v6);
                     let mut hit = Hit::new_zeroed();

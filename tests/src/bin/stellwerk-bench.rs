@@ -47,6 +47,14 @@ enum What {
         #[arg(long, value_name = "TEXT")]
         only: Option<String>,
     },
+    /// Nanoseconds a lookup, an insertion and a removal of a flow, beside the kernel's own maps
+    FlowTable {
+        #[command(flatten)]
+        output: Output,
+        /// Only rows whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
     /// Frames, connections, requests and bytes a second through network namespaces
     Wire(Output),
     /// How long a change takes from its file into the kernel
@@ -75,9 +83,11 @@ fn main() -> ExitCode {
     let what = Arguments::parse().what;
     let made = match &what {
         What::Packet { output, svg, .. } => empty(&[output.json.as_ref(), svg.as_ref()]),
-        What::Nat { output, .. } | What::Route { output, .. } | What::Wire(output) | What::Update(output) => {
-            empty(&[output.json.as_ref()])
-        }
+        What::Nat { output, .. }
+        | What::Route { output, .. }
+        | What::FlowTable { output, .. }
+        | What::Wire(output)
+        | What::Update(output) => empty(&[output.json.as_ref()]),
     };
     if let Err(error) = made {
         eprintln!("stellwerk-bench: {error:#}");
@@ -98,6 +108,10 @@ fn main() -> ExitCode {
         }
         What::Route { output, only } => {
             let done = bench::route::run(output.quick, only.as_deref());
+            (output, done)
+        }
+        What::FlowTable { output, only } => {
+            let done = bench::flow_table::run(output.quick, only.as_deref());
             (output, done)
         }
         What::Wire(output) => {
