@@ -13,6 +13,19 @@ pub use imp::{Cell32, Cell64, Lanes, acquire, pick, word};
 #[cfg(not(target_arch = "bpf"))]
 mod imp {
     use super::*;
+    #[cfg(test)]
+    use crate::flow_table::model::{Step, step};
+
+    /// What a test's model of memory gives instead, where one runs.
+    macro_rules! modelled {
+        ($cell:expr, $step:expr, $given:expr) => {
+            #[cfg(test)]
+            if let Some(value) = step(core::ptr::from_ref($cell).addr(), $cell.0.load(Ordering::Relaxed).into(), $step)
+            {
+                return $given(value);
+            }
+        };
+    }
 
     /// A 32-bit word.
     #[repr(transparent)]
@@ -31,20 +44,27 @@ mod imp {
 
     /// Loads before it happen before loads behind it.
     pub fn acquire() {
+        #[cfg(test)]
+        if step(0, 0, Step::Acquire).is_some() {
+            return;
+        }
         fence(Ordering::Acquire);
     }
 
     impl Cell32 {
         pub fn load(&self) -> u32 {
+            modelled!(self, Step::Load { acquire: true }, |value| value as u32);
             self.0.load(Ordering::Acquire)
         }
 
         pub fn store(&self, value: u32) {
+            modelled!(self, Step::Store(value.into()), |_| ());
             self.0.store(value, Ordering::Relaxed);
         }
 
         /// Writes `new` where `old` stands; false where something else does. A full barrier.
         pub fn swap_if(&self, old: u32, new: u32) -> bool {
+            modelled!(self, Step::Swap { old: old.into(), new: new.into(), fenced: true }, |done| done != 0);
             fence(Ordering::SeqCst);
             let done = self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok();
             fence(Ordering::SeqCst);
@@ -59,26 +79,31 @@ mod imp {
 
     impl Cell64 {
         pub fn load(&self) -> u64 {
+            modelled!(self, Step::Load { acquire: false }, |value| value);
             self.0.load(Ordering::Relaxed)
         }
 
         pub fn store(&self, value: u64) {
+            modelled!(self, Step::Store(value), |_| ());
             self.0.store(value, Ordering::Relaxed);
         }
 
         /// Writes `new` where `old` stands; false where something else does.
         pub fn swap_if(&self, old: u64, new: u64) -> bool {
+            modelled!(self, Step::Swap { old, new, fenced: false }, |done| done != 0);
             self.0.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         }
     }
 
     impl Lanes {
         pub fn load(&self) -> u64 {
+            modelled!(self, Step::Bytes, |value| value);
             self.0.load(Ordering::Relaxed)
         }
 
         /// Writes one lane. Nobody else writes the same one.
         pub fn set(&self, lane: u32, value: u8) {
+            modelled!(self, Step::Byte { lane: lane % 8, value }, |_| ());
             let shift = lane % 8 * 8;
             // Two steps: the lane is empty in between, which promises nothing to anyone.
             self.0.fetch_and(!(0xff << shift), Ordering::Relaxed);
@@ -87,6 +112,7 @@ mod imp {
 
         /// Sets all bits of a lane, which several may do at once.
         pub fn mark(&self, lane: u32) {
+            modelled!(self, Step::Byte { lane: lane % 8, value: 0xff }, |_| ());
             self.0.fetch_or(0xff << (lane % 8 * 8), Ordering::Relaxed);
         }
     }

@@ -343,4 +343,8 @@ pub fn recover<A: Addr, T: FlowTable<A>>(table: &T, slot: u32, meta: Meta) -> bo
 }
 
 #[cfg(test)]
+mod interleavings;
+#[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

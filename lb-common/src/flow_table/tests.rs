@@ -9,10 +9,10 @@ use crate::drop::Note;
 use crate::table::{Link, NextHop, Settings};
 use crate::wire::{Be16, Ip6};
 
-struct Table(Vec<Entry<Ip6>>);
+pub(super) struct Table<A: Addr>(pub Vec<Entry<A>>);
 
-impl FlowTable<Ip6> for Table {
-    fn line(&self, place: u32) -> Option<&Entry<Ip6>> {
+impl<A: Addr> FlowTable<A> for Table<A> {
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
         self.0.get(place as usize)
     }
     fn mask(&self) -> u32 {
@@ -23,7 +23,7 @@ impl FlowTable<Ip6> for Table {
     }
 }
 
-impl Common for Table {
+impl<A: Addr> Common for Table<A> {
     fn settings(&self) -> Settings {
         Settings::with_clock(100)
     }
@@ -60,7 +60,7 @@ fn key(number: u32) -> FlowKey<Ip6> {
 #[test]
 fn two_threads_find_insert_change_and_remove() {
     // One bucket twice: all keys meet.
-    let table = Table((0..WAYS).map(|_| Entry::default()).collect());
+    let table = Table::<Ip6>((0..WAYS).map(|_| Entry::default()).collect());
     let work = |first: u32| {
         for number in (first..first + 40).map(|n| n % 36) {
             let mut hit = Hit::new_zeroed();

@@ -4,6 +4,8 @@
 //! Invariant: every program counts what it found, inserted or removed whole; a row whose count is another than it
 //! should be is marked.
 
+mod listing;
+
 use anyhow::{Result, ensure};
 use lb_common::tcp;
 use lb_common::wire::{Ip4, Ip6};
@@ -63,6 +65,9 @@ pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
     let effort = if quick { &QUICK } else { &FULL };
     let mut rows = family::<Ip4>("v4", effort, only)?;
     rows.extend(family::<Ip6>("v6", effort, only)?);
+    if only.is_none_or(|only| "flows listed, 1 M entries".contains(only)) {
+        rows.extend(listing::rows(quick)?);
+    }
     Ok(Report { bench: "flow-table", rows })
 }
 
