@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, HashMap};
 
 use anyhow::Result;
+use lb_common::flow_table::{self, Hit};
 use lb_common::table::{Flow, FlowKey, age};
 use lb_common::tcp;
 use lb_common::wire::Addr;
+use zerocopy::FromZeros;
 
 use super::{Cell, Table as Listing, endpoint, names, open, protocol, set};
 use crate::apply::clock;
@@ -35,34 +37,52 @@ pub fn flows(paths: &Paths, nat: bool) -> Result<Listing> {
     let maps = open(paths)?;
     let context = Context::read(paths, &maps)?;
     let mut listing = Listing::new(COLUMNS);
-    list(&mut listing, &entries(&maps.v4.flows), &context, nat);
-    list(&mut listing, &entries(&maps.v6.flows), &context, nat);
+    list_table(&mut listing, &maps.v4.flows, &context, nat);
+    list_table(&mut listing, &maps.v6.flows, &context, nat);
     Ok(listing)
+}
+
+fn list_table<A: Addr>(listing: &mut Listing, table: &Flows<A>, context: &Context, nat: bool) {
+    let mut forward = Vec::new();
+    flow_table::walk(table, 0..table.buckets(), |key, hit| {
+        if is_listed(&hit.flow, nat) {
+            forward.push((key, hit.flow));
+        }
+    });
+    forward.sort_unstable();
+    let last = |key: &FlowKey<A>| {
+        let mut hit = Hit::new_zeroed();
+        flow_table::find_into(table, key, &mut hit).then_some(hit.flow.last)
+    };
+    list(listing, &forward, last, context);
 }
 
 pub(super) fn entries<A: Addr>(table: &Flows<A>) -> HashMap<FlowKey<A>, Flow<A>> {
     table.entries().into_iter().map(|(key, hit)| (key, hit.flow)).collect()
 }
 
-/// How long a connection is silent in both directions.
-pub(super) fn idle<A: Addr>(
-    all: &HashMap<FlowKey<A>, Flow<A>>,
-    key: &FlowKey<A>,
-    flow: &Flow<A>,
-    context: &Context,
-) -> Cell {
-    let reply = all.get(&flow.reverse_key(key.proto)).map_or(u32::MAX, |reply| age(context.now, reply.last));
+/// How long a connection is silent in both directions; `reply`: when the other one was used.
+pub(super) fn idle<A: Addr>(flow: &Flow<A>, reply: Option<u32>, context: &Context) -> Cell {
+    let reply = reply.map_or(u32::MAX, |last| age(context.now, last));
     Cell::Seconds(f64::from(age(context.now, flow.last).min(reply)) / f64::from(context.ticks))
 }
 
-fn list<A: Addr>(listing: &mut Listing, all: &HashMap<FlowKey<A>, Flow<A>>, context: &Context, nat: bool) {
-    let no_row = Flow::<A>::REPLY | Flow::<A>::MEMORY;
-    let translated = |flow: &Flow<A>| flow.is(Flow::<A>::NAT);
-    let mut forward: Vec<_> = all.iter().filter(|(_, flow)| !flow.is(no_row) && (!nat || translated(flow))).collect();
-    forward.sort();
+/// Whether an entry has a row: the direction in which its connection was opened.
+fn is_listed<A: Addr>(flow: &Flow<A>, nat: bool) -> bool {
+    !flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY) && (!nat || flow.is(Flow::<A>::NAT))
+}
+
+/// `last`: when another entry was used.
+fn list<A: Addr>(
+    listing: &mut Listing,
+    forward: &[(FlowKey<A>, Flow<A>)],
+    last: impl Fn(&FlowKey<A>) -> Option<u32>,
+    context: &Context,
+) {
     for (key, flow) in forward {
-        let snat = flow.is(Flow::<A>::SNAT) || translated(flow) && flow.is(Flow::<A>::OUT);
-        let service = match translated(flow) {
+        let translated = flow.is(Flow::<A>::NAT);
+        let snat = flow.is(Flow::<A>::SNAT) || translated && flow.is(Flow::<A>::OUT);
+        let service = match translated {
             true => Some("nat".to_owned()),
             false => context.names.get(&flow.service).cloned(),
         };
@@ -75,7 +95,7 @@ fn list<A: Addr>(listing: &mut Listing, all: &HashMap<FlowKey<A>, Flow<A>>, cont
             service.into(),
             tcp::label(flow.state).into(),
             set(flow.state).into(),
-            idle(all, key, flow, context),
+            idle(flow, last(&flow.reverse_key(key.proto)), context),
         ]);
     }
 }
@@ -155,7 +175,10 @@ pub(super) mod tests {
             row("ICMP", "10.0.0.98:0", "10.0.0.200:9", "10.0.0.10:9", Value::Null, "nat", "new", "half-open", 0.0);
         for (nat, want) in [(false, vec![&out, &service, &into]), (true, vec![&out, &into])] {
             let mut listing = Listing::new(COLUMNS);
-            list(&mut listing, &all, &context, nat);
+            let listed = all.iter().filter(|(_, flow)| is_listed(flow, nat));
+            let mut forward: Vec<_> = listed.map(|(key, flow)| (*key, *flow)).collect();
+            forward.sort_unstable();
+            list(&mut listing, &forward, |key| Some(all.get(key)?.last), &context);
             let rows: Value = serde_json::from_str(&listing.json().unwrap()).unwrap();
             assert_eq!(rows, json!(want));
         }

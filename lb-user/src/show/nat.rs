@@ -274,7 +274,7 @@ fn list_flows<A: Addr>(table: &mut Table, all: &HashMap<FlowKey<A>, Flow<A>>, co
             (if flow.is(Flow::<A>::OUT) { "inside" } else { "outside" }).into(),
             tcp::label(flow.state).into(),
             set(flow.state).into(),
-            idle(all, key, flow, context),
+            idle(flow, all.get(&flow.reverse_key(key.proto)).map(|reply| reply.last), context),
         ]);
     }
 }

@@ -3,6 +3,7 @@
 //! Invariant: the objects of `--json` have the names of the table's columns, in their order.
 
 use std::fmt;
+use std::fmt::Write as _;
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
@@ -96,7 +97,8 @@ impl Serialize for Cell {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     columns: &'static [&'static str],
-    rows: Vec<Vec<Cell>>,
+    /// Row behind row.
+    cells: Vec<Cell>,
 }
 
 /// A row with its columns' names.
@@ -114,8 +116,9 @@ impl Serialize for Row<'_> {
 
 impl Serialize for Table {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.rows.len()))?;
-        for row in &self.rows {
+        let rows = self.cells.chunks_exact(self.columns.len());
+        let mut list = serializer.serialize_seq(Some(rows.len()))?;
+        for row in rows {
             list.serialize_element(&Row(self.columns, row))?;
         }
         list.end()
@@ -124,12 +127,12 @@ impl Serialize for Table {
 
 impl Table {
     pub fn new(columns: &'static [&'static str]) -> Self {
-        Table { columns, rows: Vec::new() }
+        Table { columns, cells: Vec::new() }
     }
 
     pub fn push<const N: usize>(&mut self, row: [Cell; N]) {
         debug_assert_eq!(N, self.columns.len());
-        self.rows.push(row.into());
+        self.cells.extend(row);
     }
 
     /// An array of objects.
@@ -139,25 +142,43 @@ impl Table {
 
     /// Aligned columns; numbers to the right.
     pub fn text(&self) -> String {
-        let head: Vec<String> = self.columns.iter().map(|c| c.to_uppercase().replace('_', " ")).collect();
-        let rows: Vec<Vec<String>> = self.rows.iter().map(|row| row.iter().map(Cell::to_string).collect()).collect();
-        let width =
-            |column: usize| rows.iter().chain([&head]).map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..head.len()).map(width).collect();
-        let right: Vec<bool> = (0..head.len())
-            .map(|column| {
-                self.rows.iter().any(|row| matches!(row[column], Cell::Number(_) | Cell::Percent(_) | Cell::Seconds(_)))
-            })
+        let count = self.columns.len();
+        let mut right = vec![false; count];
+        // All cells' text in a row, and of each where it ends and how wide it is.
+        let (mut text, mut cells, mut widths) = (String::new(), Vec::new(), vec![0; count]);
+        for column in self.columns {
+            text += &column.to_uppercase().replace('_', " ");
+            cells.push(text.len());
+        }
+        for (at, cell) in self.cells.iter().enumerate() {
+            // Writing to a string doesn't fail.
+            let _ = write!(text, "{cell}");
+            cells.push(text.len());
+            right[at % count] |= matches!(cell, Cell::Number(_) | Cell::Percent(_) | Cell::Seconds(_));
+        }
+        let starts = std::iter::once(0).chain(cells.iter().copied());
+        let cells: Vec<(&str, usize)> = starts
+            .zip(&cells)
+            .map(|(start, &end)| &text[start..end])
+            .map(|cell| (cell, cell.chars().count()))
             .collect();
-        let mut out = String::new();
-        for row in [&head].into_iter().chain(&rows) {
-            let mut line = String::new();
-            for ((cell, &width), &right) in row.iter().zip(&widths).zip(&right) {
-                let cell = if right { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
-                line.push_str(&cell);
-                line.push_str("  ");
+        for (at, (_, width)) in cells.iter().enumerate() {
+            widths[at % count] = (*width).max(widths[at % count]);
+        }
+        let mut out = String::with_capacity(cells.len() / count * (widths.iter().sum::<usize>() + 2 * count));
+        for row in cells.chunks_exact(count) {
+            for ((&(cell, own), &width), &right) in row.iter().zip(&widths).zip(&right) {
+                let pad = std::iter::repeat_n(' ', width - own);
+                if right {
+                    out.extend(pad);
+                    out += cell;
+                } else {
+                    out += cell;
+                    out.extend(pad);
+                }
+                out += "  ";
             }
-            out.push_str(line.trim_end());
+            out.truncate(out.trim_end_matches(' ').len());
             out.push('\n');
         }
         out
