@@ -230,10 +230,8 @@ const ANOTHER: u32 = 2;
 /// Looks for the entry of a connection's reply tuple, and makes one ready where there is none.
 #[inline(never)]
 fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
+    aim_both(work, context);
     let Work { parsed, hit, other, other_key, .. } = work;
-    *other_key = hit.flow.reverse_key(parsed.key.proto);
-    aim(context.tables, other_key, other);
-    aim(context.tables, &parsed.key, hit);
     if context.tables.look_up(other_key, other) {
         if readopted(&parsed.key, hit, other, context) {
             return OURSELVES;
@@ -245,6 +243,15 @@ fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 
     }
     other.flow = reverse(&parsed.key, &hit.flow);
     NOBODY
+}
+
+/// Reads where both tuples' entries would lie. With a part of the stack of its own.
+#[inline(never)]
+fn aim_both<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
+    let Work { parsed, hit, other, other_key, .. } = work;
+    *other_key = hit.flow.reverse_key(parsed.key.proto);
+    aim(context.tables, other_key, other);
+    aim(context.tables, &parsed.key, hit);
 }
 
 /// Whether an entry was left by an earlier attempt at this very connection, whose own entry was pushed

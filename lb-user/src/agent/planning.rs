@@ -141,6 +141,11 @@ impl Agent {
             (_, Some(before)) => diff(before.contents(), planned.contents()),
             _ => Vec::new(),
         };
+        if planned.is_cramped() && !self.planned.as_ref().is_some_and(Planned::is_cramped) {
+            warn!(
+                "there are more sets of next hops of equal metric than the table of groups has room for: of some routes one next hop serves alone"
+            );
+        }
         self.planned = Some(planned);
         self.behind = false;
         self.neighbours = Neighbours::new(&self.wish.intent, &self.network);

@@ -64,8 +64,8 @@ pub(super) struct Routing {
     routes: RouteTable,
     /// Where paths lead; None: nowhere that counts.
     ways: HashMap<Paths, Option<Way>>,
-    /// There was no room for a group.
-    cramped: bool,
+    /// There was no room for a group: one of its next hops serves alone.
+    pub cramped: bool,
     /// Networks of own addresses, where the kernel has no route to them.
     connected: BTreeMap<IpNet, Way>,
     /// Single addresses, before any route: own ones and neighbours.
@@ -180,7 +180,6 @@ impl Routing {
         let places = maglev::places(&of, PLACES as u32);
         let group: Group = std::array::from_fn(|place| members[places[place] as usize].0);
         let Some(number) = ids.groups.number_below(group, GROUPS) else {
-            // No room: one of them serves.
             self.cramped = true;
             return first;
         };

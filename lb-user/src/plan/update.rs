@@ -86,6 +86,11 @@ impl Planned {
         &self.contents
     }
 
+    /// Whether there are more groups of next hops than there is room for.
+    pub fn is_cramped(&self) -> bool {
+        self.world.routing.cramped
+    }
+
     /// When the next leaving endpoint's time is up, if any leaves.
     pub fn next_deadline(&self) -> Option<SystemTime> {
         self.leaving.0.first().map(|(until, ..)| *until)
