@@ -12,6 +12,7 @@ use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
 use crate::apply::{Maps, Paths, Point, State, attached};
 use crate::route::command::Known;
+use crate::source::netlink::Mirror;
 
 /// The whole.
 pub fn status(paths: &Paths) -> Result<Listing> {
@@ -26,16 +27,18 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let settings = maps.settings.get(&0)?.unwrap_or_default();
     fact("kernel", release.trim().to_owned(), "", format!("{} ticks/s", settings.ticks_per_second));
-    for (name, state, detail) in hooks(paths)? {
-        fact("hook", name, state, detail);
+    let state = State::read(paths)?;
+    let mirror = mirror(&state)?;
+    let names = interfaces(mirror.as_ref());
+    for (name, mode, detail) in hooks(paths, &state, mirror.as_ref(), &names)? {
+        fact("hook", name, mode, detail);
     }
-    listing.push(forwarding(paths, &maps)?);
+    listing.push(forwarding(&maps, mirror.as_ref(), &names)?);
     if let Some((used, wished)) = routes(paths, about.repaired)? {
         let detail = format!("{} changes by others repaired", about.repaired).into();
         listing.push(["routes".into(), "operators'".into(), Cell::None, used.into(), wished.into(), detail]);
     }
     if let Some(nat) = Brief::read(&maps, &settings)? {
-        let names = interfaces(mirror(&State::read(paths)?)?.as_ref());
         let links: Vec<String> = nat.links.iter().map(|link| interface(*link, &names)).collect();
         let (links, used, capacity) = (links.join(", ").into(), nat.used.into(), nat.capacity.into());
         listing.push(["nat".into(), links, "on".into(), used, capacity, nat.detail.into()]);
@@ -47,10 +50,9 @@ pub fn status(paths: &Paths) -> Result<Listing> {
 }
 
 /// The links that packets are forwarded from ahead of the kernel, and how many were.
-fn forwarding(paths: &Paths, maps: &Maps) -> Result<[Cell; 6]> {
-    let mirror = mirror(&State::read(paths)?)?;
-    let (names, links) = (interfaces(mirror.as_ref()), maps.links.entries()?);
-    let mut shown: Vec<String> = links.iter().map(|(link, _)| interface(*link, &names)).collect();
+fn forwarding(maps: &Maps, mirror: Option<&Mirror>, names: &BTreeMap<u32, String>) -> Result<[Cell; 6]> {
+    let links = maps.links.entries()?;
+    let mut shown: Vec<String> = links.iter().map(|(link, _)| interface(*link, names)).collect();
     shown.sort();
     let state = if links.is_empty() { "kernel" } else { "fast" };
     let counted = maps.counters.sum(Flow::<Ip4>::FORWARDED)?;
@@ -72,13 +74,15 @@ fn routes(paths: &Paths, repaired: u64) -> Result<Option<(usize, usize)>> {
 }
 
 /// Interface, mode and point of each program that hangs on a link.
-fn hooks(paths: &Paths) -> Result<Vec<(String, &'static str, String)>> {
-    let state = State::read(paths)?;
-    let mirror = mirror(&state)?;
-    let names = interfaces(mirror.as_ref());
-    let all = attached(paths, &state)?.into_iter().map(|((link, point), program)| {
-        let name = interface(link, &names);
-        let mode = match (point, mirror.as_ref().and_then(|mirror| mirror.xdp_modes().get(&link))) {
+fn hooks(
+    paths: &Paths,
+    state: &State,
+    mirror: Option<&Mirror>,
+    names: &BTreeMap<u32, String>,
+) -> Result<Vec<(String, &'static str, String)>> {
+    let all = attached(paths, state)?.into_iter().map(|((link, point), program)| {
+        let name = interface(link, names);
+        let mode = match (point, mirror.and_then(|mirror| mirror.xdp_modes().get(&link))) {
             (Point::Xdp, Some(1)) => "native",
             (Point::Xdp, Some(2)) => "generic",
             (Point::Xdp, _) => "attached",

@@ -82,10 +82,11 @@ impl Followed {
         let (mut changed6, mut own) = (false, false);
         for Event { kind, flags, payload } in events {
             if matches!(*kind, NEW_ROUTE | DEL_ROUTE) {
-                let effect = self.routes.note(*kind, *flags, payload, self.fresh);
-                self.owed |= effect == Effect::Unclear;
+                let entry = routes::entry(payload);
+                own |= own::route(payload).is_some() || entry.as_ref().is_some_and(|entry| self.replaces_own(entry));
+                let effect = entry.map(|entry| self.routes.note(*kind, *flags, entry, self.fresh));
+                self.owed |= effect == Some(Effect::Unclear);
                 changed6 |= payload.first() == Some(&(libc::AF_INET6 as u8));
-                own |= self.is_about_own(payload);
             } else {
                 self.owed |= self.takes_along(*kind, payload);
                 own |= !self.own.is_empty();
@@ -146,12 +147,8 @@ impl Followed {
         self.routes.dead
     }
 
-    /// Whether it is a route of ours, or stands in the place of one.
-    fn is_about_own(&self, payload: &[u8]) -> bool {
-        let place = || {
-            let Entry { prefix, metric, .. } = routes::entry(payload)?;
-            self.own.get(&Key { table: MAIN, prefix, metric })
-        };
-        own::route(payload).is_some() || (!self.own.is_empty() && place().is_some())
+    /// Whether a route stands in the place of one of ours.
+    fn replaces_own(&self, &Entry { prefix, metric, .. }: &Entry) -> bool {
+        self.own.contains_key(&Key { table: MAIN, prefix, metric })
     }
 }

@@ -10,15 +10,13 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
-use super::news::{DEL_ROUTE, NEW_ROUTE};
+use super::news::{DEL_ROUTE, DEL_RULE, NEW_ROUTE, NEW_RULE};
 use super::read::{gateway, ip, next_hops, rules};
 use super::routes::GET_ROUTE;
 use super::write::{family, octets};
 use crate::route::reply::PRIORITY;
 use crate::route::{Hop, Key, Kind, Own, PROTOCOL, Rule, Target};
 
-const NEW_RULE: u16 = 32;
-const DEL_RULE: u16 = 33;
 const SCOPE_LINK: u8 = 253;
 const SCOPE_ANY: u8 = 255;
 const ON_LINK: u32 = 4;

@@ -50,7 +50,7 @@ pub struct Entry {
 }
 
 /// What came of a notification.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     Nothing,
     Changed,
@@ -114,13 +114,12 @@ pub fn entry(payload: &[u8]) -> Option<Entry> {
 }
 
 impl Routes {
-    /// Takes a notification of a route; `flags` are its message's. `replayed`: the table may know of it already.
+    /// Takes a notification of `entry`; `flags` are its message's. `replayed`: the table may know of it already.
     ///
     /// What flags say (`fib_table_insert`, `fib6_add_rt2node`, kernel 4.11): EXCL, that there was none of the prefix
     /// and metric; REPLACE, that one of these went; APPEND, that it stands behind these. IPv6 lists a route that
     /// became one of several next hops with all of them. Of one for some packets alone all is read again.
-    pub fn note(&mut self, kind: u16, flags: u16, payload: &[u8], replayed: bool) -> Effect {
-        let Some(entry) = entry(payload) else { return Effect::Nothing };
+    pub fn note(&mut self, kind: u16, flags: u16, entry: Entry, replayed: bool) -> Effect {
         self.dead |= entry.dead;
         self.objects |= entry.object;
         let paths = self.table.get(&entry.prefix).map_or(&[][..], |paths| &paths[..]);
@@ -286,7 +285,7 @@ mod tests {
             (DEL_ROUTE, 0, v6(2), false, Changed, 1),
             (NEW_ROUTE, REPLACE, v6(1), false, Nothing, 1),
         ] {
-            let happens = routes.note(kind, flags, &message, replayed);
+            let happens = routes.note(kind, flags, entry(&message).expect("a route"), replayed);
             let prefix = entry(&message).expect("a route").prefix;
             let there = routes.table.get(&prefix).map_or(0, |paths| paths.len());
             assert_eq!((happens, there), (effect, left), "{kind} {flags:x} {:?}", entry(&message));

@@ -10,9 +10,8 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
-use super::news::{DEL_ADDRESS, DEL_LINK, NEW_ADDRESS, NEW_LINK};
+use super::news::{DEL_ADDRESS, DEL_LINK, NEW_ADDRESS, NEW_LINK, NEW_NEIGHBOUR};
 
-const NEW_NEIGHBOUR: u16 = 28;
 const DEL_QDISC: u16 = 37;
 const GET_FILTER: u16 = 46;
 /// NUD_PROBE
