@@ -16,9 +16,13 @@ use crate::table::{
 use crate::verdict::{Arrival, Outcome};
 use crate::wire::Addr;
 
-/// Tables that know no address family.
-pub trait Common {
+/// What has the engine's settings: all that tables of connections and ports need to know beside themselves.
+pub trait Configured {
     fn settings(&self) -> Settings;
+}
+
+/// Tables that know no address family.
+pub trait Common: Configured {
     /// The word of [`crate::table::filter`] that holds a bit.
     fn filter(&self, bit: u32) -> u64;
     /// The backend in a slot of the flat slot array.

@@ -17,7 +17,7 @@ use lb_common::table::{
     Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
     Service, ServiceKey, Settings, Uplink,
 };
-use lb_common::tables::{Common, Tables};
+use lb_common::tables::{Common, Configured, Tables};
 use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
 
@@ -86,13 +86,15 @@ pub fn count(map: &PerCpuArray<u64>, index: u32) {
     }
 }
 
-impl Common for Kernel {
+impl Configured for Kernel {
     #[inline(always)]
     fn settings(&self) -> Settings {
         // The array has one element, always there.
         maps::SETTINGS.get(0).copied().unwrap_or_default()
     }
+}
 
+impl Common for Kernel {
     #[inline(always)]
     fn filter(&self, bit: u32) -> u64 {
         maps::FILTER.get(bit / 64).copied().unwrap_or_default()

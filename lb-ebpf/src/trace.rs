@@ -7,7 +7,7 @@ use aya_log_ebpf::{debug, warn};
 use lb_common::apply::Packet;
 use lb_common::drop::Drop;
 use lb_common::path::parse::{self, Ip};
-use lb_common::tables::Common;
+use lb_common::tables::Configured;
 use lb_common::verdict::Arrival;
 use lb_common::wire::header::{ETH_P_IP, ETH_P_IPV6};
 use lb_common::wire::{Ip4, Ip6};

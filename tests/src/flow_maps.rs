@@ -9,9 +9,9 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use aya::maps::MapData;
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::flow_table::{Entry, FlowTable, MULTIPLIERS, WAYS};
 use lb_common::table::{Flow, FlowKey, NextHop, Settings};
@@ -21,12 +21,11 @@ use lb_user::apply::flows::Flows;
 use lb_user::apply::table::Table;
 
 use crate::netns::Lab;
-use crate::object::object;
+use crate::object::{object, run};
 use crate::routes::Random;
 
 /// Numbers in the order that lookups keep to.
 pub const ORDER: usize = 1 << 20;
-const PASS: u32 = 2;
 /// When everything happens, in ticks.
 pub const NOW: u32 = 1_000;
 
@@ -172,12 +171,7 @@ impl<A: Numbered> FlowMaps<A> {
 
     /// Runs a program of the family's so often.
     pub fn run(&self, program: &str, repeat: u32) -> Result<()> {
-        let program = name::<A>(program);
-        let xdp: &Xdp = self.ebpf.program(&program).with_context(|| program.clone())?.try_into()?;
-        let options = TestRunOptions { data_in: Some(&[0; 64]), repeat, ..TestRunOptions::default() };
-        let ran = xdp.test_run(options)?;
-        ensure!(ran.return_value == PASS, "{program} returned {}", ran.return_value);
-        Ok(())
+        run(&self.ebpf, &name::<A>(program), repeat)
     }
 
     /// How many entries were found, inserted or removed since [`Self::set_up`].

@@ -2,10 +2,9 @@
 
 use std::collections::HashMap;
 
-use lb_common::drop::Note;
 use lb_common::flow_table::{self, Entry, FlowTable, Hit, Meta, NONE, Place, PutError, Words};
-use lb_common::table::{Flow, FlowKey, Link, NextHop, Settings};
-use lb_common::tables::Common;
+use lb_common::table::{Flow, FlowKey, Settings};
+use lb_common::tables::Configured;
 use lb_common::tcp;
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 use proptest::prelude::*;
@@ -29,31 +28,10 @@ impl<A: Addr> FlowTable<A> for Table<A> {
     }
 }
 
-impl<A: Addr> Common for Table<A> {
+impl<A: Addr> Configured for Table<A> {
     fn settings(&self) -> Settings {
         Settings::with_clock(100)
     }
-    fn filter(&self, _: u32) -> u64 {
-        unreachable!()
-    }
-    fn slot(&self, _: u32) -> Option<u32> {
-        unreachable!()
-    }
-    fn next_hop(&self, _: u32) -> Option<NextHop> {
-        unreachable!()
-    }
-    fn member(&self, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-    fn link(&self, _: u32) -> Option<Link> {
-        None
-    }
-    fn icmp_permit(&self, _: u32) -> bool {
-        unreachable!()
-    }
-    fn count(&self, _: u32, _: bool, _: u32) {}
-    fn count_connection(&self, _: u32) {}
-    fn note(&self, _: Note) {}
 }
 
 /// The number's address and port; 14 bits in the port, as a client's connections count up.

@@ -6,7 +6,7 @@ use super::{
     lanes,
 };
 use crate::table::FlowKey;
-use crate::tables::Common;
+use crate::tables::Configured;
 use crate::tcp;
 use crate::wire::Addr;
 
@@ -15,7 +15,7 @@ use crate::wire::Addr;
 ///
 /// Where [`PutError::Exists`] is likely, look first: the search here comes after a slot was taken.
 #[inline(always)]
-pub fn insert<A: Addr, T: FlowTable<A> + Common>(
+pub fn insert<A: Addr, T: FlowTable<A> + Configured>(
     table: &T,
     key: &FlowKey<A>,
     hit: &mut Hit<A>,
@@ -37,7 +37,7 @@ pub fn aim<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<
 
 /// [`insert`] of what was [`aim`]ed.
 #[inline(always)]
-pub fn put<A: Addr, T: FlowTable<A> + Common>(
+pub fn put<A: Addr, T: FlowTable<A> + Configured>(
     table: &T,
     key: &FlowKey<A>,
     hit: &mut Hit<A>,
@@ -51,7 +51,7 @@ pub fn put<A: Addr, T: FlowTable<A> + Common>(
 
 /// Takes a slot for a key that was [`aim`]ed; `hit` then says which, and as what it is owned. False: there is none.
 #[inline(always)]
-pub fn take<A: Addr, T: FlowTable<A> + Common>(table: &T, hit: &mut Hit<A>, keep: u32) -> bool {
+pub fn take<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, keep: u32) -> bool {
     let (place, now) = (&hit.place, hit.flow.last);
     // The first bucket if that costs nobody much, the second, the first whatever it costs.
     let (mut stage, mut index) = (0, place.first);
@@ -103,7 +103,7 @@ const OCCUPIED: u32 = 1 << 31;
 /// unanswered connection, the latter two with [`OCCUPIED`]; [`NONE`] where all are of answered ones.
 /// `hints` are [`Place::hints`], with or without [`PICKY`].
 #[inline(always)]
-pub fn choose<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, hints: u32, now: u32, barred: u64) -> u32 {
+pub fn choose<A: Addr, T: FlowTable<A> + Configured>(table: &T, index: u32, hints: u32, now: u32, barred: u64) -> u32 {
     let Some(hints_of) = bucket(table, index) else {
         return NONE;
     };
@@ -134,7 +134,7 @@ pub fn choose<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, hints: u
 /// A slot of an entry that is past its timeout, of so many looked at, from one on that changes with
 /// the time; else [`NONE`].
 #[inline(always)]
-fn expired<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, tag: u32, now: u32, looks: u32) -> u32 {
+fn expired<A: Addr, T: FlowTable<A> + Configured>(table: &T, index: u32, tag: u32, now: u32, looks: u32) -> u32 {
     for i in 0..SLOTS {
         if i >= looks {
             break;
@@ -153,7 +153,7 @@ fn expired<A: Addr, T: FlowTable<A> + Common>(table: &T, index: u32, tag: u32, n
 
 /// Whether an entry is so long past its timeout that no packet can have kept its connection alive.
 #[inline(always)]
-fn is_over<A: Addr, T: Common>(table: &T, entry: &Entry<A>, meta: Meta, now: u32) -> bool {
+fn is_over<A: Addr, T: Configured>(table: &T, entry: &Entry<A>, meta: Meta, now: u32) -> bool {
     table.settings().is_long_over(entry.proto(), meta.state(), entry.last.load(), now)
 }
 

@@ -34,7 +34,7 @@ pub use entry::{Entry, Meta};
 pub use place::{MULTIPLIERS, Place, Words};
 
 use crate::table::{Flow, FlowKey};
-use crate::tables::Common;
+use crate::tables::Configured;
 use crate::tcp;
 use crate::wire::Addr;
 
@@ -89,7 +89,7 @@ pub trait FlowTable<A: Addr> {
     /// [`insert::take`].
     fn take(&self, hit: &mut Hit<A>, keep: u32) -> bool
     where
-        Self: Sized + Common,
+        Self: Sized + Configured,
     {
         insert::take(self, hit, keep)
     }
@@ -97,7 +97,7 @@ pub trait FlowTable<A: Addr> {
     /// [`insert::choose`].
     fn choose(&self, bucket: u32, hints: u32, now: u32, barred: u64) -> u32
     where
-        Self: Sized + Common,
+        Self: Sized + Configured,
     {
         insert::choose(self, bucket, hints, now, barred)
     }

@@ -5,8 +5,7 @@ use std::thread;
 use std::vec::Vec;
 
 use super::*;
-use crate::drop::Note;
-use crate::table::{Link, NextHop, Settings};
+use crate::table::Settings;
 use crate::wire::{Be16, Ip6};
 
 pub(super) struct Table<A: Addr>(pub Vec<Entry<A>>);
@@ -23,33 +22,10 @@ impl<A: Addr> FlowTable<A> for Table<A> {
     }
 }
 
-impl<A: Addr> Common for Table<A> {
+impl<A: Addr> Configured for Table<A> {
     fn settings(&self) -> Settings {
         Settings::with_clock(100)
     }
-    fn filter(&self, _: u32) -> u64 {
-        0
-    }
-    fn slot(&self, _: u32) -> Option<u32> {
-        None
-    }
-    fn next_hop(&self, _: u32) -> Option<NextHop> {
-        None
-    }
-    fn member(&self, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-
-    fn link(&self, _: u32) -> Option<Link> {
-        None
-    }
-
-    fn icmp_permit(&self, _: u32) -> bool {
-        false
-    }
-    fn count(&self, _: u32, _: bool, _: u32) {}
-    fn count_connection(&self, _: u32) {}
-    fn note(&self, _: Note) {}
 }
 
 fn key(number: u32) -> FlowKey<Ip6> {

@@ -21,7 +21,7 @@ pub use hosts::{HOLDERS, HOSTS_FULL, Holder, OVER_QUOTA, admit, charge, refund};
 use crate::flow_table::cell::{Cell32, Cell64, Cells, acquire};
 use crate::hash;
 use crate::table::Settings;
-use crate::tables::Common;
+use crate::tables::Configured;
 use crate::tcp;
 use crate::wire::header::{ICMP, ICMP6, TCP, UDP};
 use crate::wire::{Addr, Be16};
@@ -346,7 +346,7 @@ pub const NONE: u32 = u32::MAX;
 /// Takes a free port of a class, of the parity of `home` if there is one: from a block on that `hash`
 /// says. [`NONE`]: none was found.
 #[inline(always)]
-pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32, hash: u32) -> u32 {
+pub fn search<A: Addr, T: PortTable<A> + Configured>(table: &T, base: u32, home: u32, hash: u32) -> u32 {
     let settings = table.settings();
     let (first, count) = settings.ports();
     let last = first + count - 1;
@@ -388,7 +388,7 @@ pub fn search<A: Addr, T: PortTable<A> + Common>(table: &T, base: u32, home: u32
 /// An owner whose time is over, of a few that lie side by side; [`NONE`] without one. Who they are changes with
 /// every tick, by a `secret`, and lies in [`PLACES`] places: those who find none meet the same lines of memory again.
 #[inline(always)]
-pub fn stale<A: Addr, T: PortTable<A> + Common>(
+pub fn stale<A: Addr, T: PortTable<A> + Configured>(
     table: &T,
     base: u32,
     hash: u32,

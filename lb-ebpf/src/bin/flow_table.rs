@@ -14,11 +14,10 @@ use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
 use aya_ebpf::macros::{map, xdp};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap};
 use aya_ebpf::programs::XdpContext;
-use lb_common::drop::Note;
 use lb_common::flow_table::insert::{aim, put};
 use lb_common::flow_table::{Entry, NONE, find, remove};
-use lb_common::table::{Flow, FlowKey, Link, NextHop, Settings};
-use lb_common::tables::Common;
+use lb_common::table::{Flow, FlowKey, NextHop, Settings};
+use lb_common::tables::Configured;
 use lb_common::wire::{Be16, Ip4, Ip6};
 use steps::{InArray, flow_steps, flow_table};
 use zerocopy::FromZeros;
@@ -74,32 +73,11 @@ flow_table!(Ours);
 flow_steps!(Ours, Ip4, FLOWS4, slot4, find4, take4, choose4, settle4);
 flow_steps!(Ours, Ip6, FLOWS6, slot6, find6, take6, choose6, settle6);
 
-impl Common for Ours {
+impl Configured for Ours {
     #[inline(always)]
     fn settings(&self) -> Settings {
         SETTINGS.get(0).copied().unwrap_or_default()
     }
-    fn filter(&self, _: u32) -> u64 {
-        0
-    }
-    fn slot(&self, _: u32) -> Option<u32> {
-        None
-    }
-    fn next_hop(&self, _: u32) -> Option<NextHop> {
-        None
-    }
-    fn member(&self, _: u32, _: u32) -> Option<u32> {
-        None
-    }
-    fn link(&self, _: u32) -> Option<Link> {
-        None
-    }
-    fn icmp_permit(&self, _: u32) -> bool {
-        false
-    }
-    fn count(&self, _: u32, _: bool, _: u32) {}
-    fn count_connection(&self, _: u32) {}
-    fn note(&self, _: Note) {}
 }
 
 trait Family: InArray {

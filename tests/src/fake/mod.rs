@@ -23,7 +23,7 @@ use lb_common::table::{
     Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name, NextHop,
     Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink,
 };
-use lb_common::tables::{Common, Tables};
+use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 use lb_user::apply::flows::slots;
 use lb_user::intent::Capacity;
@@ -232,11 +232,13 @@ impl Fake {
     }
 }
 
-impl Common for Fake {
+impl Configured for Fake {
     fn settings(&self) -> Settings {
         self.settings
     }
+}
 
+impl Common for Fake {
     fn filter(&self, bit: u32) -> u64 {
         if self.ignore_filter { u64::MAX } else { self.filter.get(&(bit / 64)).copied().unwrap_or_default() }
     }

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use aya::programs::{TestRun, TestRunOptions, Xdp};
+use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use lb_common::table::Prefix;
 use lb_user::apply::fib::Parts;
@@ -19,7 +19,7 @@ use lb_user::fib::Fib;
 
 use super::Drawn;
 use crate::netns::{Lab, Ns};
-use crate::object::object;
+use crate::object::{object, run};
 
 /// What a run asks so many of.
 pub const DESTINATIONS: usize = 1 << 16;
@@ -27,7 +27,6 @@ pub const DESTINATIONS: usize = 1 << 16;
 pub const VALUES: u32 = 0xfff0;
 /// What a table of ours may take.
 const ROOM: u64 = 1 << 29;
-const PASS: u32 = 2;
 
 /// Which table is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,12 +171,7 @@ impl<A: Drawn> Routes<A> {
     }
 
     fn test_run(&self, program: &str, repeat: u32) -> Result<()> {
-        let program = name::<A>(program);
-        let xdp: &Xdp = self.ebpf.program(&program).with_context(|| program.clone())?.try_into()?;
-        let options = TestRunOptions { data_in: Some(&[0; 64]), repeat, ..TestRunOptions::default() };
-        let ran = xdp.test_run(options)?;
-        ensure!(ran.return_value == PASS, "{program} returned {}", ran.return_value);
-        Ok(())
+        run(&self.ebpf, &name::<A>(program), repeat)
     }
 
     /// Looks up destinations in random order. In the namespace ([`Self::ns`]) alone.
