@@ -56,10 +56,13 @@ fn another_uplink_takes_over_when_the_cable_is_pulled() {
 fn the_devices_own_connections_leave_by_another_uplink_too() {
     let lab = Translated::open().unwrap();
     lab.gw.ip("link set eth0 down").unwrap();
-    std::thread::sleep(Duration::from_secs(1));
     for like in families() {
-        let greeting = probe::tcp(&From::ns(&lab.dev), outside(like, ECHO), 1000);
         let routes = || lab.dev.ip_text(if like.is_ipv4() { "route" } else { "-6 route" }).unwrap();
+        // The kernel looks at links once a second; who has chosen a source before keeps it.
+        eventually("the route knows that its cable is pulled", 5, || {
+            routes().lines().any(|route| route.starts_with("default") && route.contains("linkdown"))
+        });
+        let greeting = probe::tcp(&From::ns(&lab.dev), outside(like, ECHO), 1000);
         let greeting = greeting.unwrap_or_else(|e| panic!("{e:#}\n{}\n{}", routes(), lab.state()));
         assert_eq!(greeting.client, Some(nat::second().like(like)));
     }

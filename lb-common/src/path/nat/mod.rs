@@ -135,21 +135,27 @@ fn try_way<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Res
     }
     let from = tables.owned(key.src).unwrap_or_default();
     let to = tables.owned(key.dst).unwrap_or_default();
+    // Of this node's own ports those that nobody inside can have stay.
+    let ours = class(key.proto).is_none() || tables.settings().translates_to(key.sport);
+    let own = context.at.own != 0 && from.is(Owned::OUTSIDE) && ours;
+    // What leaves, and is from elsewhere, is nobody's here: the filter says so of most, by chance not of all.
+    if context.at.hook == Hook::Egress && !own && !from.is(INSIDE) {
+        return Ok(NO_WAY);
+    }
     if to.is(Owned::OUTSIDE) {
         return inward(work, context, from, to);
     }
     if to.is(Owned::PREFIX_OUTSIDE) {
         return to_prefix(work, context, from, to);
     }
-    // Of this node's own ports those that nobody inside can have stay.
-    let ours = class(key.proto).is_none() || tables.settings().translates_to(key.sport);
-    let own = context.at.own != 0 && from.is(Owned::OUTSIDE) && ours;
     if leaves(from, to) || own { outward(work, context, from) } else { Ok(NO_WAY) }
 }
 
+/// Either way of being inside.
+const INSIDE: u16 = Owned::INSIDE | Owned::PREFIX_INSIDE;
+
 #[inline(always)]
 fn leaves(from: Owned, to: Owned) -> bool {
-    const INSIDE: u16 = Owned::INSIDE | Owned::PREFIX_INSIDE;
     from.is(INSIDE) && !to.is(INSIDE | Owned::DIRECT)
 }
 
