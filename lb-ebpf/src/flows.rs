@@ -57,7 +57,7 @@ macro_rules! step {
 
 macro_rules! family {
     (
-        $addr:ty, $flows:path, $way_to:ident, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident,
+        $addr:ty, [$($flows:path),+], $way_to:ident, $slot:ident, $elder_slot:ident, $find:ident, $find_elder:ident, $touch:ident, $set_state:ident, $set_next_hop:ident, $flow_remove:ident, $take:ident, $choose:ident, $rival:ident, $elder_rival:ident, $wins:ident, $write:ident, $publish:ident,
         $open:ident, $way:ident, $known:ident, $take_port:ident, $cede:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
         #[unsafe(no_mangle)]
@@ -70,7 +70,7 @@ macro_rules! family {
             }
         }
 
-        flow_steps!(Kernel, $addr, $flows, $slot, $find, $take, $choose, $settle);
+        flow_steps!(Kernel, $addr, [$($flows),+], $slot, $elder_slot, $find, $find_elder, $touch, $set_state, $set_next_hop, $flow_remove, $take, $choose, $rival, $elder_rival, $wins, $write, $publish);
 
         step!($open, $addr, service::open);
         step!($way, $addr, nat::way);
@@ -148,13 +148,23 @@ macro_rules! family {
 
 family!(
     Ip4,
-    maps::FLOWS4,
+    [maps::FLOWS4, maps::FLOW_ELDER4, maps::FLOW_MOVED_IN],
     route_find4,
     flow_slot4,
+    flow_elder_slot4,
     flow_find4,
+    flow_find_elder4,
+    flow_touch4,
+    flow_set_state4,
+    flow_set_next_hop4,
+    flow_remove4,
     flow_take4,
     flow_choose4,
-    flow_settle4,
+    flow_rival4,
+    flow_elder_rival4,
+    flow_wins4,
+    flow_write4,
+    flow_publish4,
     flow_open4,
     nat_way4,
     nat_known4,
@@ -167,13 +177,23 @@ family!(
 );
 family!(
     Ip6,
-    maps::FLOWS6,
+    [maps::FLOWS6, maps::FLOW_ELDER6, maps::FLOW_MOVED_IN],
     route_find6,
     flow_slot6,
+    flow_elder_slot6,
     flow_find6,
+    flow_find_elder6,
+    flow_touch6,
+    flow_set_state6,
+    flow_set_next_hop6,
+    flow_remove6,
     flow_take6,
     flow_choose6,
-    flow_settle6,
+    flow_rival6,
+    flow_elder_rival6,
+    flow_wins6,
+    flow_write6,
+    flow_publish6,
     flow_open6,
     nat_way6,
     nat_known6,

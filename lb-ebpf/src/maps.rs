@@ -9,7 +9,7 @@ use aya_ebpf::maps::lpm_trie::LpmTrie;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf};
 use lb_common::drop::{Drop, Note};
 use lb_common::flow_table::cell::Cell64;
-use lb_common::flow_table::{Entry, MULTIPLIERS};
+use lb_common::flow_table::{Entry, MULTIPLIERS, WAYS};
 use lb_common::path::Scratch;
 use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
@@ -71,6 +71,14 @@ pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(4_096, 0);
 pub static FLOWS4: Array<Entry<Ip4>> = Array::with_max_entries(FLOW_SLOTS, BPF_F_MMAPABLE);
 #[map]
 pub static FLOWS6: Array<Entry<Ip6>> = Array::with_max_entries(FLOW_SLOTS, BPF_F_MMAPABLE);
+/// While these grow: the tables whose entries move into them, else a bucket that is never used; as above.
+#[map]
+pub static FLOW_ELDER4: Array<Entry<Ip4>> = Array::with_max_entries(WAYS, BPF_F_MMAPABLE);
+#[map]
+pub static FLOW_ELDER6: Array<Entry<Ip6>> = Array::with_max_entries(WAYS, BPF_F_MMAPABLE);
+/// While they grow, whether new entries already go into them: the agent writes, new connections read.
+#[map]
+pub static FLOW_MOVED_IN: Array<u32> = Array::with_max_entries(1, 0);
 /// The random numbers of the flow tables' hash: the agent draws them once, when the tables are made,
 /// and hands them to the programs as constants; user space alone reads them here.
 #[map]

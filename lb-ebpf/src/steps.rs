@@ -4,7 +4,7 @@
 //! Not here: what a step of the path does with an entry ([`crate::flows`]).
 
 use aya_ebpf::maps::Array;
-use lb_common::flow_table::{Entry, Hit, MULTIPLIERS};
+use lb_common::flow_table::{Entry, Hit, MULTIPLIERS, NONE};
 use lb_common::table::FlowKey;
 use lb_common::wire::Addr;
 
@@ -15,15 +15,32 @@ pub static FLOW_MASK: u32 = 0;
 #[unsafe(no_mangle)]
 pub static FLOW_MULTIPLIERS: [u64; MULTIPLIERS] = [0; MULTIPLIERS];
 
-/// A family's array, and the functions over it.
+/// The same of the tables that these grow from, by family; [`NONE`]: there is none, which costs no packet anything.
+#[unsafe(no_mangle)]
+pub static FLOW_ELDERS: [u32; 2] = [NONE; 2];
+
+/// A family's arrays, and the functions over them.
 pub trait InArray: Addr {
     const FLOWS: &'static Array<Entry<Self>>;
+    const ELDER: &'static Array<Entry<Self>>;
+    /// Not 0: new entries go into the new table.
+    const MOVED_IN: &'static Array<u32>;
 
     fn slot(key: &FlowKey<Self>) -> u32;
+    fn elder_slot(key: &FlowKey<Self>) -> u32;
     fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
+    fn find_elder(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
+    fn touch(hit: &Hit<Self>, now: u32);
+    fn set_state(hit: &mut Hit<Self>, state: u32, now: u32) -> u32;
+    fn set_next_hop(hit: &mut Hit<Self>, next_hop: u32, epoch: u32);
+    fn remove(hit: &Hit<Self>) -> u32;
     fn take(hit: &mut Hit<Self>, keep: u32) -> u32;
     fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32;
-    fn settle(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
+    fn rival(key: &FlowKey<Self>, own: u32) -> u32;
+    fn elder_rival(key: &FlowKey<Self>, own: u32) -> u32;
+    fn wins(key: &FlowKey<Self>, other: u32, slot: u32) -> u32;
+    fn write(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
+    fn publish(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
 }
 
 /// Makes a type the table over the arrays of all families.
@@ -32,13 +49,27 @@ macro_rules! flow_table {
         impl<A: $crate::steps::InArray> lb_common::flow_table::FlowTable<A> for $table {
             #[inline(always)]
             fn line(&self, place: u32) -> Option<&lb_common::flow_table::Entry<A>> {
-                A::FLOWS.get(place)
+                use lb_common::flow_table::{ELDER, NONE};
+                let elder = place & ELDER != 0 && lb_common::flow_table::FlowTable::<A>::elder(self) != NONE;
+                if elder { A::ELDER.get(place & !ELDER) } else { A::FLOWS.get(place) }
             }
 
             #[inline(always)]
             fn mask(&self) -> u32 {
                 // SAFETY: a static of our own; the agent, not this program, gives it its value.
                 unsafe { core::ptr::read_volatile(&raw const $crate::steps::FLOW_MASK) }
+            }
+
+            #[inline(always)]
+            fn elder(&self) -> u32 {
+                let both = (&raw const $crate::steps::FLOW_ELDERS).cast::<u32>();
+                // SAFETY: as in `mask`; of two.
+                unsafe { core::ptr::read_volatile(both.add(A::IS_V6 as usize)) }
+            }
+
+            #[inline(always)]
+            fn fills_elder(&self) -> bool {
+                A::MOVED_IN.get(0).is_some_and(|moved_in| *moved_in == 0)
             }
 
             #[inline(always)]
@@ -54,8 +85,42 @@ macro_rules! flow_table {
             }
 
             #[inline(always)]
+            fn slot_in_elder(&self, key: &lb_common::table::FlowKey<A>) -> u32 {
+                A::elder_slot(key)
+            }
+
+            #[inline(always)]
             fn look_up(&self, key: &lb_common::table::FlowKey<A>, hit: &mut lb_common::flow_table::Hit<A>) -> bool {
                 A::find(key, hit) != 0
+            }
+
+            #[inline(always)]
+            fn look_up_elder(
+                &self,
+                key: &lb_common::table::FlowKey<A>,
+                hit: &mut lb_common::flow_table::Hit<A>,
+            ) -> bool {
+                A::find_elder(key, hit) != 0
+            }
+
+            #[inline(always)]
+            fn touch(&self, hit: &lb_common::flow_table::Hit<A>, now: u32) {
+                A::touch(hit, now);
+            }
+
+            #[inline(always)]
+            fn set_state(&self, hit: &mut lb_common::flow_table::Hit<A>, state: u8, now: u32) -> bool {
+                A::set_state(hit, state.into(), now) != 0
+            }
+
+            #[inline(always)]
+            fn set_next_hop(&self, hit: &mut lb_common::flow_table::Hit<A>, next_hop: u32, epoch: u16) {
+                A::set_next_hop(hit, next_hop, epoch.into());
+            }
+
+            #[inline(always)]
+            fn remove(&self, hit: &lb_common::flow_table::Hit<A>) -> bool {
+                A::remove(hit) != 0
             }
 
             #[inline(always)]
@@ -69,8 +134,28 @@ macro_rules! flow_table {
             }
 
             #[inline(always)]
-            fn settle(&self, key: &lb_common::table::FlowKey<A>, hit: &mut lb_common::flow_table::Hit<A>) -> bool {
-                A::settle(key, hit) != 0
+            fn rival(&self, key: &lb_common::table::FlowKey<A>, own: u32) -> u32 {
+                A::rival(key, own)
+            }
+
+            #[inline(always)]
+            fn rival_in_elder(&self, key: &lb_common::table::FlowKey<A>, own: u32) -> u32 {
+                A::elder_rival(key, own)
+            }
+
+            #[inline(always)]
+            fn wins(&self, key: &lb_common::table::FlowKey<A>, other: u32, slot: u32) -> bool {
+                A::wins(key, other, slot) != 0
+            }
+
+            #[inline(always)]
+            fn write(&self, key: &lb_common::table::FlowKey<A>, hit: &mut lb_common::flow_table::Hit<A>) -> bool {
+                A::write(key, hit) != 0
+            }
+
+            #[inline(always)]
+            fn publish(&self, key: &lb_common::table::FlowKey<A>, hit: &mut lb_common::flow_table::Hit<A>) -> bool {
+                A::publish(key, hit) != 0
             }
         }
     };
@@ -80,14 +165,25 @@ pub(crate) use flow_table;
 /// The functions of one family over its array.
 macro_rules! flow_steps {
     (
-        $table:ident, $addr:ty, $flows:path, $slot:ident, $find:ident, $take:ident, $choose:ident, $settle:ident
+        $table:ident, $addr:ty, [$flows:path, $elder:path, $moved_in:path], $slot:ident, $elder_slot:ident, $find:ident, $find_elder:ident,
+        $touch:ident, $set_state:ident, $set_next_hop:ident, $remove:ident, $take:ident, $choose:ident, $rival:ident, $elder_rival:ident, $wins:ident, $write:ident, $publish:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $slot(key: *const lb_common::table::FlowKey<$addr>) -> u32 {
             // SAFETY: it comes from a reference (below), or is null to the verifier alone.
             match unsafe { key.as_ref() } {
-                Some(key) => lb_common::flow_table::seek(&$table, key),
+                Some(key) => lb_common::flow_table::seek(&$table, key, false),
+                None => lb_common::flow_table::NONE,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $elder_slot(key: *const lb_common::table::FlowKey<$addr>) -> u32 {
+            // SAFETY: as above.
+            match unsafe { key.as_ref() } {
+                Some(key) => lb_common::flow_table::seek(&$table, key, true),
                 None => lb_common::flow_table::NONE,
             }
         }
@@ -102,7 +198,66 @@ macro_rules! flow_steps {
             let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
                 return 0;
             };
-            lb_common::flow_table::find_into(&$table, key, hit) as u32
+            lb_common::flow_table::find_in(&$table, key, hit, false) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $find_elder(
+            key: *const lb_common::table::FlowKey<$addr>,
+            hit: *mut lb_common::flow_table::Hit<$addr>,
+        ) -> u32 {
+            // SAFETY: as above.
+            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
+                return 0;
+            };
+            lb_common::flow_table::find_in(&$table, key, hit, true) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $touch(hit: *const lb_common::flow_table::Hit<$addr>, now: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { hit.as_ref() } {
+                Some(hit) => {
+                    lb_common::flow_table::change::touch(&$table, hit, now);
+                    0
+                }
+                None => 0,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $set_state(hit: *mut lb_common::flow_table::Hit<$addr>, state: u32, now: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { hit.as_mut() } {
+                Some(hit) => lb_common::flow_table::change::set_state(&$table, hit, state as u8, now) as u32,
+                None => 0,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $set_next_hop(hit: *mut lb_common::flow_table::Hit<$addr>, next_hop: u32, epoch: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { hit.as_mut() } {
+                Some(hit) => {
+                    lb_common::flow_table::change::set_next_hop(&$table, hit, next_hop, epoch as u16);
+                    0
+                }
+                None => 0,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $remove(hit: *const lb_common::flow_table::Hit<$addr>) -> u32 {
+            // SAFETY: as above.
+            match unsafe { hit.as_ref() } {
+                Some(hit) => lb_common::flow_table::change::remove(&$table, hit) as u32,
+                None => 0,
+            }
         }
 
         #[unsafe(no_mangle)]
@@ -123,7 +278,37 @@ macro_rules! flow_steps {
 
         #[unsafe(no_mangle)]
         #[inline(never)]
-        extern "C" fn $settle(
+        extern "C" fn $rival(key: *const lb_common::table::FlowKey<$addr>, own: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { key.as_ref() } {
+                Some(key) => lb_common::flow_table::seek_rival(&$table, key, false, own),
+                None => lb_common::flow_table::NONE,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $elder_rival(key: *const lb_common::table::FlowKey<$addr>, own: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { key.as_ref() } {
+                Some(key) => lb_common::flow_table::seek_rival(&$table, key, true, own),
+                None => lb_common::flow_table::NONE,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $wins(key: *const lb_common::table::FlowKey<$addr>, other: u32, slot: u32) -> u32 {
+            // SAFETY: as above.
+            match unsafe { key.as_ref() } {
+                Some(key) => lb_common::flow_table::insert::wins(&$table, key, other, slot) as u32,
+                None => 0,
+            }
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $write(
             key: *const lb_common::table::FlowKey<$addr>,
             hit: *mut lb_common::flow_table::Hit<$addr>,
         ) -> u32 {
@@ -131,11 +316,26 @@ macro_rules! flow_steps {
             let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
                 return 0;
             };
-            lb_common::flow_table::insert::settle(&$table, key, hit) as u32
+            lb_common::flow_table::insert::write(&$table, key, hit) as u32
+        }
+
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $publish(
+            key: *const lb_common::table::FlowKey<$addr>,
+            hit: *mut lb_common::flow_table::Hit<$addr>,
+        ) -> u32 {
+            // SAFETY: as above.
+            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
+                return 0;
+            };
+            lb_common::flow_table::insert::publish(&$table, key, hit) as u32
         }
 
         impl $crate::steps::InArray for $addr {
             const FLOWS: &'static aya_ebpf::maps::Array<lb_common::flow_table::Entry<Self>> = &$flows;
+            const ELDER: &'static aya_ebpf::maps::Array<lb_common::flow_table::Entry<Self>> = &$elder;
+            const MOVED_IN: &'static aya_ebpf::maps::Array<u32> = &$moved_in;
 
             #[inline(always)]
             fn slot(key: &lb_common::table::FlowKey<Self>) -> u32 {
@@ -143,8 +343,38 @@ macro_rules! flow_steps {
             }
 
             #[inline(always)]
+            fn elder_slot(key: &lb_common::table::FlowKey<Self>) -> u32 {
+                $elder_slot(key)
+            }
+
+            #[inline(always)]
             fn find(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
                 $find(key, hit)
+            }
+
+            #[inline(always)]
+            fn find_elder(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
+                $find_elder(key, hit)
+            }
+
+            #[inline(always)]
+            fn touch(hit: &lb_common::flow_table::Hit<Self>, now: u32) {
+                $touch(hit, now);
+            }
+
+            #[inline(always)]
+            fn set_state(hit: &mut lb_common::flow_table::Hit<Self>, state: u32, now: u32) -> u32 {
+                $set_state(hit, state, now)
+            }
+
+            #[inline(always)]
+            fn set_next_hop(hit: &mut lb_common::flow_table::Hit<Self>, next_hop: u32, epoch: u32) {
+                $set_next_hop(hit, next_hop, epoch);
+            }
+
+            #[inline(always)]
+            fn remove(hit: &lb_common::flow_table::Hit<Self>) -> u32 {
+                $remove(hit)
             }
 
             #[inline(always)]
@@ -158,8 +388,28 @@ macro_rules! flow_steps {
             }
 
             #[inline(always)]
-            fn settle(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
-                $settle(key, hit)
+            fn rival(key: &lb_common::table::FlowKey<Self>, own: u32) -> u32 {
+                $rival(key, own)
+            }
+
+            #[inline(always)]
+            fn elder_rival(key: &lb_common::table::FlowKey<Self>, own: u32) -> u32 {
+                $elder_rival(key, own)
+            }
+
+            #[inline(always)]
+            fn wins(key: &lb_common::table::FlowKey<Self>, other: u32, slot: u32) -> u32 {
+                $wins(key, other, slot)
+            }
+
+            #[inline(always)]
+            fn write(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
+                $write(key, hit)
+            }
+
+            #[inline(always)]
+            fn publish(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
+                $publish(key, hit)
             }
         }
     };

@@ -4,9 +4,10 @@
 //! generation of the slot it is. Who has moved a slot to [`Meta::OWNED`] is the only one to write its
 //! key, its value and its lanes, until it gives the slot away again. Lanes are hints.
 
+use super::SLOTS;
 use super::cell::{Cell32, Cell64, Cells, Lanes, acquire, pick};
+use super::change::{COARSE, coarse};
 use super::place::Words;
-use super::{COARSE, SLOTS, coarse};
 use crate::table::{Flow, FlowKey, NextHop};
 use crate::wire::{Addr, Be16};
 

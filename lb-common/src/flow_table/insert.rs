@@ -1,9 +1,10 @@
 //! Insertion: a slot is chosen, taken, written, and made visible once it is the only one of its key.
 
 use super::cell::acquire;
+use super::place::hash;
 use super::{
-    Bucket, Entry, FlowTable, Hit, Meta, NONE, Place, PutError, SLOTS, TRIES, WAYS, Words, age_lane, bucket, free,
-    lanes,
+    ELDER, Entry, FlowTable, Hit, Meta, NONE, Place, PutError, SLOTS, TRIES, WAYS, Words, age_lane, bucket, free,
+    known, lanes,
 };
 use crate::table::FlowKey;
 use crate::tables::Configured;
@@ -29,10 +30,20 @@ pub fn insert<A: Addr, T: FlowTable<A> + Configured>(
 /// need is so fetched at once; without it each insertion waits, at its first compare-and-exchange, for its own.
 #[inline(never)]
 pub fn aim<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) {
-    hit.place = Place::of(table, &Words::of(key));
+    hit.place = if table.elder() != NONE && table.fills_elder() { elder_place(table, key) } else { place(table, key) };
     if let Some(entry) = table.entry(hit.place.home()) {
         entry.fetch();
     }
+}
+
+#[inline(always)]
+fn place<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> Place {
+    Place::of(table, &Words::of(key))
+}
+
+#[inline(always)]
+fn elder_place<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> Place {
+    Place::at(hash(table, &Words::of(key)), table.elder(), ELDER / WAYS)
 }
 
 /// [`insert`] of what was [`aim`]ed.
@@ -46,12 +57,18 @@ pub fn put<A: Addr, T: FlowTable<A> + Configured>(
     if !table.take(hit, keep) {
         return Err(PutError::Full);
     }
-    if table.settle(key, hit) { Ok(()) } else { Err(PutError::Exists) }
+    if table.write(key, hit) && table.publish(key, hit) { Ok(()) } else { Err(PutError::Exists) }
 }
 
 /// Takes a slot for a key that was [`aim`]ed; `hit` then says which, and as what it is owned. False: there is none.
 #[inline(always)]
 pub fn take<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, keep: u32) -> bool {
+    let elder = table.elder() != NONE && hit.place.first & ELDER / WAYS != 0;
+    if elder { take_in(table, hit, keep, ELDER) } else { take_in(table, hit, keep, 0) }
+}
+
+#[inline(always)]
+fn take_in<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, keep: u32, elder: u32) -> bool {
     let (place, now) = (&hit.place, hit.flow.last);
     // The first bucket if that costs nobody much, the second, the first whatever it costs.
     let (mut stage, mut index) = (0, place.first);
@@ -60,7 +77,7 @@ pub fn take<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, 
         let hints = place.hints() | if stage == 0 { PICKY } else { 0 };
         let choice = table.choose(index, hints, now, barred);
         let (slot, occupied) = (choice & !OCCUPIED, choice & OCCUPIED != 0);
-        let Some(entry) = table.entry(slot) else {
+        let Some(entry) = table.entry(known(slot, elder)) else {
             if stage == 2 {
                 return false;
             }
@@ -77,7 +94,7 @@ pub fn take<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, 
         };
         let owned = meta.taken().with_state(hit.flow.state);
         if fits && entry.become_if(meta, owned) {
-            hit.slot = slot;
+            hit.slot = known(slot, elder);
             hit.meta = owned;
             return true;
         }
@@ -104,6 +121,14 @@ const OCCUPIED: u32 = 1 << 31;
 /// `hints` are [`Place::hints`], with or without [`PICKY`].
 #[inline(always)]
 pub fn choose<A: Addr, T: FlowTable<A> + Configured>(table: &T, index: u32, hints: u32, now: u32, barred: u64) -> u32 {
+    if table.elder() != NONE && index & ELDER / WAYS != 0 {
+        return choose_in(table, known(index * WAYS, ELDER) / WAYS, hints, now, barred);
+    }
+    choose_in(table, known(index * WAYS, 0) / WAYS, hints, now, barred)
+}
+
+#[inline(always)]
+fn choose_in<A: Addr, T: FlowTable<A> + Configured>(table: &T, index: u32, hints: u32, now: u32, barred: u64) -> u32 {
     let Some(hints_of) = bucket(table, index) else {
         return NONE;
     };
@@ -157,95 +182,81 @@ fn is_over<A: Addr, T: Configured>(table: &T, entry: &Entry<A>, meta: Meta, now:
     table.settings().is_long_over(entry.proto(), meta.state(), entry.last.load(), now)
 }
 
-/// Writes the entry into the slot taken for it and makes it visible. False: the key has another.
+/// Writes the entry into the slot taken for it. False: there is no such slot.
 #[inline(always)]
-pub fn settle<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
-    let Some(entry) = table.entry(hit.slot) else {
-        return false;
-    };
-    let owned = hit.meta;
-    hit.meta = owned.with_phase(Meta::LIVE);
-    entry.write(owned, &Words::of(key), &hit.flow);
-    if let Some(bucket) = bucket(table, hit.slot / WAYS) {
-        bucket.set_tag(hit.slot % WAYS, hit.place.tag);
-        bucket.set_age(hit.slot % WAYS, age_lane(hit.flow.state, hit.flow.last));
-    }
-    let Some(first) = bucket(table, hit.place.first) else {
-        return false;
-    };
-    if hit.slot / WAYS != hit.place.first {
-        first.overflow();
-    }
-    publish(table, first, hit, entry, owned, key)
+pub fn write<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
+    let elder = table.elder() != NONE && hit.slot & ELDER != 0;
+    if elder { write_in(table, key, hit, ELDER) } else { write_in(table, key, hit, 0) }
 }
 
-/// Makes a written entry visible, if there is no other of its key.
+#[inline(always)]
+fn write_in<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>, elder: u32) -> bool {
+    let slot = known(hit.slot, elder);
+    let Some(entry) = table.entry(slot) else {
+        return false;
+    };
+    entry.write(hit.meta, &Words::of(key), &hit.flow);
+    if let Some(bucket) = bucket(table, slot / WAYS) {
+        bucket.set_tag(slot % WAYS, hit.place.tag);
+        bucket.set_age(slot % WAYS, age_lane(hit.flow.state, hit.flow.last));
+    }
+    let Some(first) = bucket(table, known(hit.place.first * WAYS, elder) / WAYS) else {
+        return false;
+    };
+    if slot / WAYS != hit.place.first {
+        first.overflow();
+    }
+    true
+}
+
+/// Makes a written entry visible, if there is no other of its key. False: there is.
 ///
 /// First it is pending, which those who insert the same key see and lookups don't. Of two that see
 /// each other pending the one in the lower slot ends the other; who sees a live one gives up; and
 /// one of two always sees the other, since a compare-and-exchange is a full barrier.
 #[inline(always)]
-fn publish<A: Addr, T: FlowTable<A>>(
-    table: &T,
-    first: &Bucket,
-    hit: &Hit<A>,
-    entry: &Entry<A>,
-    owned: Meta,
-    key: &FlowKey<A>,
-) -> bool {
-    let pending = owned.with_phase(Meta::PENDING);
+pub fn publish<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
+    let Some(entry) = table.entry(hit.slot) else {
+        return false;
+    };
+    let pending = hit.meta.with_phase(Meta::PENDING);
     // Nobody else changes what is owned.
-    let _ = entry.become_if(owned, pending);
+    let _ = entry.become_if(hit.meta, pending);
+    hit.meta = pending;
     for _ in 0..TRIES {
-        let rival = rival(table, first, hit, key);
+        let rival = rival(table, hit.slot, key);
         if rival == NONE {
+            hit.meta = pending.with_phase(Meta::LIVE);
             // Another may have ended it.
-            return entry.become_if(pending, pending.with_phase(Meta::LIVE));
+            return entry.become_if(pending, hit.meta);
         }
-        if wins(table, rival, hit.slot, key) {
+        if table.wins(key, rival, hit.slot) {
             break;
         }
     }
-    let taken = pending.taken();
-    if entry.become_if(pending, taken) {
-        free(table, hit.slot, entry, taken);
-    }
+    table.remove(hit);
     false
 }
 
-/// The slot of another entry of this key, pending or live.
+/// The slot of another entry of this key, pending or live, in this table or in the elder.
 #[inline(always)]
-fn rival<A: Addr, T: FlowTable<A>>(table: &T, first: &Bucket, hit: &Hit<A>, key: &FlowKey<A>) -> u32 {
-    let in_first = rival_in(table, first, hit.place.first, hit, key);
-    if in_first != NONE || !first.overflows() {
-        return in_first;
+fn rival<A: Addr, T: FlowTable<A>>(table: &T, slot: u32, key: &FlowKey<A>) -> u32 {
+    let rival = table.rival(key, slot);
+    if rival != NONE || table.elder() == NONE {
+        return rival;
     }
-    match bucket(table, hit.place.second) {
-        Some(second) => rival_in(table, second, hit.place.second, hit, key),
-        None => NONE,
+    let rival = table.rival_in_elder(key, slot);
+    if rival != NONE {
+        return rival;
     }
-}
-
-#[inline(always)]
-fn rival_in<A: Addr, T: FlowTable<A>>(table: &T, bucket: &Bucket, index: u32, hit: &Hit<A>, key: &FlowKey<A>) -> u32 {
-    let mut found = bucket.tagged(hit.place.tag);
-    for _ in 0..SLOTS {
-        if found == 0 {
-            break;
-        }
-        let slot = index * WAYS + lanes::first(found);
-        let there = |entry: &Entry<A>| entry.meta().phase() >= Meta::PENDING && entry.holds(&Words::of(key));
-        if slot != hit.slot && table.entry(slot).is_some_and(there) {
-            return slot;
-        }
-        found &= found - 1;
-    }
-    NONE
+    // As in [`super::slot`].
+    acquire();
+    table.rival(key, slot)
 }
 
 /// Whether the entry in `other` stays, and `slot`'s must go, both being of one key.
 #[inline(always)]
-fn wins<A: Addr, T: FlowTable<A>>(table: &T, other: u32, slot: u32, key: &FlowKey<A>) -> bool {
+pub fn wins<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, other: u32, slot: u32) -> bool {
     let Some(entry) = table.entry(other) else {
         return false;
     };

@@ -4,10 +4,12 @@
 
 use std::collections::HashMap;
 
+use super::grow::{Moved, transfer};
 use super::model::{Bounds, explore};
-use super::tests::Table;
+use super::tests::{Growing, Table};
 use super::*;
 use crate::table::NextHop;
+use crate::tcp;
 use crate::wire::{Be16, Ip4};
 
 const SERVICE: u32 = 7;
@@ -40,13 +42,13 @@ fn whole(flow: &Flow<Ip4>, number: u32) -> bool {
     flow.src.raw() == number && flow.dst.raw() == !number && flow.service == number && flow.backend == !number && hop
 }
 
-fn put(table: &Table<Ip4>, number: u32, state: u8) -> u64 {
+fn put(table: &(impl FlowTable<Ip4> + Configured), number: u32, state: u8) -> u64 {
     let mut hit = Hit::new_zeroed();
     hit.flow = flow(number, state);
     insert(table, &key(number), &mut hit, NONE).is_ok().into()
 }
 
-fn found(table: &Table<Ip4>, number: u32, likely: bool) -> Option<Hit<Ip4>> {
+fn found(table: &impl FlowTable<Ip4>, number: u32, likely: bool) -> Option<Hit<Ip4>> {
     let hit = find(table, &key(number), likely);
     assert!(hit.is_none_or(|hit| whole(&hit.flow, number)), "{number} got {:?}", hit.map(|hit| hit.flow));
     hit
@@ -203,6 +205,144 @@ fn reroute_and_replace() {
         let hit = find(&table, &key(100), false).expect("it was put");
         assert_eq!(hit.flow.next_hop, 100);
     });
+}
+
+/// A table of two buckets that grows from one of one bucket, which has these connections.
+fn growing(numbers: impl IntoIterator<Item = u32>, state: u8) -> Growing<Ip4> {
+    let young = Table((0..2 * WAYS).map(|_| Entry::default()).collect());
+    Growing { young, elder: table(numbers, state), fills_elder: false }
+}
+
+/// Moves a connection that was met in the elder.
+fn moved(table: &Growing<Ip4>, hit: &Hit<Ip4>, number: u32) -> u64 {
+    u64::from(transfer(&table.elder, &table.young, &key(number), hit, 1000) == Moved::Done)
+}
+
+fn in_elder(table: &Growing<Ip4>, number: u32) -> Hit<Ip4> {
+    found(&table.elder, number, false).expect("it was put there")
+}
+
+/// Both tables in the end: no key twice, not even in one and the other.
+fn both_settled(table: &Growing<Ip4>) -> HashMap<u32, u8> {
+    let mut all = settled(&table.elder);
+    for (number, state) in settled(&table.young).into_iter().chain(settled_second(&table.young)) {
+        assert!(all.insert(number, state).is_none(), "a key is in both tables");
+    }
+    all
+}
+
+fn settled_second(table: &Table<Ip4>) -> HashMap<u32, u8> {
+    let mut all = HashMap::new();
+    walk(table, 1..2, |key, hit| _ = all.insert(key.src.raw(), hit.flow.state));
+    all
+}
+
+/// Who looks finds it, wherever it is at the moment.
+#[test]
+#[cfg_attr(miri, ignore = "hours")]
+fn move_and_look_up() {
+    let table = growing([1, 100], tcp::ESTABLISHED);
+    let hit = in_elder(&table, 1);
+    for likely in [true, false] {
+        let look = || u64::from(found(&table, 1, likely).is_some());
+        let look_into = || u64::from(find_into(&table, &key(1), &mut Hit::new_zeroed()));
+        every_way("move and look up", &[&|| moved(&table, &hit, 1), &look], |done| {
+            assert_eq!(done, [1, 1]);
+            assert_eq!(both_settled(&table).len(), 2);
+        });
+        every_way("move and look up by tags", &[&|| moved(&table, &hit, 1), &look_into], |done| {
+            assert_eq!(done, [1, 1]);
+        });
+    }
+}
+
+/// A state that a packet gives it goes along, unless it comes at the very moment that it leaves the elder.
+#[test]
+#[cfg_attr(miri, ignore = "hours")]
+fn move_and_promote() {
+    let table = growing([1], tcp::NEW);
+    let hit = in_elder(&table, 1);
+    let promote = || {
+        let Some(mut hit) = found(&table, 1, true) else { return 2 };
+        set_state(&table, &mut hit, tcp::ESTABLISHED, 1000).into()
+    };
+    every_way("move and promote", &[&|| moved(&table, &hit, 1), &promote], |done| {
+        let all = both_settled(&table);
+        assert_ne!(done[1], 2, "it was not found");
+        assert!(done[1] == 0 || all.get(&1) == Some(&tcp::ESTABLISHED), "{done:?}");
+        assert_eq!((done[0], all.len()), (1, 1));
+    });
+}
+
+/// What a packet has ended is in neither.
+#[test]
+#[cfg_attr(miri, ignore = "hours")]
+fn move_and_remove() {
+    let table = growing([1], tcp::NEW);
+    let hit = in_elder(&table, 1);
+    let end = || {
+        let Some(hit) = found(&table, 1, true) else { return 2 };
+        remove(&table, &hit).into()
+    };
+    every_way("move and remove", &[&|| moved(&table, &hit, 1), &end], |done| {
+        let all = both_settled(&table);
+        assert_ne!(done[1], 2, "it was not found");
+        assert_eq!(all.contains_key(&1), done[1] == 0, "{done:?}");
+    });
+}
+
+/// It moves, and packets of the same connection that believe that it is new: it is there once.
+#[test]
+#[cfg_attr(miri, ignore = "hours")]
+fn move_and_insert() {
+    for fills_elder in [false, true] {
+        let table = Growing { fills_elder, ..growing([1], tcp::ESTABLISHED) };
+        let hit = in_elder(&table, 1);
+        every_way("move and insert", &[&|| moved(&table, &hit, 1), &|| put(&table, 1, tcp::NEW)], |done| {
+            let all = both_settled(&table);
+            assert_eq!((done[1], all.len()), (0, 1), "{done:?}");
+            assert_eq!(all[&1], tcp::ESTABLISHED);
+        });
+    }
+}
+
+/// Some packets fill the elder still, others not any more.
+#[test]
+#[cfg_attr(miri, ignore = "hours")]
+fn insert_into_both() {
+    let table = growing([100], tcp::ESTABLISHED);
+    let late = Late(&table);
+    every_way("insert into both", &[&|| put(&table, 1, tcp::NEW), &|| put(&late, 1, tcp::NEW)], |done| {
+        assert_eq!(done.iter().sum::<u64>(), 1, "{done:?}");
+        assert!(both_settled(&table).contains_key(&1));
+    });
+}
+
+/// As a packet sees it that has begun before new entries went elsewhere.
+struct Late<'t>(&'t Growing<Ip4>);
+
+impl FlowTable<Ip4> for Late<'_> {
+    fn line(&self, place: u32) -> Option<&Entry<Ip4>> {
+        self.0.line(place)
+    }
+    fn mask(&self) -> u32 {
+        self.0.mask()
+    }
+    fn elder(&self) -> u32 {
+        self.0.elder()
+    }
+    fn fills_elder(&self) -> bool {
+        true
+    }
+    fn multiplier(&self, index: usize) -> u64 {
+        self.0.multiplier(index)
+    }
+}
+
+impl Configured for Late<'_> {
+    fn settings(&self) -> crate::table::Settings {
+        self.0.settings()
+    }
 }
 
 /// What the checks are worth: without the loads' order a lookup gives half a value, and they see it.

@@ -15,12 +15,15 @@
 //! 4. Nothing waits, nothing locks: every loop has a constant bound. Who dies in the midst of a change
 //!    (user space can) costs one slot until the next agent starts ([`recover`]).
 //! 5. Without room, an insertion is refused ([`PutError::Full`]), and past timeouts are room.
+//! 6. All of this holds also while a larger table takes a smaller one's place ([`grow`]).
 //!
 //! What is not here: what a connection means, when one ends ([`crate::path`]), the walk of the
 //! sweeper (`lb-user/src/apply/sweep.rs`).
 
 pub mod cell;
+pub mod change;
 mod entry;
+pub mod grow;
 pub mod insert;
 mod place;
 
@@ -29,13 +32,14 @@ use core::ops::Range;
 use zerocopy::FromZeros;
 
 pub use self::insert::insert;
+use cell::acquire;
+use change::age_lane;
 use entry::{Bucket, lanes};
 pub use entry::{Entry, Meta};
 pub use place::{MULTIPLIERS, Place, Words};
 
 use crate::table::{Flow, FlowKey};
 use crate::tables::Configured;
-use crate::tcp;
 use crate::wire::Addr;
 
 /// Entries that belong to a bucket in the array: its slots and, in the last, its hints.
@@ -44,6 +48,8 @@ pub const WAYS: u32 = 32;
 const SLOTS: u32 = WAYS - 1;
 /// No slot.
 pub const NONE: u32 = u32::MAX;
+/// Marks the slots of the table that this one grows from.
+pub const ELDER: u32 = 1 << 30;
 /// How often a change is tried that another CPU's change of the same entry undid.
 const TRIES: u32 = 4;
 
@@ -65,25 +71,83 @@ pub trait FlowTable<A: Addr> {
     }
     /// Buckets less one; they are a power of two.
     fn mask(&self) -> u32;
+    /// The same of the elder, a table whose entries move into this one ([`grow`]); [`NONE`]: there is none.
+    #[inline(always)]
+    fn elder(&self) -> u32 {
+        NONE
+    }
+    /// Whether new entries still go into the elder: not all programs that look them up know this table yet.
+    #[inline(always)]
+    fn fills_elder(&self) -> bool {
+        false
+    }
     /// One of the [`MULTIPLIERS`] random numbers of this table.
     fn multiplier(&self, index: usize) -> u64;
 
     // The steps below are functions of their own in the kernel: the verifier walks each once.
 
-    /// [`seek`].
+    /// [`seek`] here.
     fn slot_of(&self, key: &FlowKey<A>) -> u32
     where
         Self: Sized,
     {
-        seek(self, key)
+        seek(self, key, false)
     }
 
-    /// [`find_into`].
+    /// [`seek`] in the elder.
+    fn slot_in_elder(&self, key: &FlowKey<A>) -> u32
+    where
+        Self: Sized,
+    {
+        seek(self, key, true)
+    }
+
+    /// [`find_in`] this table.
     fn look_up(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool
     where
         Self: Sized,
     {
-        find_into(self, key, hit)
+        find_in(self, key, hit, false)
+    }
+
+    /// [`find_in`] the elder.
+    fn look_up_elder(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool
+    where
+        Self: Sized,
+    {
+        find_in(self, key, hit, true)
+    }
+
+    /// [`change::touch`].
+    fn touch(&self, hit: &Hit<A>, now: u32)
+    where
+        Self: Sized,
+    {
+        change::touch(self, hit, now);
+    }
+
+    /// [`change::set_state`].
+    fn set_state(&self, hit: &mut Hit<A>, state: u8, now: u32) -> bool
+    where
+        Self: Sized,
+    {
+        change::set_state(self, hit, state, now)
+    }
+
+    /// [`change::set_next_hop`].
+    fn set_next_hop(&self, hit: &mut Hit<A>, next_hop: u32, epoch: u16)
+    where
+        Self: Sized,
+    {
+        change::set_next_hop(self, hit, next_hop, epoch);
+    }
+
+    /// [`change::remove`].
+    fn remove(&self, hit: &Hit<A>) -> bool
+    where
+        Self: Sized,
+    {
+        change::remove(self, hit)
     }
 
     /// [`insert::take`].
@@ -102,12 +166,44 @@ pub trait FlowTable<A: Addr> {
         insert::choose(self, bucket, hints, now, barred)
     }
 
-    /// [`insert::settle`].
-    fn settle(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool
+    /// [`seek_rival`] here.
+    fn rival(&self, key: &FlowKey<A>, own: u32) -> u32
     where
         Self: Sized,
     {
-        insert::settle(self, key, hit)
+        seek_rival(self, key, false, own)
+    }
+
+    /// [`seek_rival`] in the elder.
+    fn rival_in_elder(&self, key: &FlowKey<A>, own: u32) -> u32
+    where
+        Self: Sized,
+    {
+        seek_rival(self, key, true, own)
+    }
+
+    /// [`insert::write`].
+    fn write(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool
+    where
+        Self: Sized,
+    {
+        insert::write(self, key, hit)
+    }
+
+    /// [`insert::wins`].
+    fn wins(&self, key: &FlowKey<A>, other: u32, slot: u32) -> bool
+    where
+        Self: Sized,
+    {
+        insert::wins(self, key, other, slot)
+    }
+
+    /// [`insert::publish`].
+    fn publish(&self, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool
+    where
+        Self: Sized,
+    {
+        insert::publish(self, key, hit)
     }
 }
 
@@ -127,7 +223,7 @@ pub struct Hit<A: Addr> {
     pub slot: u32,
     pub meta: Meta,
     pub flow: Flow<A>,
-    /// Where it may be put: from [`insert::aim`] to [`insert::settle`].
+    /// Where it may be put: from [`insert::aim`] to [`insert::write`].
     place: Place,
 }
 
@@ -146,34 +242,96 @@ pub fn find<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, likely: bool)
     }
     // A copy: what a function takes by reference lies in memory, also where it isn't called.
     let key = *key;
-    probe(table, table.slot_of(&key), &words)
+    let hit = probe(table, known(table.slot_of(&key), 0), &words);
+    if hit.is_some() || table.elder() == NONE {
+        return hit;
+    }
+    let hit = probe(table, known(table.slot_in_elder(&key), ELDER), &words);
+    if hit.is_some() { hit } else { probe(table, known(again(table, &key), 0), &words) }
+}
+
+/// A slot's number, of which the compiler knows by a constant in which table it is: less to keep on the stack, and
+/// less to verify. [`NONE`] stays one that isn't there.
+#[inline(always)]
+const fn known(slot: u32, elder: u32) -> u32 {
+    slot & (ELDER - 1) | elder
+}
+
+/// Looks once more here for what was not in the elder, since it may have left it between the two looks.
+#[inline(always)]
+fn again<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> u32 {
+    // What has left the elder is seen here.
+    acquire();
+    table.slot_of(key)
 }
 
 /// The slot of a key's entry, by the buckets' tags; [`NONE`] without one.
 #[inline(always)]
-pub fn seek<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> u32 {
-    let place = Place::of(table, &Words::of(key));
+pub fn slot<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> u32 {
+    let slot = table.slot_of(key);
+    if slot != NONE || table.elder() == NONE {
+        return slot;
+    }
+    let slot = table.slot_in_elder(key);
+    if slot != NONE { slot } else { again(table, key) }
+}
+
+/// The slot of a key's entry in this table, or in its elder.
+#[inline(always)]
+pub fn seek<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, elder: bool) -> u32 {
+    seek_but(table, key, elder, NONE, Meta::LIVE)
+}
+
+/// The slot of an entry of a key that is live or, of another than `own`, is going to be.
+#[inline(always)]
+pub fn seek_rival<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, elder: bool, own: u32) -> u32 {
+    seek_but(table, key, elder, own, Meta::PENDING)
+}
+
+#[inline(always)]
+fn seek_but<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, elder: bool, own: u32, least: u32) -> u32 {
+    let hash = place::hash(table, &Words::of(key));
+    let place = if elder { Place::at(hash, table.elder(), ELDER / WAYS) } else { Place::at(hash, table.mask(), 0) };
     let Some(first) = bucket(table, place.first) else {
         return NONE;
     };
-    let slot = search(table, first, place.first, place.tag, key);
+    let slot = search(table, first, place.first, place.tag, key, own, least);
     if slot != NONE || !first.overflows() {
         return slot;
     }
     match bucket(table, place.second) {
-        Some(second) => search(table, second, place.second, place.tag, key),
+        Some(second) => search(table, second, place.second, place.tag, key, own, least),
         None => NONE,
     }
 }
 
-/// The same, where that isn't done for every packet, and often finds nothing: what the tags say then is all.
+/// As [`find`], where that isn't done for every packet, and often finds nothing: what the tags say then is all.
 #[inline(always)]
 pub fn find_into<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) -> bool {
-    let slot = table.slot_of(key);
-    let Some(entry) = table.entry(slot) else {
+    if table.look_up(key, hit) {
+        return true;
+    }
+    if table.elder() == NONE {
+        return false;
+    }
+    if table.look_up_elder(key, hit) {
+        return true;
+    }
+    acquire();
+    table.look_up(key, hit)
+}
+
+/// The same here alone, or in the elder alone.
+#[inline(always)]
+pub fn find_in<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>, elder: bool) -> bool {
+    let slot = seek(table, key, elder);
+    hit.slot = if elder { known(slot, ELDER) } else { known(slot, 0) };
+    if slot == NONE {
+        return false;
+    }
+    let Some(entry) = table.entry(hit.slot) else {
         return false;
     };
-    hit.slot = slot;
     hit.meta = entry.meta();
     hit.meta.phase() == Meta::LIVE && entry.holds(&Words::of(key)) && entry.read_into(hit.meta, &mut hit.flow)
 }
@@ -190,17 +348,25 @@ fn probe<A: Addr, T: FlowTable<A>>(table: &T, slot: u32, words: &Words<A>) -> Op
     Some(Hit { slot, meta, flow, place: Place::default() })
 }
 
-/// Looks for a key in the slots of a bucket that have its tag.
+/// Looks for a key in the slots of a bucket that have its tag, but in `own`, and in entries of this phase at `least`.
 #[inline(always)]
-fn search<A: Addr, T: FlowTable<A>>(table: &T, hints: &Bucket, index: u32, tag: u8, key: &FlowKey<A>) -> u32 {
+fn search<A: Addr, T: FlowTable<A>>(
+    table: &T,
+    hints: &Bucket,
+    index: u32,
+    tag: u8,
+    key: &FlowKey<A>,
+    own: u32,
+    least: u32,
+) -> u32 {
     let mut found = hints.tagged(tag);
     for _ in 0..SLOTS {
         if found == 0 {
             break;
         }
         let slot = index * WAYS + lanes::first(found);
-        let there = |entry: &Entry<A>| entry.meta().phase() == Meta::LIVE && entry.holds(&Words::of(key));
-        if table.entry(slot).is_some_and(there) {
+        let there = |entry: &Entry<A>| entry.meta().phase() >= least && entry.holds(&Words::of(key));
+        if slot != own && table.entry(slot).is_some_and(there) {
             return slot;
         }
         found &= found - 1;
@@ -208,86 +374,28 @@ fn search<A: Addr, T: FlowTable<A>>(table: &T, hints: &Bucket, index: u32, tag: 
     NONE
 }
 
-/// What a slot's age lane says: never 0 for what may be pushed out.
-#[inline(always)]
-fn age_lane(state: u8, now: u32) -> u8 {
-    if tcp::protected(state) { 0 } else { coarse(now) }
-}
-
-/// Ticks of the coarse clock's step: what was used in this or the last one is young.
-const COARSE: u32 = 64;
-
-/// A clock of seven bits; the eighth is set, so that it is neither 0 nor 1 ([`Bucket`]'s lanes).
-#[inline(always)]
-fn coarse(now: u32) -> u8 {
-    (now / COARSE) as u8 | 0x80
-}
-
-#[inline(always)]
-fn set_age<A: Addr, T: FlowTable<A>>(table: &T, slot: u32, lane: u8) {
-    if let Some(bucket) = bucket(table, slot / WAYS) {
-        bucket.set_age(slot % WAYS, lane);
-    }
-}
-
-/// Keeps an entry alive.
+/// [`change::touch`].
 #[inline(always)]
 pub fn touch<A: Addr, T: FlowTable<A>>(table: &T, hit: &Hit<A>, now: u32) {
-    if let Some(entry) = table.entry(hit.slot)
-        && entry.meta().same(hit.meta)
-    {
-        // A slot that went to another key just now looks younger than it is, by no more than a look.
-        entry.last.store(now);
-        if !tcp::protected(hit.flow.state) {
-            set_age(table, hit.slot, coarse(now));
-        }
-    }
+    table.touch(hit, now);
 }
 
-/// Moves an entry to a state. False: it is gone, or another CPU has moved it.
+/// [`change::set_state`].
 #[inline(always)]
 pub fn set_state<A: Addr, T: FlowTable<A>>(table: &T, hit: &mut Hit<A>, state: u8, now: u32) -> bool {
-    let Some(entry) = table.entry(hit.slot) else {
-        return false;
-    };
-    let new = hit.meta.with_state(state);
-    if !entry.become_if(hit.meta, new) {
-        return false;
-    }
-    hit.meta = new;
-    hit.flow.state = state;
-    set_age(table, hit.slot, age_lane(state, now));
-    true
+    table.set_state(hit, state, now)
 }
 
-/// Gives an entry another next hop.
+/// [`change::set_next_hop`].
 #[inline(always)]
 pub fn set_next_hop<A: Addr, T: FlowTable<A>>(table: &T, hit: &mut Hit<A>, next_hop: u32, epoch: u16) {
-    if let Some(entry) = table.entry(hit.slot) {
-        entry.reroute(hit.meta, &hit.flow, next_hop, epoch);
-    }
-    hit.flow.next_hop = next_hop;
-    hit.flow.epoch = epoch;
+    table.set_next_hop(hit, next_hop, epoch);
 }
 
-/// Removes an entry. False: it was gone.
+/// [`change::remove`].
 #[inline(always)]
 pub fn remove<A: Addr, T: FlowTable<A>>(table: &T, hit: &Hit<A>) -> bool {
-    let Some(entry) = table.entry(hit.slot) else {
-        return false;
-    };
-    for _ in 0..TRIES {
-        let meta = entry.meta();
-        if !meta.same(hit.meta) {
-            return false;
-        }
-        let taken = meta.taken();
-        if entry.become_if(meta, taken) {
-            free(table, hit.slot, entry, taken);
-            return true;
-        }
-    }
-    false
+    table.remove(hit)
 }
 
 /// Gives away a slot that the caller owns.

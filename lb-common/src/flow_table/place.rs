@@ -5,7 +5,7 @@
 //! the kernel's generator, and live as long as the table: who knows this code still can't choose keys
 //! that fall into one bucket.
 
-use super::{FlowTable, SLOTS, WAYS};
+use super::{ELDER, FlowTable, SLOTS, WAYS};
 use crate::table::FlowKey;
 use crate::wire::Addr;
 
@@ -40,23 +40,35 @@ pub struct Place {
     pad: [u8; 3],
 }
 
+/// A key's random number in this table, and in one that it grows from.
+#[inline(always)]
+pub(super) fn hash<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> u64 {
+    let mut sum = 0u64;
+    for (i, &word) in words.addrs.as_ref().iter().enumerate() {
+        sum = sum.wrapping_add(product(table, i * 2, word));
+    }
+    sum = sum.wrapping_add(product(table, A::PAIR * 2, words.rest));
+    // The sum is linear in each word, and so keys that count up may fall in heaps: mixed by a
+    // bijection (a shift, an odd factor, a shift), they fall like any others.
+    let mixed = (sum ^ sum >> 32).wrapping_mul(table.multiplier(MULTIPLIERS - 1));
+    mixed ^ mixed >> 32
+}
+
 impl Place {
+    /// Where a key is looked for first.
     #[inline(always)]
     pub fn of<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> Self {
-        let addrs = words.addrs.as_ref();
-        let mut sum = 0u64;
-        for (i, &word) in addrs.iter().enumerate() {
-            sum = sum.wrapping_add(product(table, i * 2, word));
-        }
-        sum = sum.wrapping_add(product(table, A::PAIR * 2, words.rest));
-        // The sum is linear in each word, and so keys that count up may fall in heaps: mixed by a
-        // bijection (a shift, an odd factor, a shift), they fall like any others.
-        let mixed = (sum ^ sum >> 32).wrapping_mul(table.multiplier(MULTIPLIERS - 1));
-        let hash = mixed ^ mixed >> 32;
-        let mask = table.mask();
+        Self::at(hash(table, words), table.mask(), 0)
+    }
+
+    /// By the hash, in a table of so many buckets (and one), the first of which has this number.
+    #[inline(always)]
+    pub(super) fn at(hash: u64, mask: u32, base: u32) -> Self {
+        // No more than there can be: the compiler then knows which table it is.
+        let mask = mask & (ELDER / WAYS - 1);
         Place {
-            first: hash as u32 & mask,
-            second: (hash >> 32) as u32 & mask,
+            first: hash as u32 & mask | base,
+            second: (hash >> 32) as u32 & mask | base,
             // Five bits, spread over the slots.
             lane: ((hash >> 59) as u32 * SLOTS) >> 5,
             tag: ((hash >> 51) as u8).max(2),

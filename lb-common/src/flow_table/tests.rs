@@ -6,6 +6,7 @@ use std::vec::Vec;
 
 use super::*;
 use crate::table::Settings;
+use crate::tcp;
 use crate::wire::{Be16, Ip6};
 
 pub(super) struct Table<A: Addr>(pub Vec<Entry<A>>);
@@ -23,6 +24,37 @@ impl<A: Addr> FlowTable<A> for Table<A> {
 }
 
 impl<A: Addr> Configured for Table<A> {
+    fn settings(&self) -> Settings {
+        Settings::with_clock(100)
+    }
+}
+
+/// A table that grows from an elder.
+pub(super) struct Growing<A: Addr> {
+    pub young: Table<A>,
+    pub elder: Table<A>,
+    pub fills_elder: bool,
+}
+
+impl<A: Addr> FlowTable<A> for Growing<A> {
+    fn line(&self, place: u32) -> Option<&Entry<A>> {
+        if place & ELDER == 0 { self.young.line(place) } else { self.elder.line(place & !ELDER) }
+    }
+    fn mask(&self) -> u32 {
+        self.young.mask()
+    }
+    fn elder(&self) -> u32 {
+        FlowTable::<A>::mask(&self.elder)
+    }
+    fn fills_elder(&self) -> bool {
+        self.fills_elder
+    }
+    fn multiplier(&self, index: usize) -> u64 {
+        FlowTable::<A>::multiplier(&self.young, index)
+    }
+}
+
+impl<A: Addr> Configured for Growing<A> {
     fn settings(&self) -> Settings {
         Settings::with_clock(100)
     }

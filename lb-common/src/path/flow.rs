@@ -10,8 +10,9 @@ use super::nat;
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
+use crate::flow_table::change;
 use crate::flow_table::insert::{aim, put};
-use crate::flow_table::{self, Hit, NONE, PutError, insert, set_state, touch};
+use crate::flow_table::{self, Hit, NONE, PutError, find_into, insert, set_state, touch};
 use crate::port_table::class;
 use crate::table::{BOTH, Flow, FlowKey, NextHop, age};
 use crate::tables::Tables;
@@ -37,7 +38,8 @@ pub fn passes<A: Ip, T: Tables<A>>(hit: &Hit<A>, parsed: &Parsed<A>, context: &C
     if !tcp::protected(state) || age >= settings.calm || (now ^ last) >= BOTH {
         return false;
     }
-    touch(context.tables, hit, now);
+    // Not as a function of its own: for that the entry would have to lie in memory.
+    change::touch(context.tables, hit, now);
     true
 }
 
@@ -57,7 +59,7 @@ const STAYS: u32 = u32::MAX;
 #[inline(never)]
 fn stepped<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
     work.follow = STAYS;
-    if !context.tables.look_up(&work.parsed.key, &mut work.hit) {
+    if !find_into(context.tables, &work.parsed.key, &mut work.hit) {
         return false;
     }
     work.other_key = work.hit.flow.reverse_key(work.parsed.key.proto);
@@ -78,7 +80,7 @@ fn refresh<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> boo
     if age(now, last) < settings.ticks_per_second {
         return true;
     }
-    let both = tables.look_up(&work.other_key, &mut work.other);
+    let both = find_into(tables, &work.other_key, &mut work.other);
     if both && !is_pair(work) {
         // Another connection has its tuple by now.
         return false;
@@ -133,7 +135,7 @@ fn change<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, state: 
     if !tcp::protected(hit.flow.state) {
         touch(tables, hit, now);
     }
-    if tables.look_up(other_key, other) {
+    if find_into(tables, other_key, other) {
         if pairs(&parsed.key, other) {
             set_state(tables, other, state, now);
         }
@@ -164,7 +166,7 @@ pub fn is_reply<A: Addr>(flow: &Flow<A>) -> bool {
 #[inline(always)]
 pub fn remove<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     flow_table::remove(context.tables, &work.hit);
-    if context.tables.look_up(&work.other_key, &mut work.other) && is_pair(work) {
+    if find_into(context.tables, &work.other_key, &mut work.other) && is_pair(work) {
         flow_table::remove(context.tables, &work.other);
     }
 }
@@ -232,7 +234,7 @@ const ANOTHER: u32 = 2;
 fn holder<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
     aim_both(work, context);
     let Work { parsed, hit, other, other_key, .. } = work;
-    if context.tables.look_up(other_key, other) {
+    if find_into(context.tables, other_key, other) {
         if readopted(&parsed.key, hit, other, context) {
             return OURSELVES;
         }

@@ -10,6 +10,7 @@ use super::parse::{Header, Ip, Parsed, Part, Query};
 use super::{Context, Work, addressed, crosses, deliver, flow, nat};
 use crate::apply::{Diff, Packet, Rewrite, fold, link, rewrite};
 use crate::drop::{Drop, Note};
+use crate::flow_table::find_into;
 use crate::table::{Flow, FlowKey, Owned};
 use crate::tables::Tables;
 use crate::verdict::{Hook, Outcome, Verdict};
@@ -193,7 +194,7 @@ fn about<A: Ip, T: Tables<A>>(quoted: &Quoted<A>, tables: &T, work: &mut Work<A>
         dport: quoted.sport,
         proto: header.proto as u32,
     };
-    tables.look_up(&work.other_key, &mut work.hit)
+    find_into(tables, &work.other_key, &mut work.hit)
 }
 
 /// Rewrites the quoted packet to what its sender sent; returns what that does to the ICMP checksum.

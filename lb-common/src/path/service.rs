@@ -7,7 +7,7 @@ use super::flow::{claim, complete};
 use super::parse::{Ip, Parsed};
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
-use crate::flow_table::NONE;
+use crate::flow_table::{NONE, slot};
 use crate::hash;
 use crate::table::{Affinity, AffinityKey, Backend, Flow, NextHop, Service, age};
 use crate::tables::Tables;
@@ -159,7 +159,7 @@ fn translate_source<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T
         let offset = if attempt == 0 && own < count { own } else { (start + attempt * 4_099) % count };
         hit.flow.sport = Be16::new((first + offset) as u16);
         *other_key = hit.flow.reverse_key(key.proto);
-        if context.tables.slot_of(other_key) == NONE {
+        if slot(context.tables, other_key) == NONE {
             return Ok(());
         }
     }

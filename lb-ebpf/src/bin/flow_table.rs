@@ -57,6 +57,13 @@ static DONE: Array<u64> = Array::with_max_entries(1, 0);
 static FLOWS4: Array<Entry<Ip4>> = Array::with_max_entries(32, BPF_F_MMAPABLE);
 #[map]
 static FLOWS6: Array<Entry<Ip6>> = Array::with_max_entries(32, BPF_F_MMAPABLE);
+/// The kernel's torture doesn't grow.
+#[map]
+static ELDER4: Array<Entry<Ip4>> = Array::with_max_entries(32, BPF_F_MMAPABLE);
+#[map]
+static ELDER6: Array<Entry<Ip6>> = Array::with_max_entries(32, BPF_F_MMAPABLE);
+#[map]
+static MOVED_IN: Array<u32> = Array::with_max_entries(1, 0);
 #[map]
 static LRU4: LruHashMap<FlowKey<Ip4>, Flow<Ip4>> = LruHashMap::with_max_entries(1, 0);
 #[map]
@@ -70,8 +77,46 @@ static HASH6: HashMap<FlowKey<Ip6>, Flow<Ip6>> = HashMap::with_max_entries(1, 0)
 struct Ours;
 
 flow_table!(Ours);
-flow_steps!(Ours, Ip4, FLOWS4, slot4, find4, take4, choose4, settle4);
-flow_steps!(Ours, Ip6, FLOWS6, slot6, find6, take6, choose6, settle6);
+flow_steps!(
+    Ours,
+    Ip4,
+    [FLOWS4, ELDER4, MOVED_IN],
+    slot4,
+    elder_slot4,
+    find4,
+    find_elder4,
+    touch4,
+    set_state4,
+    set_next_hop4,
+    flow_remove4,
+    take4,
+    choose4,
+    rival4,
+    elder_rival4,
+    wins4,
+    write4,
+    publish4
+);
+flow_steps!(
+    Ours,
+    Ip6,
+    [FLOWS6, ELDER6, MOVED_IN],
+    slot6,
+    elder_slot6,
+    find6,
+    find_elder6,
+    touch6,
+    set_state6,
+    set_next_hop6,
+    flow_remove6,
+    take6,
+    choose6,
+    rival6,
+    elder_rival6,
+    wins6,
+    write6,
+    publish6
+);
 
 impl Configured for Ours {
     #[inline(always)]

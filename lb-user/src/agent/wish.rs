@@ -128,7 +128,9 @@ impl Wish {
         }
         let mut intent = config.intent(self.intent.revision, services);
         if config.tuning.capacity != self.config.tuning.capacity {
-            warn!("capacity: tables that are there keep theirs; it holds for tables made after `stellwerk unload`");
+            warn!(
+                "capacity: tables that are there keep theirs; more connections have room once the agent is started again, all else in tables made after `stellwerk unload`"
+            );
         }
         if self.config.tuning.trace_port == 0 && config.tuning.trace_port != 0 {
             warn!("log.tracePort: holds once the agent is started again");

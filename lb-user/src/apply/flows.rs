@@ -19,7 +19,7 @@ use crate::intent::Capacity;
 /// when the promised number is there.
 pub fn slots(capacity: &Capacity) -> u32 {
     let wanted = u64::from(capacity.connections) * 2 * 5 / 3;
-    wanted.next_power_of_two().clamp(WAYS.into(), 1 << 30) as u32
+    wanted.next_power_of_two().clamp(WAYS.into(), 1 << 29) as u32
 }
 
 /// The connections that a table of so many slots is for.
@@ -50,8 +50,12 @@ impl<A: Addr> FlowTable<A> for Flows<A> {
 
 impl<A: Addr> Flows<A> {
     pub fn open(dir: &Path, multipliers: [u64; MULTIPLIERS]) -> Result<Self> {
-        let name = if A::IS_V6 { "FLOWS6" } else { "FLOWS4" };
-        let map = RawMap::from_pin(&dir.join(name))?;
+        Self::of_pin(&dir.join(if A::IS_V6 { "FLOWS6" } else { "FLOWS4" }), multipliers)
+    }
+
+    pub fn of_pin(pin: &Path, multipliers: [u64; MULTIPLIERS]) -> Result<Self> {
+        let name = pin.display();
+        let map = RawMap::from_pin(pin)?;
         let entries = map.mapping()?.with_context(|| format!("the map {name} can't be mapped"))?;
         let flows = Flows { entries, multipliers };
         let slots = flows.slots();

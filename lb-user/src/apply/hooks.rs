@@ -177,6 +177,17 @@ impl Attacher {
         Ok(())
     }
 
+    /// Puts this object's programs wherever any of ours hang.
+    pub fn take_over(&self, ebpf: &mut Ebpf, paths: &Paths, state: &mut State) -> Result<()> {
+        for (link, point) in attached(paths, state)?.into_keys() {
+            // A link that is gone meanwhile has no packets.
+            let Some(name) = sys::interface_name(link) else { continue };
+            self.attach(ebpf, paths, state, link, &name, point)
+                .with_context(|| format!("attaching {} to {name}", point.label()))?;
+        }
+        Ok(())
+    }
+
     fn attach(
         &self,
         ebpf: &mut Ebpf,

@@ -1,24 +1,25 @@
 //! Programs and maps into the kernel, with the maps that are already there.
 //!
-//! Invariant: pinned maps are never resized, emptied or read as another layout. A capacity that
-//! differs from the configuration's stays in force and is told; another layout's maps stay until
-//! the new programs run on filled tables.
+//! Invariant: pinned maps are never emptied or read as another layout. A capacity that differs from the
+//! configuration's stays in force and is told, but that flow tables grow ([`super::grow`]); another layout's
+//! maps stay until the new programs run on filled tables.
 
 use std::borrow::Cow;
 use std::io::Read;
 use std::panic::resume_unwind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::{env, fs, io, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::MapInfo;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfLoader};
-use lb_common::flow_table::{MULTIPLIERS, WAYS};
+use lb_common::flow_table::{MULTIPLIERS, NONE, WAYS};
 use lb_common::port_table::PLANE;
 
 use super::clock;
 use super::flows;
+use super::grow;
 use super::maps::{Maps, Paths, SPECS, flow_hash, layout};
 use super::pin;
 use super::state::{State, namespace};
@@ -72,7 +73,6 @@ impl Loaded {
 /// Loads all programs on the maps that are there, or on new ones. Nothing is attached yet.
 /// `traced`: with the data plane's messages about [`lb_common::table::Settings::trace_port`].
 pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
-    let object = object()?;
     let mut state = State::read(paths)?;
     sys::raise_memlock();
     pin::prepare(paths, &mut state)?;
@@ -88,22 +88,16 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
             layout()
         );
     }
-    let capacity = in_force(&dir, wanted)?;
-    let mut loader = EbpfLoader::new();
-    // A constant to the verifier, which leaves out what only tracing needs.
-    let traced = u32::from(traced);
-    loader.override_global("TRACING", &traced, false);
     let multipliers = multipliers(&dir)?;
-    let mask = flows::slots(&capacity) / WAYS - 1;
-    loader.override_global("FLOW_MULTIPLIERS", &multipliers, true).override_global("FLOW_MASK", &mask, true);
-    for spec in SPECS {
-        loader.map_pin_path(spec.name, dir.join(spec.name));
-        if let Some(entries) = spec.capacity {
-            loader.map_max_entries(spec.name, entries(&capacity).max(1));
-        }
-    }
-    let mut ebpf = loader.load(&object).context("loading the eBPF object")?;
-    verify_all(&mut ebpf)?;
+    grow::grow(paths, &mut state, wanted, &multipliers)?;
+    let capacity = in_force(&dir, wanted)?;
+    let constants = Constants {
+        multipliers,
+        mask: flows::slots(&capacity) / WAYS - 1,
+        elders: [NONE; 2],
+        traced: u32::from(traced),
+    };
+    let mut ebpf = programs(&dir, &constants, &capacity, &[])?;
     repin_clock(&mut ebpf, paths)?;
     flow_hash(&dir)?.set(&0, &multipliers)?;
     let maps = Maps::open(&dir)?;
@@ -112,6 +106,45 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
         slots => tracing::warn!("freed {slots} slots of the flow tables that a killed agent had owned"),
     }
     Ok(Loaded { ebpf, maps, capacity, state, fresh })
+}
+
+/// What the verifier takes for constants: it leaves out what they rule out.
+pub(super) struct Constants {
+    pub multipliers: [u64; MULTIPLIERS],
+    pub mask: u32,
+    /// As [`lb_common::flow_table::FlowTable::elder`] says, by family.
+    pub elders: [u32; 2],
+    /// Not 0: with messages about [`lb_common::table::Settings::trace_port`].
+    pub traced: u32,
+}
+
+/// A map that is pinned elsewhere than its name says.
+pub(super) struct Placed {
+    pub name: &'static str,
+    pub pin: PathBuf,
+    /// How many entries it has if it is made.
+    pub entries: u32,
+}
+
+/// Loads the object on the maps in a folder, or makes them, and has its programs verified.
+pub(super) fn programs(dir: &Path, constants: &Constants, capacity: &Capacity, placed: &[Placed]) -> Result<Ebpf> {
+    let object = object()?;
+    let mut loader = EbpfLoader::new();
+    loader.override_global("TRACING", &constants.traced, false);
+    loader.override_global("FLOW_MULTIPLIERS", &constants.multipliers, true);
+    loader.override_global("FLOW_MASK", &constants.mask, true).override_global("FLOW_ELDERS", &constants.elders, true);
+    for spec in SPECS {
+        loader.map_pin_path(spec.name, dir.join(spec.name));
+        if let Some(entries) = spec.capacity {
+            loader.map_max_entries(spec.name, entries(capacity).max(1));
+        }
+    }
+    for map in placed {
+        loader.map_pin_path(map.name, &*map.pin).map_max_entries(map.name, map.entries);
+    }
+    let mut ebpf = loader.load(&object).context("loading the eBPF object")?;
+    verify_all(&mut ebpf)?;
+    Ok(ebpf)
 }
 
 /// Loads the programs, each on a thread of its own: the verifier takes a second for one.

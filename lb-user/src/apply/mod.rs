@@ -8,6 +8,7 @@ pub mod clock;
 pub mod ends;
 pub mod fib;
 pub mod flows;
+mod grow;
 mod hooks;
 pub mod kernel;
 pub mod load;

@@ -6,7 +6,7 @@
 //! ends with the only connection that did. Not here: which packets get one ([`super::way`]).
 
 use crate::drop::{Drop, Note};
-use crate::flow_table::{self, MULTIPLIERS, NONE, touch};
+use crate::flow_table::{self, MULTIPLIERS, NONE, find_into, touch};
 use crate::hash;
 use crate::path::parse::{Ip, Parsed};
 use crate::path::{Context, Work, claimed};
@@ -52,7 +52,7 @@ pub fn known<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u
     let mut found = owner.of(key.src, key.sport);
     if found.is_none() && owner.meta().marked() {
         *other_key = away_key(key.src, key.sport, key.proto);
-        if !tables.look_up(other_key, other) {
+        if !find_into(tables, other_key, other) {
             return UNMAPPED;
         }
         touch(tables, other, now);
@@ -79,7 +79,7 @@ pub fn known<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u
         return MAPPED;
     }
     *other_key = sent_key(key.dst, key.src, key.sport, key.proto);
-    if tables.look_up(other_key, other) {
+    if find_into(tables, other_key, other) {
         touch(tables, other, now);
         return MAPPED;
     }
@@ -292,7 +292,7 @@ fn try_follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     if matches!(state, tcp::CLOSED | tcp::RESET) {
         if !meta.shared() && end_mapping(context, index, meta, outside, key.proto) {
             *other_key = away_key(inside, port, key.proto);
-            if meta.away() && tables.look_up(other_key, other) {
+            if meta.away() && find_into(tables, other_key, other) {
                 flow_table::remove(tables, other);
             }
         }
@@ -300,11 +300,11 @@ fn try_follow<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) {
     }
     owner.keep(meta, mapping_state(state), now);
     *other_key = away_key(inside, port, key.proto);
-    if meta.away() && tables.look_up(other_key, other) {
+    if meta.away() && find_into(tables, other_key, other) {
         touch(tables, other, now);
     }
     *other_key = sent_key(remote, inside, port, key.proto);
-    if owner.whose().is_some_and(|(_, _, first)| first != remote) && tables.look_up(other_key, other) {
+    if owner.whose().is_some_and(|(_, _, first)| first != remote) && find_into(tables, other_key, other) {
         touch(tables, other, now);
     }
 }

@@ -17,6 +17,7 @@ use super::parse::{Ip, Parsed, Query};
 use super::{Context, Work, crosses, deliver, forward};
 use crate::apply::Packet;
 use crate::drop::Drop;
+use crate::flow_table::find_into;
 use crate::hash;
 use crate::port_table::{base, class};
 use crate::table::{Flow, FlowKey, NextHop, Owned, Settings, Uplink};
@@ -45,7 +46,7 @@ pub fn cross<A: Ip, P: Packet, T: Tables<A>>(
     if way == NO_WAY {
         return;
     }
-    let unasked = way & ASK != 0 && !tables.look_up(&work.other_key, &mut work.other);
+    let unasked = way & ASK != 0 && !find_into(tables, &work.other_key, &mut work.other);
     let filtered = unasked || way & FILTERED != 0;
     if way & SHARE != 0
         && !filtered
