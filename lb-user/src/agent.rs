@@ -5,6 +5,7 @@
 //! agent ends, however it ends, everything stays pinned and goes on. Deliberately not here: what a
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
+mod cluster;
 mod lock;
 pub mod nat_log;
 mod planning;
@@ -28,15 +29,17 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
+use self::cluster::Followed;
 use self::planning::Held;
 use self::routes::Routes;
 use self::wanted::Neighbours;
-use self::wish::Wish;
+use self::wish::{Undo, Wish};
 use crate::apply::load::{self, Loaded};
 use crate::apply::{Kernel, Paths};
 use crate::config::Config;
 use crate::intent::Network;
 use crate::plan::{Apply, Ids, Planned};
+use crate::source::manifests::Objects;
 use crate::source::netlink::{self, Asked, Wanted};
 use crate::source::readiness::{at, readable};
 use crate::source::watch::{Changed, Watch};
@@ -47,6 +50,7 @@ const ASK_LATER: Duration = Duration::from_millis(20);
 const PRUNE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 
+pub use cluster::{Refused, Source};
 pub use lock::{About, running};
 
 /// What `run` is told.
@@ -70,7 +74,8 @@ async fn start(options: &Options) -> Result<()> {
     // Before anything that it names is read: no change falls between.
     let watch = Watch::new(&options.config, config.manifests.as_deref())?;
     wish::check(&config, &options.paths)?;
-    let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths))?;
+    let (followed, objects) = Followed::first(&config, &options.paths).await;
+    let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let (probed, probed_by) = watch::channel(Wanted::new());
     let network_by = block_in_place(|| netlink::spawn(Asked { wanted: wanted_by, probed: probed_by }))?;
@@ -97,6 +102,8 @@ async fn start(options: &Options) -> Result<()> {
         network,
         wanted,
         lock,
+        followed,
+        told: None,
         nat_log,
         routes: Routes::new(options.routes.clone(), probed)?,
         retry: None,
@@ -112,11 +119,11 @@ async fn start(options: &Options) -> Result<()> {
 }
 
 /// The verifier takes as long as the files do: both at once.
-fn read_and_load(config: Config, paths: &Paths) -> Result<(Wish, Loaded)> {
+fn read_and_load(config: Config, paths: &Paths, objects: Option<Objects>) -> Result<(Wish, Loaded)> {
     let tuning = config.tuning.clone();
     thread::scope(|scope| {
         let loading = scope.spawn(|| load::load(paths, &tuning.capacity, tuning.trace_port != 0));
-        let wish = Wish::read(config, paths);
+        let wish = Wish::read(config, paths, objects);
         let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
         match (wish, loaded) {
             (Ok(wish), Ok(loaded)) => Ok((wish, loaded)),
@@ -161,6 +168,10 @@ struct Agent {
     wanted: watch::Sender<Wanted>,
     neighbours: Neighbours,
     lock: lock::Lock,
+    /// The Kubernetes API, where services come from one.
+    followed: Option<Followed>,
+    /// What was last told of where services come from.
+    told: Option<cluster::Source>,
     nat_log: nat_log::NatLog,
     routes: Routes,
     /// When to try again what failed.
@@ -178,8 +189,12 @@ impl Agent {
         self.wish.intent.revision = self.lock.revision() + 1;
         self.settle_routes();
         self.replan(None)?;
+        self.tell_source();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
+        if self.waits() {
+            warn!("what is pinned stays in force as it is until the Kubernetes API has told of the cluster");
+        }
         let revision = self.wish.intent.revision;
         info!("ready: revision {revision}, {} services", self.wish.intent.services.len());
         let mut out = std::io::stdout();
@@ -199,6 +214,7 @@ impl Agent {
         prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
         prune.reset();
         loop {
+            let feed = self.feed();
             tokio::select! {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -208,6 +224,7 @@ impl Agent {
                         watch = self.watch_again(watch);
                     }
                 }
+                news = cluster::news(feed) => block_in_place(|| self.cluster_news(news)),
                 Ok(()) = network.changed() => {
                     let now = network.borrow_and_update().clone();
                     block_in_place(|| self.network_changed(now));
@@ -241,13 +258,19 @@ impl Agent {
             (false, Some(scope)) => self.wish.manifests_changed(scope),
             (false, None) => return,
         };
-        match result {
-            Ok(None) => debug!("files changed, but not what they mean"),
-            Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
-            Err(error) => error!("refused, and what runs stays:\n{error:#}"),
-        }
+        self.wish_changed(result);
         if changed.config {
             self.settle_routes();
+            self.follow_again();
+        }
+        self.tell_source();
+    }
+
+    fn wish_changed(&mut self, result: Result<Option<Undo>>) {
+        match result {
+            Ok(None) => debug!("what services are made of changed, but not what it means"),
+            Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
+            Err(error) => error!("refused, and what runs stays:\n{error:#}"),
         }
     }
 

@@ -73,6 +73,11 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
             line("", self::service(service));
         }
     }
+    if let Some(access) = &config.api {
+        // What can't be said has been found wrong before, or is known where the agent runs.
+        let server = access.server().map_or(String::new(), |server| format!(" at {server}"));
+        line("services", format!("of the Kubernetes API{server} ({access})"));
+    }
     for notice in notices {
         line("notice", notice.to_string());
     }

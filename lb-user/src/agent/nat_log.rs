@@ -26,6 +26,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use zerocopy::FromBytes;
 
+pub(crate) use self::file::utc;
 use self::file::{Line, LogFile};
 use crate::apply::Paths;
 use crate::apply::maps;

@@ -67,6 +67,11 @@ impl Agent {
 
     /// Plans, and brings the kernel there. A wish that can't be planned is taken back by `undo`.
     pub(super) fn replan(&mut self, undo: Option<Undo>) -> Result<()> {
+        if self.waits() {
+            self.retry = None;
+            debug!("not planned: nothing is known of the cluster");
+            return Ok(());
+        }
         let deadline = (self.retry.take(), self.deadline.take()).1;
         let clock =
             Clock { now: SystemTime::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
@@ -106,6 +111,17 @@ impl Agent {
             self.ask.get_or_insert(Instant::now() + ASK_LATER);
         }
         Ok(())
+    }
+
+    /// Nothing is known of the cluster yet, but the tables hold services, as an agent before left them.
+    pub(super) fn waits(&self) -> bool {
+        if !self.wish.waits() || self.planned.is_some() {
+            return false;
+        }
+        match &self.held {
+            Held::Other(real) => !real.v4.services.is_empty() || !real.v6.services.is_empty(),
+            Held::Plan | Held::Unknown => false,
+        }
     }
 
     /// The operations for what changed alone, if only services did; those whose endpoints' time is

@@ -13,7 +13,8 @@ use crate::apply::{Maps, Paths};
 use crate::config::{Config, Error, Errors, verify};
 use crate::intent::{Intent, ServicePort};
 use crate::route::StaticRoute;
-use crate::source::manifests::{Manifests, Scope, ServiceName, Update};
+use crate::source::live::Access;
+use crate::source::manifests::{Manifests, Objects, Scope, ServiceName, Update};
 use crate::source::netlink::Mirror;
 
 use super::switch;
@@ -24,12 +25,14 @@ pub struct Wish {
     manifests: Option<Manifests>,
     /// The manifests know services that a plan has refused: the next change takes all of them.
     refused: bool,
+    /// The API hasn't told of its objects yet: the services are others', and the first news takes their place.
+    waits: bool,
 }
 
 /// How to take a change back.
 pub enum Undo {
     Services(Update),
-    All(Box<(Intent, Config, Option<Manifests>)>),
+    All(Box<(Intent, Config, Option<Manifests>, bool)>),
 }
 
 fn notices(all: &[Error]) {
@@ -64,22 +67,36 @@ pub fn check(config: &Config, paths: &Paths) -> Result<()> {
     if !errors.is_empty() {
         return Err(anyhow!(Errors(errors)));
     }
+    if let Some(access) = &config.api {
+        access.server().map_err(|error| anyhow!("{}: cluster.kubeconfig: {access}: {error}", config.file))?;
+    }
     config.internal_switch.as_ref().map_or(Ok(()), |switch| switch::ensure(paths, switch))
 }
 
+/// What a configuration names as the source of services, of which nothing is read yet.
+fn source(config: &Config) -> Option<Manifests> {
+    match (&config.manifests, &config.api) {
+        (Some(path), _) => Some(Manifests::new(path.clone(), config.rules())),
+        (None, Some(access)) => Some(Manifests::told_by(&access.to_string(), config.rules())),
+        (None, None) => None,
+    }
+}
+
 impl Wish {
-    /// Reads what a configuration names, for a start.
-    pub fn read(config: Config, paths: &Paths) -> Result<Self> {
+    /// Reads what a configuration names, for a start; `objects` are those of the API that it may name, if any are known.
+    pub fn read(config: Config, paths: &Paths, objects: Option<Objects>) -> Result<Self> {
         notices(&config.notices);
-        let mut manifests = config.manifests.clone().map(|path| Manifests::new(path, config.rules()));
+        let mut manifests = source(&config);
+        let waits = config.api.is_some() && objects.is_none();
         let mut services = Vec::new();
         if let Some(manifests) = &mut manifests {
             remember(manifests, &config, paths);
-            notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
+            let scope = if manifests.are_told() { Scope::Objects(objects.unwrap_or_default()) } else { Scope::All };
+            notices(&manifests.load(&scope, SystemTime::now())?.notices);
             services = manifests.services();
         }
         let intent = config.intent(1, services);
-        Ok(Wish { intent, config, manifests, refused: false })
+        Ok(Wish { intent, config, manifests, refused: false, waits })
     }
 
     /// Operators' routes of the configuration.
@@ -91,13 +108,34 @@ impl Wish {
         self.config.manifests.as_deref()
     }
 
-    /// Takes changed manifests. None: nothing that matters changed.
+    pub fn api(&self) -> Option<&Access> {
+        self.config.api.as_ref()
+    }
+
+    /// The API hasn't told of its objects yet.
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// The name of where services come from.
+    pub fn source(&self) -> Option<String> {
+        self.manifests.as_ref().map(|manifests| manifests.path().display().to_string())
+    }
+
+    /// What is wrong with what is not in force as it is now.
+    pub fn refused(&self) -> &[Error] {
+        self.manifests.as_ref().map_or(&[], Manifests::refused)
+    }
+
+    /// Takes changed manifests, or objects of the API. None: nothing that matters changed.
     pub fn manifests_changed(&mut self, scope: &Scope) -> Result<Option<Undo>> {
         let Some(manifests) = &mut self.manifests else { return Ok(None) };
         let update = manifests.load(scope, SystemTime::now())?;
         notices(&update.notices);
-        if self.refused {
-            let undo = Undo::All(Box::new((self.intent.clone(), self.config.clone(), self.manifests.clone())));
+        let first = matches!(scope, Scope::Objects(_)) && std::mem::take(&mut self.waits);
+        if self.refused || first {
+            let undo = (self.intent.clone(), self.config.clone(), self.manifests.clone(), self.waits);
+            let undo = Undo::All(Box::new(undo));
             let services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
             self.intent.services = self.config.with_published(services);
             self.intent.revision += 1;
@@ -116,15 +154,18 @@ impl Wish {
     pub fn config_changed(&mut self, file: &Path, paths: &Paths) -> Result<Option<Undo>> {
         let config = Config::load(file)?;
         check(&config, paths)?;
-        let mut manifests = match (&config.manifests, &self.manifests) {
-            (Some(path), Some(old)) if old.path() == path => Some(old.clone()),
-            (path, _) => path.clone().map(|path| Manifests::new(path, config.rules())),
-        };
+        let same = (&config.manifests, &config.api) == (&self.config.manifests, &self.config.api);
+        let mut manifests = if same { self.manifests.clone() } else { source(&config) };
+        let waits = if same { self.waits } else { config.api.is_some() };
         let mut services = Vec::new();
         if let Some(manifests) = &mut manifests {
             manifests.set_rules(config.rules());
             notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
             services = manifests.services();
+        }
+        if waits {
+            let published = &self.config.published;
+            services = self.intent.services.iter().filter(|s| !published.contains(s)).cloned().collect();
         }
         let mut intent = config.intent(self.intent.revision, services);
         if config.tuning.capacity != self.config.tuning.capacity {
@@ -138,7 +179,7 @@ impl Wish {
         // As the tables have it, not as the file asks for new ones.
         intent.tuning.capacity = self.intent.tuning.capacity;
         if intent == self.intent && !self.refused {
-            (self.config, self.manifests) = (config, manifests);
+            (self.config, self.manifests, self.waits) = (config, manifests, waits);
             return Ok(None);
         }
         notices(&config.notices);
@@ -147,6 +188,7 @@ impl Wish {
             std::mem::replace(&mut self.intent, new),
             std::mem::replace(&mut self.config, config),
             std::mem::replace(&mut self.manifests, manifests),
+            std::mem::replace(&mut self.waits, waits),
         );
         Ok(Some(Undo::All(Box::new(old))))
     }
@@ -165,7 +207,7 @@ impl Wish {
     pub fn take_back(&mut self, undo: Undo) {
         match undo {
             Undo::Services(update) => update.apply_to(&mut self.intent.services),
-            Undo::All(all) => (self.intent, self.config, self.manifests) = *all,
+            Undo::All(all) => (self.intent, self.config, self.manifests, self.waits) = *all,
         }
         self.refused = true;
     }

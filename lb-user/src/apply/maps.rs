@@ -157,6 +157,16 @@ impl Paths {
         self.kept.join("routes.json")
     }
 
+    /// What is told of the source of services.
+    pub fn source(&self) -> PathBuf {
+        self.run.join("source.json")
+    }
+
+    /// What a live cluster said last.
+    pub fn cluster(&self) -> PathBuf {
+        self.run.join("cluster.json")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.run.join("agent.lock")
     }

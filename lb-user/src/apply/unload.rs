@@ -142,7 +142,9 @@ fn remove_switch(state: &State) -> Result<usize> {
 
 /// What is written down there. The folder's name is the pin folder's, and others may have one of that name.
 fn remove_run(paths: &Paths) -> Result<()> {
-    for file in [paths.state(), paths.state().with_extension("new"), paths.lock()] {
+    let rewritten = [paths.state(), paths.source(), paths.cluster()];
+    let beside = rewritten.clone().map(|path| path.with_extension("new"));
+    for file in rewritten.into_iter().chain(beside).chain([paths.lock()]) {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(file.display().to_string()),
             _ => {}

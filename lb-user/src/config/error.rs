@@ -13,6 +13,11 @@ pub struct Place {
     pub column: u32,
 }
 
+impl Place {
+    /// Of what stands in no file.
+    pub const NOWHERE: Place = Place { line: 0, column: 0 };
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.line, self.column)
@@ -33,7 +38,7 @@ pub struct Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:", self.file)?;
-        if let Some(place) = self.place {
+        if let Some(place) = self.place.filter(|place| *place != Place::NOWHERE) {
             write!(f, "{place}:")?;
         }
         if !self.path.is_empty() {

@@ -5,6 +5,7 @@
 //! Not here: what only the kernel knows ([`verify`]) and what the cluster wants
 //! ([`crate::source::manifests`]).
 
+mod api;
 mod at;
 mod check;
 mod error;
@@ -27,6 +28,7 @@ use ipnet::IpNet;
 use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, Tuning};
 
 use crate::route::StaticRoute;
+use crate::source::live::Access;
 use crate::source::manifests::Rules;
 
 pub use error::{Error, Errors, Place};
@@ -34,7 +36,7 @@ pub use verify::verify;
 
 pub(crate) use at::{At, Log};
 pub(crate) use value::{address, boolean, contains, integer, number, prefix, show};
-pub(crate) use yaml::parse as parse_yaml;
+pub(crate) use yaml::{Node, of_json, parse as parse_yaml};
 
 /// A configuration that makes sense by itself.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,6 +59,8 @@ pub struct Config {
     pub service_subnets: Vec<IpNet>,
     /// A folder or file of Kubernetes YAML, relative to the configuration's folder.
     pub manifests: Option<PathBuf>,
+    /// A live Kubernetes API in their place.
+    pub api: Option<Access>,
     /// How long a terminating endpoint keeps its connections where nothing says it better.
     pub draining: Duration,
     /// Load balancers without a class are ours, too.
@@ -105,6 +109,13 @@ impl Config {
         if let Some(log) = config.nat.log.as_ref().filter(|log| log.is_dir()) {
             let message = format!("`{}` is a folder; expected a file to write to", log.display());
             return Err(Errors(vec![config.error_at("internalSwitch.log", message)]));
+        }
+        if let Some(api) = config.api.take() {
+            let api = Access { kubeconfig: beside(&api.kubeconfig), ..api };
+            if let Some(wrong) = api::wrong(&api) {
+                return Err(Errors(vec![config.error_at("cluster.kubeconfig", wrong)]));
+            }
+            config.api = Some(api);
         }
         Ok(config)
     }

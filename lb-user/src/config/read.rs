@@ -15,7 +15,7 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, nat, publish, routes};
+use super::{Config, Places, api, nat, publish, routes};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, Tuning};
 
 const KEYS: &[&str] = &[
@@ -35,8 +35,17 @@ const KEYS: &[&str] = &[
     "draining",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
-const CLUSTER_KEYS: &[&str] =
-    &["nodeIPs", "serviceIPs", "podSubnet", "serviceSubnet", "manifests", "classlessLoadBalancers"];
+const CLUSTER_KEYS: &[&str] = &[
+    "nodeIPs",
+    "serviceIPs",
+    "podSubnet",
+    "serviceSubnet",
+    "manifests",
+    "kubeconfig",
+    "context",
+    "endpoints",
+    "classlessLoadBalancers",
+];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
     "tcpTransitory",
@@ -71,6 +80,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         pod_subnets: Vec::new(),
         service_subnets: Vec::new(),
         manifests: None,
+        api: None,
         classless: true,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
@@ -232,6 +242,7 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
         config.places.note(&at);
         config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
     }
+    api::read(config, at, log);
     if let Some(at) = at.get("classlessLoadBalancers") {
         config.classless = at.value(log, "true or false", value::boolean).unwrap_or(true);
     }

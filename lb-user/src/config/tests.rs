@@ -64,6 +64,7 @@ fn least_file() {
     assert_eq!(config.draining, Duration::from_secs(30));
 }
 
+mod api;
 mod kernel;
 mod nat;
 mod routes;

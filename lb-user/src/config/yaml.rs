@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use granit_parser::{Event, Parser, ScalarStyle, Span};
+use serde_json::Value;
 
 use super::error::{Error, Place};
 
@@ -65,6 +66,25 @@ impl<'a> Node<'a> {
     }
 }
 
+/// The same tree of what is no text: it has no places.
+pub fn of_json(value: &Value) -> Node<'_> {
+    fn scalar<'t>(text: impl Into<Cow<'t, str>>, plain: bool) -> Kind<'t> {
+        Kind::Scalar { text: text.into(), plain }
+    }
+    let kind = match value {
+        Value::Null => scalar("", true),
+        Value::Bool(value) => scalar(if *value { "true" } else { "false" }, true),
+        Value::Number(number) => scalar(number.to_string(), true),
+        Value::String(text) => scalar(text, false),
+        Value::Array(items) => Kind::List(items.iter().map(of_json).collect()),
+        Value::Object(pairs) => {
+            let key = |key| Node { place: Place::NOWHERE, kind: scalar(key, false) };
+            Kind::Map(pairs.iter().map(|(name, value)| (key(name), of_json(value))).collect())
+        }
+    };
+    Node { place: Place::NOWHERE, kind }
+}
+
 /// All documents of a text; empty ones are left out.
 pub fn parse<'a>(file: &Arc<str>, text: &'a str) -> Result<Vec<Node<'a>>, Error> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -105,7 +125,8 @@ impl<'a> Builder<'a, '_> {
     }
 
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, Error> {
-        match self.events.next() {
+        // Comments are told where anybody in the program wants them of the parser; a kubeconfig's reader does.
+        match self.events.find(|event| !matches!(event, Ok((Event::Comment(..), _)))) {
             None => Ok(None),
             Some(Ok(event)) => Ok(Some(event)),
             Some(Err(e)) => {

@@ -1,17 +1,20 @@
 //! Everything at a glance: the agent, the kernel, what hangs on which interface, how full tables are.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use anyhow::Result;
 use lb_common::table::{Flow, Plain};
 use lb_common::wire::{Addr, Ip4};
 
 use super::{Cell, Table as Listing, interface, interfaces, mirror, nat::Brief, open};
-use crate::agent::running;
+use crate::agent::nat_log::utc;
+use crate::agent::{Source, running};
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
 use crate::apply::{Maps, Paths, Point, State, attached};
 use crate::route::command::Known;
+use crate::source::live::Api;
 use crate::source::netlink::Mirror;
 
 /// The whole.
@@ -33,6 +36,9 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     for (name, mode, detail) in hooks(paths, &state, mirror.as_ref(), &names)? {
         fact("hook", name, mode, detail);
     }
+    for row in source(&Source::read(paths)?, SystemTime::now()) {
+        listing.push(row);
+    }
     listing.push(forwarding(&maps, mirror.as_ref(), &names)?);
     if let Some((used, wished)) = routes(paths, about.repaired)? {
         let detail = format!("{} changes by others repaired", about.repaired).into();
@@ -47,6 +53,33 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
     Ok(listing)
+}
+
+/// Where services come from, and what of it is not in force as it is now.
+fn source(source: &Source, now: SystemTime) -> Vec<[Cell; 6]> {
+    if source.name.is_empty() {
+        return Vec::new();
+    }
+    let (state, detail) = source.api.as_ref().map_or(("files", Cell::None), |api| self::api(api, now));
+    let mut rows = vec![["cluster".into(), source.name.clone().into(), state.into(), Cell::None, Cell::None, detail]];
+    rows.extend(source.refused.iter().map(|refused| {
+        let (place, message) = (refused.place.clone().into(), refused.message.clone().into());
+        ["refused".into(), place, Cell::None, Cell::None, Cell::None, message]
+    }));
+    rows
+}
+
+fn api(api: &Api, now: SystemTime) -> (&'static str, Cell) {
+    let Some(away) = &api.away else {
+        return if api.listed { ("current", Cell::None) } else { ("starting", Cell::None) };
+    };
+    let utc = utc(away.since);
+    let seconds = now.duration_since(away.since).unwrap_or_default().as_secs();
+    let attempts = if away.attempts == 1 { "attempt" } else { "attempts" };
+    let never = if api.listed { "" } else { "; not listed since the agent's start" };
+    let since = utc.split_once('.').map_or(&*utc, |(seconds, _)| seconds);
+    let detail = format!("since {since}Z ({seconds} s, {} {attempts}): {}{never}", away.attempts, away.error);
+    ("away", detail.into())
 }
 
 /// The links that packets are forwarded from ahead of the kernel, and how many were.
@@ -130,4 +163,55 @@ fn slots(maps: &Maps) -> Result<(String, u64, u32)> {
     rows.extend(maps.v4.services.entries()?.into_iter().map(|(_, s)| (s.first, s.count)));
     rows.extend(maps.v6.services.entries()?.into_iter().map(|(_, s)| (s.first, s.count)));
     Ok(("SLOTS".into(), rows.values().map(|&count| u64::from(count)).sum(), maps.slots.capacity()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use super::*;
+    use crate::agent::Refused;
+    use crate::source::live::Away;
+
+    #[test]
+    fn sources() {
+        let rows = |source: &Source| {
+            let mut listing = Listing::new(&["what", "name", "state", "used", "capacity", "detail"]);
+            for row in super::source(source, UNIX_EPOCH + Duration::from_secs(75)) {
+                listing.push(row);
+            }
+            serde_json::from_str::<serde_json::Value>(&listing.json().unwrap()).unwrap()
+        };
+        assert_eq!(rows(&Source::default()), serde_json::json!([]));
+        let refused = Refused { place: "cluster/a.yaml:5:38".into(), message: "spec: wrong".into() };
+        let folder = Source { name: "cluster".into(), api: None, refused: vec![refused] };
+        let row = |what: &str, name: &str, state: Option<&str>, detail: Option<&str>| serde_json::json!({ "what": what, "name": name, "state": state, "used": null, "capacity": null, "detail": detail });
+        let want = [
+            row("cluster", "cluster", Some("files"), None),
+            row("refused", "cluster/a.yaml:5:38", None, Some("spec: wrong")),
+        ];
+        assert_eq!(rows(&folder), serde_json::json!(want));
+        let of = |api| Source { name: "in-cluster".into(), api: Some(api), refused: Vec::new() };
+        assert_eq!(
+            rows(&of(Api::default())),
+            serde_json::json!([row("cluster", "in-cluster", Some("starting"), None)])
+        );
+        let listed = Api { listed: true, away: None };
+        assert_eq!(rows(&of(listed)), serde_json::json!([row("cluster", "in-cluster", Some("current"), None)]));
+        let since = UNIX_EPOCH + Duration::from_millis(65_500);
+        let away = |attempts| Some(Away { since, error: "nodes: Connection refused".into(), attempts });
+        let cases = [
+            (
+                Api { listed: true, away: away(1) },
+                "since 1970-01-01T00:01:05Z (9 s, 1 attempt): nodes: Connection refused",
+            ),
+            (
+                Api { listed: false, away: away(3) },
+                "since 1970-01-01T00:01:05Z (9 s, 3 attempts): nodes: Connection refused; not listed since the agent's start",
+            ),
+        ];
+        for (api, detail) in cases {
+            assert_eq!(rows(&of(api)), serde_json::json!([row("cluster", "in-cluster", Some("away"), Some(detail))]));
+        }
+    }
 }

@@ -31,7 +31,7 @@ impl Changed {
 
     fn manifest(&mut self, path: PathBuf) {
         match self.manifests.get_or_insert_with(|| Scope::Files(BTreeSet::new())) {
-            Scope::All => {}
+            Scope::All | Scope::Objects(_) => {}
             Scope::Files(files) => _ = files.insert(path),
         }
     }
@@ -229,7 +229,7 @@ mod tests {
             match more.manifests {
                 Some(Scope::All) => all.all_manifests(),
                 Some(Scope::Files(files)) => files.into_iter().for_each(|f| all.manifest(f)),
-                None => {}
+                Some(Scope::Objects(_)) | None => {}
             }
         }
         all

@@ -39,7 +39,7 @@ impl fmt::Display for Line {
 }
 
 /// RFC 3339, in UTC, with microseconds.
-fn utc(time: SystemTime) -> String {
+pub fn utc(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (seconds, micros) = (since.as_secs(), since.subsec_micros());
     let (days, second) = (seconds / 86_400, seconds % 86_400);

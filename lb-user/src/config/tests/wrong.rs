@@ -211,6 +211,33 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cluster: { manifests: ./a, kubeconfig: ./b, endpoints: both }",
+        &[
+            "c.yaml:3:40: cluster.kubeconfig: is given beside cluster.manifests; expected one source of services",
+            "c.yaml:3:56: cluster.endpoints: `both` is not slices or pods",
+        ],
+    ),
+    (
+        "cluster: { context: a, endpoints: pods }",
+        &[
+            "c.yaml:3:21: cluster.context: says how a Kubernetes API is read, but there is none; expected cluster.kubeconfig, too",
+            "c.yaml:3:35: cluster.endpoints: says how a Kubernetes API is read, but there is none; expected cluster.kubeconfig, too",
+        ],
+    ),
+    (
+        "cluster: { kubeconfig: in-cluster, context: a }",
+        &[
+            "c.yaml:3:45: cluster.context: names a context, but in-cluster has none; expected cluster.kubeconfig to be a path",
+        ],
+    ),
+    (
+        "cluster: { kubeconfig: [a], context: '' }",
+        &[
+            "c.yaml:3:24: cluster.kubeconfig: a list is not the path of a kubeconfig, or in-cluster",
+            "c.yaml:3:38: cluster.context: `` is not the name of a context of the kubeconfig",
+        ],
+    ),
+    (
         "cluster: { podSubnet: 10.0.0.0 }",
         &[
             "c.yaml:3:23: cluster.podSubnet: `10.0.0.0` has no prefix length; expected a subnet such as 172.27.0.0/16 or fd00::/64",

@@ -44,9 +44,12 @@ impl Said {
         Error { file: self.file.clone(), place: Some(self.place), path: self.path.clone(), message: message.into() }
     }
 
-    /// `file:line`
+    /// `file:line`, or the file where there are no lines.
     pub fn line(&self) -> String {
-        format!("{}:{}", self.file, self.place.line)
+        match self.place {
+            Place::NOWHERE => self.file.to_string(),
+            place => format!("{}:{}", self.file, place.line),
+        }
     }
 }
 
@@ -150,10 +153,18 @@ const BOOL: &str = "true or false";
 
 /// Reads a file's text.
 pub(super) fn parse(file: &Arc<str>, text: &str) -> Result<Documents, Errors> {
-    let trees = config::parse_yaml(file, text).map_err(|e| Errors(vec![e]))?;
+    read(file, &config::parse_yaml(file, text).map_err(|e| Errors(vec![e]))?)
+}
+
+/// Reads an object that no file says; `file` is its name in messages.
+pub(super) fn of_object(file: &Arc<str>, value: &serde_json::Value) -> Result<Documents, Errors> {
+    read(file, &[config::of_json(value)])
+}
+
+fn read(file: &Arc<str>, trees: &[config::Node<'_>]) -> Result<Documents, Errors> {
     let mut log = Log::new(file.clone());
     let mut documents = Documents::default();
-    for tree in &trees {
+    for tree in trees {
         object(&At::root(tree), &mut log, &mut documents);
     }
     let (mut documents, notices) = log.finish(documents)?;

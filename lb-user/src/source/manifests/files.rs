@@ -1,7 +1,8 @@
-//! The files of a manifests folder, parsed, and which of them changed.
+//! The files of a manifests folder, or the objects of a live cluster, parsed, and which of them changed.
 //!
 //! Invariant: a file's documents are those of the stamp beside them. Files that were refused keep the
-//! documents that they had, stay on a list, and are read again with every load until they are taken.
+//! documents that they had, stay on a list, and are read again with every load until they are taken. An
+//! object is a file whose text was told instead of written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -9,8 +10,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Scope;
+use serde_json::Value;
+
 use super::document::{self, Documents};
+use super::{Objects, Scope};
 use crate::config::{self, Error, Errors};
 
 /// From so many files on, they are parsed on all cores.
@@ -19,13 +22,18 @@ const MANY: usize = 64;
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     path: PathBuf,
+    /// Nothing is on disk.
+    told: bool,
     known: BTreeMap<PathBuf, Known>,
     refused: BTreeSet<PathBuf>,
+    /// What was told and isn't taken yet.
+    waiting: Objects,
 }
 
 #[derive(Clone, Debug)]
 struct Known {
-    stamp: Stamp,
+    /// None: it was told.
+    stamp: Option<Stamp>,
     documents: Arc<Documents>,
 }
 
@@ -61,7 +69,16 @@ pub(super) struct Fresh {
 
 impl Files {
     pub fn new(path: PathBuf) -> Self {
-        Files { path, known: BTreeMap::new(), refused: BTreeSet::new() }
+        Files { path, told: false, known: BTreeMap::new(), refused: BTreeSet::new(), waiting: Objects::new() }
+    }
+
+    /// Of objects that are told, by the name of who tells them.
+    pub fn told(name: PathBuf) -> Self {
+        Files { told: true, ..Files::new(name) }
+    }
+
+    pub fn are_told(&self) -> bool {
+        self.told
     }
 
     pub fn path(&self) -> &Path {
@@ -75,14 +92,19 @@ impl Files {
     /// Reads and parses what may have changed; beside it, what is wrong with files that can't be read.
     pub fn read(&mut self, scope: &Scope) -> Result<(Vec<Fresh>, Vec<Error>), Errors> {
         let mut paths = match scope {
+            Scope::All | Scope::Files(_) if self.told => BTreeSet::new(),
             Scope::All => self.changed()?,
             Scope::Files(paths) => paths.iter().filter(|p| self.is_ours(p)).cloned().collect(),
+            Scope::Objects(objects) => {
+                self.waiting.extend(objects.iter().map(|(path, object)| (path.clone(), object.clone())));
+                objects.keys().cloned().collect()
+            }
         };
         paths.extend(std::mem::take(&mut self.refused));
         let paths: Vec<PathBuf> = paths.into_iter().collect();
         let mut fresh = Vec::with_capacity(paths.len());
         let mut errors = Vec::new();
-        for (path, result) in paths.iter().zip(read_all(&paths)) {
+        for (path, result) in paths.iter().zip(read_all(&paths, &self.waiting)) {
             match result {
                 Ok(file) => fresh.push(file),
                 Err(e) => {
@@ -109,10 +131,11 @@ impl Files {
 
     /// Takes what was read.
     pub fn commit(&mut self, fresh: Vec<Fresh>) {
-        for file in fresh {
-            match (file.documents, file.stamp) {
-                (Some(documents), Some(stamp)) => _ = self.known.insert(file.path, Known { stamp, documents }),
-                _ => _ = self.known.remove(&file.path),
+        for Fresh { path, documents, stamp } in fresh {
+            self.waiting.remove(&path);
+            match documents {
+                Some(documents) => _ = self.known.insert(path, Known { stamp, documents }),
+                None => _ = self.known.remove(&path),
             }
         }
     }
@@ -152,7 +175,7 @@ impl Files {
         changed.extend(
             there
                 .into_iter()
-                .filter(|(path, stamp)| self.known.get(path).map(|k| k.stamp) != Some(*stamp))
+                .filter(|(path, stamp)| self.known.get(path).and_then(|k| k.stamp) != Some(*stamp))
                 .map(|(path, _)| path),
         );
         Ok(changed)
@@ -166,19 +189,27 @@ pub(crate) fn is_manifest(path: &Path) -> bool {
     known && !hidden
 }
 
-fn read_all(paths: &[PathBuf]) -> Vec<Result<Fresh, Errors>> {
+fn read_all(paths: &[PathBuf], told: &Objects) -> Vec<Result<Fresh, Errors>> {
+    let read = |path: &PathBuf| match told.get(path) {
+        Some(object) => read_object(path, object.as_deref()),
+        None => read(path),
+    };
     if paths.len() < MANY {
-        return paths.iter().map(|path| read(path)).collect();
+        return paths.iter().map(read).collect();
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let chunk = paths.len().div_ceil(cores);
     std::thread::scope(|scope| {
-        let threads: Vec<_> = paths
-            .chunks(chunk)
-            .map(|part| scope.spawn(|| part.iter().map(|path| read(path)).collect::<Vec<_>>()))
-            .collect();
+        let threads: Vec<_> =
+            paths.chunks(chunk).map(|part| scope.spawn(move || part.iter().map(read).collect::<Vec<_>>())).collect();
         threads.into_iter().flat_map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     })
+}
+
+fn read_object(path: &Path, object: Option<&Value>) -> Result<Fresh, Errors> {
+    let file: Arc<str> = path.display().to_string().into();
+    let documents = object.map(|object| document::of_object(&file, object)).transpose()?.map(Arc::new);
+    Ok(Fresh { path: path.to_owned(), documents, stamp: None })
 }
 
 fn read(path: &Path) -> Result<Fresh, Errors> {

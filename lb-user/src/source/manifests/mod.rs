@@ -1,9 +1,10 @@
-//! A folder (or one file) of Kubernetes YAML as the source of services.
+//! A folder (or one file) of Kubernetes YAML, or a live cluster's objects, as the source of services.
 //!
 //! Invariant: each file is taken whole or refused whole, and no file's fault keeps another from being
 //! taken. What a refused file said before stays in force, and it is read again with the next load. A
 //! load costs what changed, not what is there: files that stayed are not read, services that stayed are
-//! not joined. Not here: watching ([`super::watch`]), and live clusters.
+//! not joined. An object of a live cluster is a file in all this, so that the same objects give the same
+//! services. Not here: watching ([`super::watch`]), and talking to a cluster ([`super::live`]).
 
 mod allocate;
 mod document;
@@ -56,7 +57,12 @@ pub enum Scope {
     All,
     /// These files, whatever their stamps.
     Files(BTreeSet<PathBuf>),
+    /// What a live cluster tells.
+    Objects(Objects),
 }
+
+/// Objects by a name for people, such as `api services/default/web`; None: it is gone.
+pub type Objects = BTreeMap<PathBuf, Option<Arc<serde_json::Value>>>;
 
 /// What a load changed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -108,9 +114,18 @@ pub struct Manifests {
 
 impl Manifests {
     pub fn new(path: PathBuf, rules: Rules) -> Self {
+        Manifests::of(Files::new(path), rules)
+    }
+
+    /// Of objects that are told ([`Scope::Objects`]), by the name of who tells them.
+    pub fn told_by(name: &str, rules: Rules) -> Self {
+        Manifests::of(Files::told(name.into()), rules)
+    }
+
+    fn of(files: Files, rules: Rules) -> Self {
         Manifests {
             rules,
-            files: Files::new(path),
+            files,
             index: Index::default(),
             given: Given::new(),
             joined: BTreeMap::new(),
@@ -120,8 +135,13 @@ impl Manifests {
         }
     }
 
+    /// The folder or file, or the name of who tells objects.
     pub fn path(&self) -> &Path {
         self.files.path()
+    }
+
+    pub fn are_told(&self) -> bool {
+        self.files.are_told()
     }
 
     /// Other rules, in force with the next load.
@@ -182,10 +202,11 @@ impl Manifests {
     /// What is refused, for people.
     fn told(&self) -> Vec<Error> {
         let files: BTreeSet<&str> = self.refused.iter().map(|error| &*error.file).collect();
+        let what = if self.are_told() { "object" } else { "file" };
         let count = match files.len() {
             0 => return Vec::new(),
-            1 => "1 file is refused, and what it said before stays".to_owned(),
-            n => format!("{n} files are refused, and what they said before stays"),
+            1 => format!("1 {what} is refused, and what it said before stays"),
+            n => format!("{n} {what}s are refused, and what they said before stays"),
         };
         let Errors(mut all) = Errors::of_file(&self.path().display().to_string().into(), count);
         all.extend(self.refused.iter().cloned());
