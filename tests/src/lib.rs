@@ -6,6 +6,7 @@ pub mod case;
 pub mod chaos;
 pub mod demo;
 pub mod fake;
+pub mod fake_api;
 pub mod flow_maps;
 pub mod load;
 pub mod netns;
