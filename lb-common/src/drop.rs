@@ -33,6 +33,10 @@ reasons! {
     Drop {
         /// the service has no backend; refused with ICMP port unreachable
         NoBackend = "no_backend",
+        /// the service has backends, but none on this node, and its traffic policy is Local
+        NoLocalBackend = "no_local_backend",
+        /// to a load balancer from outside its source ranges
+        SourceNotAllowed = "source_not_allowed",
         /// a service address, but no service has this port; refused with ICMP port unreachable
         NoService = "no_service",
         /// an address of the service range that no service has

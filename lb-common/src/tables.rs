@@ -11,7 +11,7 @@ use crate::path::{Context, Work, nat, service};
 use crate::port_table::PortTable;
 use crate::table::{
     Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
-    Service, ServiceKey, Settings, Uplink,
+    Service, ServiceKey, Settings, Source, Uplink,
 };
 use crate::verdict::{Arrival, Outcome};
 use crate::wire::Addr;
@@ -30,7 +30,7 @@ pub trait Common: Configured {
     fn next_hop(&self, index: u32) -> Option<NextHop>;
     /// The next hop in a place of a group ([`crate::table::route::PLACES`]).
     fn member(&self, group: u32, place: u32) -> Option<u32>;
-    /// The link, if packets from there are forwarded.
+    /// The link, if packets from there are forwarded or it leads to the inside.
     fn link(&self, ifindex: u32) -> Option<Link>;
     /// Takes one of this tick-second's ICMP errors; false when they are used up.
     fn icmp_permit(&self, now: u32) -> bool;
@@ -44,6 +44,8 @@ pub trait Common: Configured {
 /// Tables of one address family.
 pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service>;
+    /// Whether a service with [`Service::RANGES`] names the source.
+    fn allows(&self, source: &Source<A>) -> bool;
     fn backend(&self, id: u32) -> Option<Backend<A>>;
     /// The next hop on the longest matching route, or a [`NextHop::GROUP`].
     fn route(&self, dst: A) -> Option<u32>;

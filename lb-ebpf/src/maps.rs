@@ -15,7 +15,7 @@ use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
+    PrefixPair, Service, ServiceKey, Settings, Source, Uplink, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -40,6 +40,12 @@ pub static FILTER: Array<u64> = Array::with_max_entries(filter::WORDS, 0);
 pub static SERVICES4: HashMap<ServiceKey<Ip4>, Service> = HashMap::with_max_entries(SERVICE_COUNT, 0);
 #[map]
 pub static SERVICES6: HashMap<ServiceKey<Ip6>, Service> = HashMap::with_max_entries(SERVICE_COUNT, 0);
+/// Source ranges of services that have some: the agent writes, new connections to those read; full: the
+/// plan is refused.
+#[map]
+pub static SOURCES4: LpmTrie<Source<Ip4>, u32> = LpmTrie::with_max_entries(SERVICE_COUNT, BPF_F_NO_PREALLOC);
+#[map]
+pub static SOURCES6: LpmTrie<Source<Ip6>, u32> = LpmTrie::with_max_entries(SERVICE_COUNT, BPF_F_NO_PREALLOC);
 /// The agent writes rows that no service uses yet, new connections read; full: the plan is refused.
 #[map]
 pub static SLOTS: Array<SlotPair> = Array::with_max_entries(1 << 19, BPF_F_MMAPABLE);
@@ -60,7 +66,7 @@ pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
 /// Groups of next hops that are as good: as above.
 #[map]
 pub static GROUPS: Array<Group> = Array::with_max_entries(64, 0);
-/// Links that packets are forwarded from, by index: the agent writes, packets of no connection read; full: the
+/// Links that packets are forwarded from, or that lead to the inside, by index: the agent writes, packets of no connection read; full: the
 /// plan is refused.
 #[map]
 pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(4_096, 0);

@@ -15,7 +15,7 @@ use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::route::PLACES;
 use lb_common::table::{
     Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
-    Service, ServiceKey, Settings, Uplink,
+    Service, ServiceKey, Settings, Source, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::verdict::{Arrival, Outcome};
@@ -39,6 +39,7 @@ pub fn now() -> u32 {
 /// The maps of one address family.
 pub trait Family: InArrays {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service>;
+    const SOURCES: &'static LpmTrie<Source<Self>, u32>;
     const BACKENDS: &'static Array<Backend<Self>>;
     const OWNED: &'static LpmTrie<Self, Owned>;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
@@ -52,6 +53,7 @@ pub trait Family: InArrays {
 
 impl Family for Ip4 {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service> = &maps::SERVICES4;
+    const SOURCES: &'static LpmTrie<Source<Self>, u32> = &maps::SOURCES4;
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS4;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED4;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
@@ -65,6 +67,7 @@ impl Family for Ip4 {
 
 impl Family for Ip6 {
     const SERVICES: &'static HashMap<ServiceKey<Self>, Service> = &maps::SERVICES6;
+    const SOURCES: &'static LpmTrie<Source<Self>, u32> = &maps::SOURCES6;
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS6;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED6;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
@@ -190,6 +193,11 @@ impl<A: Family> Tables<A> for Kernel {
         // SAFETY: the agent replaces whole entries; a torn read of (first, count) can't be, since a
         // hash map's update makes a new element.
         unsafe { A::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn allows(&self, source: &Source<A>) -> bool {
+        A::SOURCES.get(Key::new(u32::BITS + A::BITS, *source)).is_some()
     }
 
     #[inline(always)]

@@ -27,6 +27,8 @@ pub struct Intent {
     /// Names or `*` patterns of further inside interfaces (a pod's veth).
     pub inside: Vec<String>,
     pub nat: Nat,
+    /// Node ports are reached at the node's addresses in these networks; none: at all.
+    pub node_port_addresses: Vec<IpNet>,
     /// Addresses that services may have: dropped where no service has them.
     pub service_ranges: Vec<ServiceRange>,
     pub services: Vec<ServicePort>,
@@ -189,7 +191,25 @@ pub struct ServicePort {
     pub addresses: Vec<IpAddr>,
     /// ClientIP affinity's timeout in seconds.
     pub affinity: Option<u32>,
+    pub traffic: Traffic,
     pub endpoints: Vec<Endpoint>,
+}
+
+/// Whose endpoints clients get, and who may be a client.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Traffic {
+    /// Those of the addresses that are cluster IPs.
+    pub cluster_ips: Vec<IpAddr>,
+    /// Those that are the load balancer's.
+    pub balancer_ips: Vec<IpAddr>,
+    /// externalTrafficPolicy Local: from elsewhere to node ports, load balancers and external addresses.
+    pub external_local: bool,
+    /// internalTrafficPolicy Local: to cluster IPs.
+    pub internal_local: bool,
+    /// Who may ask at the load balancer's addresses; none of a family: everybody.
+    pub sources: Vec<IpNet>,
+    /// The port at which others learn how many endpoints are ready on this node.
+    pub health_check: Option<u16>,
 }
 
 impl ServicePort {

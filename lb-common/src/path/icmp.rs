@@ -89,7 +89,7 @@ fn answer<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>) -> Result<(), Dr
 
 /// The link-layer addresses of an answer: destination, source.
 #[inline(always)]
-fn turned<P: Packet>(packet: &P) -> Result<[Mac; 2], Drop> {
+pub(super) fn turned<P: Packet>(packet: &P) -> Result<[Mac; 2], Drop> {
     let [dst, src] = packet.frame().read::<[Mac; 2]>(0).ok_or(Drop::RewriteFailed)?;
     Ok([src, dst])
 }
@@ -306,7 +306,7 @@ fn try_refuse<A: Ip, P: Packet, T: Tables<A>>(
     let kind = A::PORT_UNREACHABLE;
     let check = !fold(total + u16::from_ne_bytes(kind) as u64);
     packet.store(parsed.l3 + A::LEN, IcmpHeader { kind, check, rest: 0 })?;
-    A::write_header(packet, parsed.l3, key.dst, key.src, payload)?;
+    A::write_header(packet, parsed.l3, key.dst, key.src, A::ICMP, payload)?;
     packet.store(0, link(to, from))?;
     Ok(Verdict::Refuse(reason))
 }

@@ -11,7 +11,9 @@ pub mod fragment;
 pub mod icmp;
 pub mod nat;
 pub mod parse;
+mod policy;
 mod prefix;
+mod reset;
 pub mod service;
 
 use zerocopy::FromZeros;
@@ -19,12 +21,13 @@ use zerocopy::FromZeros;
 use crate::apply::Packet;
 use crate::drop::Drop;
 use crate::flow_table::{self, Hit};
-use crate::table::{Backend, FlowKey, Owned, Service, ServiceKey, Settings, filter};
+use crate::table::{Backend, FlowKey, Owned, Service, Settings, filter};
 use crate::tables::Tables;
 use crate::verdict::{Action, Arrival, Hook, Outcome};
 use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, TCP_ACK, TCP_SYN, UDP};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 use parse::{Ip, Parsed, Part};
+use policy::Admission;
 
 /// What every stage is handed: the tables, and the packet's circumstances.
 pub struct Context<'a, T> {
@@ -236,34 +239,42 @@ fn connection<A: Ip, P: Packet, T: Tables<A>>(
     }
     if work.parsed.portless != 0 {
         nat::cross(packet, work, context, outcome);
-    } else if !service(work, context) {
-        match addressed(work, context) {
-            Owned::VIP => icmp::refuse(packet, work, context, Drop::NoService, outcome),
+        return;
+    }
+    match policy::admit(work, context) {
+        Admission::Yes => {
+            if context.tables.open(work, context.at, outcome) {
+                deliver::outlined(packet, work, context, outcome);
+            }
+        }
+        Admission::Empty => refuse(packet, work, context, Drop::NoBackend, outcome),
+        Admission::Elsewhere if reset::may_answer(&work.parsed) => {
+            reset::answer(packet, &work.parsed, context, Drop::NoLocalBackend, outcome);
+        }
+        Admission::Elsewhere => *outcome = Outcome::drop(Drop::NoLocalBackend),
+        Admission::Barred => *outcome = Outcome::drop(Drop::SourceNotAllowed),
+        Admission::NoService => match addressed(work, context) {
+            Owned::VIP => refuse(packet, work, context, Drop::NoService, outcome),
             Owned::UNUSED => *outcome = Outcome::drop(Drop::UnusedServiceAddress),
             _ if crosses(context.tables, &work.parsed, context.at) => nat::cross(packet, work, context, outcome),
             _ => {}
-        }
-    } else if work.service.count == 0 {
-        icmp::refuse(packet, work, context, Drop::NoBackend, outcome);
-    } else if context.tables.open(work, context.at, outcome) {
-        deliver::outlined(packet, work, context, outcome);
+        },
     }
 }
 
-/// Finds the service that a packet is for.
-#[inline(never)]
-fn service<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
-    let Parsed { key, proto, .. } = &work.parsed;
-    let key = ServiceKey { addr: key.dst, port: key.dport, proto: *proto, pad: 0 };
-    if !claimed(context.tables, key.addr, key.port, key.proto) {
-        return false;
-    }
-    match context.tables.service(&key) {
-        Some(service) => {
-            work.service = service;
-            true
-        }
-        None => false,
+/// Tells whoever sent a packet that nobody is there for it.
+#[inline(always)]
+fn refuse<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    work: &mut Work<A>,
+    context: &Context<T>,
+    reason: Drop,
+    outcome: &mut Outcome,
+) {
+    if reset::may_answer(&work.parsed) {
+        reset::answer(packet, &work.parsed, context, reason, outcome);
+    } else {
+        icmp::refuse(packet, work, context, reason, outcome);
     }
 }
 

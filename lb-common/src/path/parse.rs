@@ -116,8 +116,15 @@ pub trait Ip: Addr {
     fn query(icmp_type: u8) -> Query;
     /// New addresses and TTL, and the header's own checksum; `addrs` is what the addresses change.
     fn rewrite_header<P: Packet>(packet: &mut P, l3: u32, new: &Rewrite<Self>, addrs: Diff) -> Result<(), Drop>;
-    /// Writes the header of an ICMP message of ours: `payload` bytes, from `src` to `dst`.
-    fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop>;
+    /// Writes the header of a packet of ours: `payload` bytes of a protocol, from `src` to `dst`.
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        l3: u32,
+        src: Self,
+        dst: Self,
+        proto: u8,
+        payload: u32,
+    ) -> Result<(), Drop>;
     /// The address in the outer prefix of a pair that stands for one in the inner prefix, or the other way
     /// round with `back` (RFC 6296). None where the IP version has no such thing.
     fn exchange(self, pair: &PrefixPair<Self>, back: bool) -> Option<Self>;
@@ -220,10 +227,18 @@ impl Ip for Ip4 {
     }
 
     #[inline(always)]
-    fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop> {
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        l3: u32,
+        src: Self,
+        dst: Self,
+        proto: u8,
+        payload: u32,
+    ) -> Result<(), Drop> {
         let len = Be16::new((IP4_LEN + payload) as u16);
         // Precedence "internetwork control", as RFC 1812 §4.3.2.5 asks of errors; TTL 64.
-        let words = [u16::from_ne_bytes([0x45, 0xc0]), len.raw(), 0, 0, u16::from_ne_bytes([64, ICMP])];
+        let tos = if proto == ICMP { 0xc0 } else { 0 };
+        let words = [u16::from_ne_bytes([0x45, tos]), len.raw(), 0, 0, u16::from_ne_bytes([64, proto])];
         let mut sum = src.sum() + dst.sum();
         for word in words {
             sum += word as u64;
@@ -334,9 +349,16 @@ impl Ip for Ip6 {
     }
 
     #[inline(always)]
-    fn write_header<P: Packet>(packet: &mut P, l3: u32, src: Self, dst: Self, payload: u32) -> Result<(), Drop> {
+    fn write_header<P: Packet>(
+        packet: &mut P,
+        l3: u32,
+        src: Self,
+        dst: Self,
+        proto: u8,
+        payload: u32,
+    ) -> Result<(), Drop> {
         let words =
-            [u16::from_ne_bytes([0x60, 0]), 0, Be16::new(payload as u16).raw(), u16::from_ne_bytes([ICMP6, 64])];
+            [u16::from_ne_bytes([0x60, 0]), 0, Be16::new(payload as u16).raw(), u16::from_ne_bytes([proto, 64])];
         packet.store(l3, words)?;
         packet.store(l3 + Self::SRC, src)?;
         packet.store(l3 + Self::DST, dst)

@@ -61,7 +61,8 @@ fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Re
     let remote = backend.flags & Backend::<A>::REMOTE != 0;
     let same_link = backend.link == context.at.ifindex;
     let itself = parsed.key.src == backend.addr;
-    let snat = if own { remote && parsed.key.src != backend.snat } else { remote || same_link || itself };
+    let back = if own { remote && parsed.key.src != backend.snat } else { remote || same_link || itself };
+    let snat = back || service.flags & Service::MASQUERADE != 0;
     if parsed.proto == TCP && parsed.flags & TCP_RST != 0 {
         // It ends what we don't know: it needs no entry to reach the backend.
         return if snat { Err(Drop::StrayReset) } else { Ok(true) };
@@ -109,7 +110,12 @@ fn bound<A: Ip, T: Tables<A>>(
         return None;
     }
     *backend = tables.backend(affinity.backend)?;
-    let takes = backend.state == Backend::<A>::ACTIVE && backend.service == service.id;
+    let of_row = if service.flags & Service::LOCAL != 0 {
+        backend.flags & Backend::<A>::HERE != 0
+    } else {
+        backend.flags & Backend::<A>::LAST == 0
+    };
+    let takes = backend.state == Backend::<A>::ACTIVE && backend.service == service.id && of_row;
     takes.then_some(affinity.backend)
 }
 

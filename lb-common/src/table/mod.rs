@@ -66,5 +66,5 @@ pub mod settings;
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use nat::{MappingEvent, PrefixPair, Uplink};
 pub use route::{Group, Link, NextHop, Owned, Prefix};
-pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey};
+pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey, Source, SourcePrefix};
 pub use settings::{BOTH, Settings, age};

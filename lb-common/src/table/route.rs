@@ -67,7 +67,7 @@ pub const PLACES: usize = 256;
 pub type Group = [u32; PLACES];
 
 plain! {
-    /// A link whose packets are forwarded without the kernel.
+    /// A link whose packets are forwarded without the kernel, or which leads to the inside.
     pub struct Link {
         /// Its own address: what is addressed to another is not ours to forward.
         pub mac: Mac,
@@ -85,6 +85,8 @@ impl Link {
     pub const STRICT4: u16 = 4;
     /// IPv4 only from sources that there is a way back to (RFC 3704 §2.4; `rp_filter` 2).
     pub const LOOSE4: u16 = 8;
+    /// It leads to the inside: who sends from there is a pod of this node, or the like.
+    pub const INSIDE: u16 = 16;
 }
 
 plain! {

@@ -17,13 +17,55 @@ plain! {
     pub struct Service {
         /// The service port's number; all its addresses share it.
         pub id: u32,
-        /// First slot of its row.
+        /// First slot of its row: of all endpoints.
         pub first: u32,
         /// Slots in its row; 0 = no backend: refused with ICMP port unreachable.
         pub count: u32,
         /// ClientIP affinity: ticks since the client's last new connection until it is forgotten; 0 = none.
         pub affinity: u32,
-    } size = 16
+        /// The same of the row of endpoints on this node, where a traffic policy is Local; none while
+        /// there are others = dropped.
+        pub local_first: u32,
+        pub local_count: u32,
+        /// Of the bits below.
+        pub flags: u32,
+        pub pad: u32,
+    } size = 32
+}
+
+impl Service {
+    /// Flag: whoever isn't of this node (no pod of it, nor itself) gets endpoints of this node alone.
+    pub const LOCAL: u32 = 1;
+    /// Flag, with [`Service::LOCAL`]: so does everybody.
+    pub const EVERYBODY: u32 = 2;
+    /// Flag: whoever isn't of this node gets this node's address.
+    pub const MASQUERADE: u32 = 4;
+    /// Flag: only sources that are named for it ([`SourcePrefix`]).
+    pub const RANGES: u32 = 8;
+
+    /// First slots and lengths of its rows.
+    pub fn rows(&self) -> impl Iterator<Item = (u32, u32)> + use<> {
+        let rows = [(self.first, self.count), (self.local_first, self.local_count)];
+        rows.into_iter().filter(|(_, count)| *count > 0)
+    }
+}
+
+plain! {
+    /// Who asks for a service whose sources are named.
+    pub struct Source<A> {
+        pub service: u32,
+        pub addr: A,
+    } v4 = 8, v6 = 20
+}
+
+plain! {
+    /// Sources that may ask for a service, as the kernel's tries take them.
+    pub struct SourcePrefix<A> {
+        /// In bits, those of the service's number among them.
+        pub len: u32,
+        pub service: u32,
+        pub addr: A,
+    } v4 = 12, v6 = 24
 }
 
 /// Two slots, one word: an array's elements are rounded up to 8 bytes.
@@ -39,7 +81,7 @@ plain! {
         pub port: Be16,
         /// [`Backend::ACTIVE`] or [`Backend::DRAINING`]; 0 = no such backend.
         pub state: u8,
-        /// [`Backend::REMOTE`].
+        /// [`Backend::REMOTE`], [`Backend::HERE`], [`Backend::LAST`].
         pub flags: u8,
         /// The [`Service::id`] it belongs to.
         pub service: u32,
@@ -61,6 +103,10 @@ impl<A: Addr> Backend<A> {
     pub const DRAINING: u8 = 2;
     /// Flag: not on this node, so its answers come back only if the source is this node.
     pub const REMOTE: u8 = 1;
+    /// Flag: in the row of endpoints on this node.
+    pub const HERE: u8 = 2;
+    /// Flag: in no other row, since it leaves and others elsewhere are ready.
+    pub const LAST: u8 = 4;
 }
 
 plain! {

@@ -183,6 +183,7 @@ mod tests {
             node_port: None,
             addresses: vec![],
             affinity: None,
+            traffic: Default::default(),
             // On link, behind a gateway, ourselves, on a link that is down, by the default route.
             endpoints: ["10.0.0.5", "10.9.0.5", "10.0.0.1", "10.7.0.5", "8.8.8.8"].map(endpoint).into(),
         };

@@ -13,7 +13,7 @@ use aya::Ebpf;
 use aya::programs::SchedClassifier;
 use imbl::OrdMap;
 use lb_common::table::route::PLACES;
-use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Settings};
+use lb_common::table::{Backend, Counters, Group, NextHop, Plain, Service, Settings};
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::clock;
@@ -226,6 +226,7 @@ fn family<'a, A: Addr>(
 ) -> Result<()> {
     match op {
         FamilyOp::Service(change) => pending.change(&tables.services, change),
+        FamilyOp::Source(change) => pending.change(&tables.sources, change),
         FamilyOp::Owned(change) => pending.change(&tables.owned, change),
         FamilyOp::Route(_) | FamilyOp::Routes(_) => bail!("routes have a table of their own"),
         FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
@@ -310,6 +311,7 @@ fn present<V: PartialEq + Default>(entries: Vec<(u32, V)>) -> BTreeMap<u32, V> {
 fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
     Ok(Family {
         services: tables.services.entries()?.into_iter().collect(),
+        sources: tables.sources.entries()?.into_iter().collect(),
         backends: present(tables.backends.entries()?),
         owned: tables.owned.entries()?.into_iter().collect(),
         routes: OrdMap::new(),
@@ -321,9 +323,9 @@ fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
 pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
     let (v4, v6) = (read_family(&maps.v4)?, read_family(&maps.v6)?);
     let mut rows = BTreeMap::new();
-    for service in v4.services.values().chain(v6.services.values()).filter(|s| s.count > 0) {
-        if let Entry::Vacant(row) = rows.entry(service.first) {
-            row.insert(maps.slots.read(service.first, service.count)?);
+    for (first, count) in v4.services.values().chain(v6.services.values()).flat_map(Service::rows) {
+        if let Entry::Vacant(row) = rows.entry(first) {
+            row.insert(maps.slots.read(first, count)?);
         }
     }
     // Zero is what index 0 means, not that it is missing.

@@ -234,7 +234,7 @@ fn adopt(capacity: &mut Capacity, name: &str, entries: u32) {
         "SLOTS" => capacity.slots = entries.saturating_mul(2),
         "NEXT_HOPS" => capacity.next_hops = entries,
         "COUNTERS" | "BACKENDS" => capacity.backends = entries,
-        "NAMES" | "RETIRED" | "SERVICES" => capacity.services = entries,
+        "NAMES" | "RETIRED" | "SERVICES" | "SOURCES" => capacity.services = entries,
         "FLOWS" => capacity.connections = flows::connections(entries),
         "AFFINITY" => capacity.affinity = entries,
         "FRAGMENTS" => capacity.fragments = entries,

@@ -16,7 +16,7 @@ use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned, Prefix,
-    PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
+    PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -27,7 +27,7 @@ use super::table::{PerCpu, Table, set_many};
 use crate::intent::Capacity;
 
 /// Rises when a layout changes that sizes and names don't show.
-const LAYOUT: u32 = 3;
+const LAYOUT: u32 = 4;
 /// Where mappings that begin and end wait for the agent that logs them: also for the next one.
 pub const NAT_LOG: &str = "NAT_LOG";
 
@@ -65,6 +65,8 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, u64>("CLOCK", None),
     spec::<ServiceKey<Ip4>, Service>("SERVICES4", Some(|c| c.services)),
     spec::<ServiceKey<Ip6>, Service>("SERVICES6", Some(|c| c.services)),
+    spec::<SourcePrefix<Ip4>, u32>("SOURCES4", Some(|c| c.services)),
+    spec::<SourcePrefix<Ip6>, u32>("SOURCES6", Some(|c| c.services)),
     spec::<u32, Backend<Ip4>>("BACKENDS4", Some(|c| c.backends)),
     spec::<u32, Backend<Ip6>>("BACKENDS6", Some(|c| c.backends)),
     spec::<u32, [u32; 2]>("ROUTE_COUNTS", None),
@@ -239,6 +241,7 @@ pub fn flow_hash(dir: &Path) -> Result<Table<u32, [u64; MULTIPLIERS]>> {
 #[derive(Debug)]
 pub struct FamilyMaps<A: Addr> {
     pub services: Table<ServiceKey<A>, Service>,
+    pub sources: Table<SourcePrefix<A>, u32>,
     pub backends: Table<u32, Backend<A>>,
     pub owned: Table<Prefix<A>, Owned>,
     pub flows: Flows<A>,
@@ -253,6 +256,7 @@ impl<A: Addr> FamilyMaps<A> {
         let name = |v4, v6| if A::IS_V6 { v6 } else { v4 };
         Ok(FamilyMaps {
             services: Table::open(dir, name("SERVICES4", "SERVICES6"))?,
+            sources: Table::open(dir, name("SOURCES4", "SOURCES6"))?,
             backends: Table::open(dir, name("BACKENDS4", "BACKENDS6"))?,
             owned: Table::open(dir, name("OWNED4", "OWNED6"))?,
             flows: Flows::open(dir, multipliers)?,

@@ -57,6 +57,8 @@ pub struct Config {
     pub pod_subnets: Vec<IpNet>,
     /// Cluster IPs.
     pub service_subnets: Vec<IpNet>,
+    /// Where node ports are reached; none: at all addresses of the node.
+    pub node_port_addresses: Vec<IpNet>,
     /// A folder or file of Kubernetes YAML, relative to the configuration's folder.
     pub manifests: Option<PathBuf>,
     /// A live Kubernetes API in their place.
@@ -143,6 +145,7 @@ impl Config {
             internal_switch: self.internal_switch.clone(),
             inside: self.inside.clone(),
             nat: self.nat.clone(),
+            node_port_addresses: self.node_port_addresses.clone(),
             service_ranges: self.service_ranges.iter().copied().chain(cluster).collect(),
             services: self.with_published(services),
             tuning: self.tuning.clone(),

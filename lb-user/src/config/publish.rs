@@ -96,6 +96,7 @@ fn service(from: SocketAddr, to: SocketAddr, protocol: Protocol) -> ServicePort 
         node_port: None,
         addresses: vec![from.ip()],
         affinity: None,
+        traffic: Default::default(),
         endpoints: vec![Endpoint { addr: to.ip(), port: to.port(), weight: 1, node: None, state: ready }],
     }
 }

@@ -40,6 +40,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "serviceIPs",
     "podSubnet",
     "serviceSubnet",
+    "nodePortAddresses",
     "manifests",
     "kubeconfig",
     "context",
@@ -79,6 +80,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         service_ranges: Vec::new(),
         pod_subnets: Vec::new(),
         service_subnets: Vec::new(),
+        node_port_addresses: Vec::new(),
         manifests: None,
         api: None,
         classless: true,
@@ -238,6 +240,10 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     config.service_ranges = ranges(extents, at, "serviceIPs", Use::Services, log);
     config.pod_subnets = subnets(extents, at, "podSubnet", Use::Pods, log);
     config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
+    if let Some(at) = at.get("nodePortAddresses") {
+        let nets = at.list_or_one();
+        config.node_port_addresses = nets.iter().filter_map(|at| subnet(at, PREFIX, value::prefix, log)).collect();
+    }
     if let Some(at) = at.get("manifests") {
         config.places.note(&at);
         config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);

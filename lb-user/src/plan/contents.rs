@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
 use lb_common::table::{
-    Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink,
+    Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -14,12 +14,12 @@ pub struct Contents {
     pub settings: Settings,
     /// [`lb_common::table::filter`]'s words that are not zero, by index.
     pub filter: BTreeMap<u32, u64>,
-    /// Rows of the slot array by first slot; a row's length is its service's `count`.
+    /// Rows of the slot array by first slot; how long each is, its services say.
     pub rows: BTreeMap<u32, Vec<u32>>,
     pub next_hops: BTreeMap<u32, NextHop>,
     /// Groups of next hops that are as good.
     pub groups: BTreeMap<u32, Group>,
-    /// Links that packets are forwarded from, by index.
+    /// Links that packets are forwarded from, or that lead to the inside, by index.
     pub links: BTreeMap<u32, Link>,
     /// Names of service ids, for people.
     pub names: BTreeMap<u32, Name>,
@@ -54,6 +54,8 @@ impl Contents {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Family<A: Addr> {
     pub services: BTreeMap<ServiceKey<A>, Service>,
+    /// Who may ask for services that name their sources; the value says nothing.
+    pub sources: BTreeMap<SourcePrefix<A>, u32>,
     pub backends: BTreeMap<u32, Backend<A>>,
     pub owned: BTreeMap<Prefix<A>, Owned>,
     /// Next hop index by prefix.
@@ -99,6 +101,7 @@ impl<K: Clone, V: Clone> Change<K, Box<V>> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum FamilyOp<A: Addr> {
     Service(Change<ServiceKey<A>, Service>),
+    Source(Change<SourcePrefix<A>, u32>),
     Backend(Change<u32, Backend<A>>),
     Owned(Change<Prefix<A>, Owned>),
     Route(Change<Prefix<A>, u32>),

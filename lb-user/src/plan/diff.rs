@@ -1,9 +1,9 @@
 //! The single changes from one contents to another, in an order in which every prefix is safe.
 //!
 //! Things come before what points to them and go after it: filter bits, next hops, routes,
-//! backends, rows, settings, hooks of links without any, services, owned addresses, hooks that
-//! change on the way in; services, owned addresses, backends, next hops, filter bits, hooks on the
-//! way out. A link gets its first programs before there are services: else one link would translate
+//! backends, rows, settings, hooks of links without any, source ranges, services, owned addresses, hooks that
+//! change on the way in; services, source ranges, owned addresses, backends, next hops, filter bits, hooks on
+//! the way out. A link gets its first programs before there are services: else one link would translate
 //! what goes to a service, while the answer passes another as it came. A link that carries an older
 //! agent's programs keeps them until the tables are full. Translation between inside and outside comes
 //! with what it needs: exchanged prefixes, then what is on which side, then uplinks, then the setting
@@ -198,8 +198,9 @@ fn starts_to_leave<A: Addr>(old: Option<&Backend<A>>, new: &Backend<A>) -> bool 
     new.state != active && old.is_some_and(|old| old.state == active)
 }
 
-/// Services, owned addresses and uplinks that come or change.
+/// Source ranges, services, owned addresses and uplinks that come or change.
 fn switch<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
+    set(&from.sources, &to.sources, ops, |c| op(FamilyOp::Source(c)));
     set(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
     for (prefix, old, new) in changed(&from.owned, &to.owned) {
         if !old.is_some_and(|old| ends(old, Some(new))) {
@@ -216,10 +217,11 @@ fn ends(old: &Owned, new: Option<&Owned>) -> bool {
     kinds != 0 && !new.is_some_and(|new| new.is(kinds) && new.index == old.index)
 }
 
-/// Services, owned addresses and uplinks that go; backends that drain; those that go get nothing new from
+/// Services, source ranges, owned addresses and uplinks that go; backends that drain; those that go get nothing new from
 /// here on.
 fn leave<A: Addr>(from: &Family<A>, to: &Family<A>, ops: &mut Vec<Op>, op: impl Fn(FamilyOp<A>) -> Op) {
     remove(&from.services, &to.services, ops, |c| op(FamilyOp::Service(c)));
+    remove(&from.sources, &to.sources, ops, |c| op(FamilyOp::Source(c)));
     remove(&from.uplinks, &to.uplinks, ops, |c| op(FamilyOp::Uplink(c)));
     for (&prefix, old, new) in beside(&from.owned, &to.owned).filter(|(_, old, new)| ends(old, *new)) {
         ops.push(op(if old.is(Owned::OUTSIDE) {

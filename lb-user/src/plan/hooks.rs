@@ -48,15 +48,23 @@ pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> 
     network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
 }
 
-/// Links that packets are forwarded from without the kernel: where the kernel forwards, and its main table is
-/// all that it asks.
-pub(super) fn forwarding(intent: &Intent, network: &Network) -> BTreeMap<u32, table::Link> {
-    if !intent.tuning.fast_forwarding {
-        return BTreeMap::new();
-    }
-    let [policy4, policy6] = network.policy;
+/// Links that packets are forwarded from without the kernel, and those that lead to the inside.
+pub(super) fn links(intent: &Intent, network: &Network) -> BTreeMap<u32, table::Link> {
     let of = |link: &Link| {
-        let kernels = network.forwarding.get(&link.index)?;
+        let role = role(intent, link);
+        let inside = if role == Role::Inside { table::Link::INSIDE } else { 0 };
+        let forwards = if matches!(role, Role::Port(_) | Role::Inside) { forwards(intent, network, link) } else { 0 };
+        let flags = inside | forwards;
+        (flags != 0).then_some(table::Link { mac: Mac(link.mac.unwrap_or_default()), flags })
+    };
+    network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
+}
+
+/// What is forwarded from a link: where the kernel forwards, and its main table is all that it asks.
+fn forwards(intent: &Intent, network: &Network, link: &Link) -> u16 {
+    let [policy4, policy6] = network.policy;
+    let kernels = network.forwarding.get(&link.index).filter(|_| intent.tuning.fast_forwarding && link.mac.is_some());
+    kernels.map_or(0, |kernels| {
         let v4 = match (kernels.v4 && !policy4, kernels.rp_filter) {
             (false, _) => 0,
             (true, 0) => table::Link::FORWARDS4,
@@ -64,10 +72,8 @@ pub(super) fn forwarding(intent: &Intent, network: &Network) -> BTreeMap<u32, ta
             (true, _) => table::Link::FORWARDS4 | table::Link::LOOSE4,
         };
         let v6 = if kernels.v6 && !policy6 { table::Link::FORWARDS6 } else { 0 };
-        let ours = matches!(role(intent, link), Role::Port(_) | Role::Inside);
-        (ours && v4 | v6 != 0).then_some(table::Link { mac: Mac(link.mac?), flags: v4 | v6 })
-    };
-    network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
+        v4 | v6
+    })
 }
 
 /// Virtual links carry segmentation-offloaded packets, and XDP would turn that off.

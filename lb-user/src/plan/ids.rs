@@ -12,7 +12,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use imbl::OrdMap;
-use lb_common::table::{Group, Name, NextHop, Owned, Prefix, ServiceKey};
+use lb_common::table::{Group, Name, NextHop, Owned, Prefix, Service, ServiceKey};
 use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
 use super::contents::{Contents, Family};
@@ -269,10 +269,10 @@ impl Ids {
             if let Some(&name) = contents.names.get(&service.id) {
                 self.services.recover((name, proto), service.id);
             }
-            if let Some(row) = contents.rows.get(&service.first)
-                && service.count > 0
-            {
-                self.rows.recover((service.id, A::IS_V6), service.first, row.clone());
+            for (first, _) in service.rows() {
+                if let Some(row) = contents.rows.get(&first) {
+                    self.rows.recover((service.id, A::IS_V6, first != service.first), first, row.clone());
+                }
             }
         }
         for (&id, b) in &family.backends {
@@ -312,8 +312,8 @@ impl Ids {
             .services
             .values()
             .chain(real.v6.services.values())
-            .filter(|s| s.count > 0)
-            .map(|s| (s.first, s.first.saturating_add(s.count)))
+            .flat_map(Service::rows)
+            .map(|(first, count)| (first, first.saturating_add(count)))
             .collect();
         self.services.release(|id| {
             real.names.contains_key(&id)

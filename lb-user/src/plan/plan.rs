@@ -11,7 +11,7 @@ use lb_common::wire::Addr;
 
 use super::contents::{Contents, Family};
 use super::error::PlanError;
-use super::hooks::{forwarding, hooks};
+use super::hooks::{hooks, links};
 use super::ids::Ids;
 use super::nat;
 use super::owned;
@@ -76,7 +76,7 @@ fn draft(
     let mut to = Contents {
         next_hops: routing.next_hops.clone(),
         groups: routing.groups.clone(),
-        links: forwarding(intent, network),
+        links: links(intent, network),
         v4: Family { routes: routing.v4().clone(), ..Family::default() },
         v6: Family { routes: routing.v6().clone(), ..Family::default() },
         hooks: hooks(intent, network),
@@ -128,6 +128,7 @@ pub(super) fn fits(capacity: &Capacity, ids: &Ids, families: [Sizes; 2]) -> Resu
     for family in families {
         check("services", family.services as u64, capacity.services)?;
         check("owned", family.owned as u64, capacity.services)?;
+        check("source_ranges", family.sources as u64, capacity.services)?;
     }
     Ok(())
 }
@@ -136,11 +137,12 @@ pub(super) fn fits(capacity: &Capacity, ids: &Ids, families: [Sizes; 2]) -> Resu
 pub(super) struct Sizes {
     services: usize,
     owned: usize,
+    sources: usize,
 }
 
 impl Sizes {
     fn of<A: Addr>(family: &Family<A>) -> Self {
-        Sizes { services: family.services.len(), owned: family.owned.len() }
+        Sizes { services: family.services.len(), owned: family.owned.len(), sources: family.sources.len() }
     }
 
     /// Once one part of the family's tables is in place of another.
@@ -148,6 +150,7 @@ impl Sizes {
         Sizes {
             services: family.services.len() - before.services.len() + after.services.len(),
             owned: family.owned.len() - before.owned.len() + after.owned.len(),
+            sources: family.sources.len() - before.sources.len() + after.sources.len(),
         }
     }
 }

@@ -1,15 +1,17 @@
 //! Services, their backends and their rows.
 //!
 //! Invariants: a row holds active backends of its own family alone; all addresses of a service
-//! port share its id and, per family, its row; a leaving backend is in no row, unless nobody is ready
-//! and it still serves (KEP-1669: better an endpoint that is about to go than none).
+//! port share its id and, per family, its rows: of all endpoints, and of this node's where a traffic policy is
+//! Local; a leaving backend is in no row, unless nobody who may be is ready and it still serves (KEP-1669:
+//! better an endpoint that is about to go than none).
 //! Not here: which endpoints are healthy; the sources say so.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
-use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey};
+use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, SourcePrefix};
 use lb_common::wire::{Addr, Be16};
 
 use super::Clock;
@@ -20,6 +22,7 @@ use super::ids::Ids;
 use super::maglev::{self, Member};
 use super::nat::Sides;
 use super::routing::Routing;
+use super::slots::RowKey;
 use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
 
 /// What all services are planned with.
@@ -28,6 +31,8 @@ pub(super) struct World {
     pub routing: Routing,
     pub sides: Sides,
     pub clock: Clock,
+    /// This node's name.
+    node: String,
     /// Addresses at which node ports are reached.
     pub node_addresses: Vec<IpAddr>,
     /// Links that lead to other hosts.
@@ -48,8 +53,13 @@ impl World {
         let of_node = |a: &&crate::intent::Address| {
             (port_links.contains(&a.link) || switch == Some(a.link)) && !is_link_local(a.net.addr())
         };
-        let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).collect();
-        World { routing, sides, clock, node_addresses, port_links, inside_links }
+        let wished = |addr: &IpAddr| {
+            let nets = &intent.node_port_addresses;
+            nets.is_empty() || nets.iter().any(|net| net.contains(addr))
+        };
+        let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).filter(wished).collect();
+        let node = intent.node.clone();
+        World { node, routing, sides, clock, node_addresses, port_links, inside_links }
     }
 }
 
@@ -102,15 +112,37 @@ fn check(port: &ServicePort) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Where the service is reached, and whether the address is a node's.
-fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, bool> {
-    let key = |addr: &IpAddr, at: u16, node: bool| {
+/// Where a service is reached.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// The address is a node's.
+    of_node: bool,
+    /// [`Service::flags`].
+    flags: u32,
+}
+
+fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, Place> {
+    let key = |addr: &IpAddr, at: u16, place: Place| {
         let proto = port.protocol.number();
-        A::from_ip(*addr).map(|addr| (ServiceKey { addr, port: Be16::new(at), proto, pad: 0 }, node))
+        A::from_ip(*addr).map(|addr| (ServiceKey { addr, port: Be16::new(at), proto, pad: 0 }, place))
+    };
+    let traffic = &port.traffic;
+    let external = if traffic.external_local { Service::LOCAL } else { 0 };
+    let named = traffic.sources.iter().any(|net| net.addr().is_ipv4() != A::IS_V6);
+    let flags = |addr: &IpAddr| {
+        if traffic.cluster_ips.contains(addr) {
+            let internal = if traffic.internal_local { Service::LOCAL | Service::EVERYBODY } else { 0 };
+            Service::MASQUERADE | internal
+        } else if named && traffic.balancer_ips.contains(addr) {
+            external | Service::RANGES
+        } else {
+            external
+        }
     };
     let by_node = port.node_port.iter().flat_map(|&at| world.node_addresses.iter().map(move |a| (a, at)));
-    let by_node = by_node.filter_map(|(a, at)| key(a, at, true));
-    let own = port.addresses.iter().filter_map(|a| key(a, port.port, world.routing.local.contains(a)));
+    let by_node = by_node.filter_map(|(a, at)| key(a, at, Place { of_node: true, flags: external }));
+    let place = |a: &IpAddr| Place { of_node: world.routing.local.contains(a), flags: flags(a) };
+    let own = port.addresses.iter().filter_map(|a| key(a, port.port, place(a)));
     by_node.chain(own).collect()
 }
 
@@ -118,7 +150,7 @@ fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, b
 fn family<A: Addr>(
     port: &ServicePort,
     id: u32,
-    keys: BTreeMap<ServiceKey<A>, bool>,
+    keys: BTreeMap<ServiceKey<A>, Place>,
     world: &World,
     ids: &mut Ids,
     to: &mut Family<A>,
@@ -128,42 +160,98 @@ fn family<A: Addr>(
     if keys.is_empty() {
         return Ok(());
     }
-    let mut members = Vec::new();
-    let mut made_of = Vec::new();
-    for ((addr, target), (endpoint, part)) in living::<A>(&port.endpoints, world.clock.now) {
+    let mut all = Row::default();
+    let mut local = Row::default();
+    let by_node = keys.values().any(|place| place.flags & Service::LOCAL != 0);
+    let here = |e: &Endpoint| by_node && is_here(e, world);
+    for ((addr, target), Living { endpoint, part, here }) in living::<A>(&port.endpoints, world.clock.now, here) {
         let (backend_id, _) = ids.backends.number((id, addr, target));
+        let member = (Member { key: maglev::identity(addr, target), weight: endpoint.weight.max(1) }, backend_id);
         if part == Part::Chosen {
-            let weight = endpoint.weight.max(1);
-            members.push(Member { key: maglev::identity(addr, target), weight });
-            made_of.push((backend_id, weight));
+            all.add(member);
         }
-        let deadline =
-            part.deadline().map(|until| world.clock.deadline(until, ids.deadlines.get(&backend_id).copied()));
-        if let Some(backend) = backend(endpoint, id, deadline, port.is_published(), world) {
+        if here {
+            local.add(member);
+        }
+        let known = ids.deadlines.get(&backend_id).copied();
+        let deadline = part.deadline().map(|until| world.clock.deadline(until, known));
+        if let Some(mut backend) = backend(endpoint, id, deadline, port.is_published(), world) {
+            let last = here && part != Part::Chosen && endpoint.state.until().is_some();
+            backend.flags |= if here { Backend::<A>::HERE } else { 0 };
+            backend.flags |= if last { Backend::<A>::LAST } else { 0 };
             to.backends.insert(backend_id, backend);
         }
     }
-    let (mut first, mut count) = (0, 0);
-    if !members.is_empty() {
-        let made = made_of.clone();
-        let make = || maglev::row(&members).into_iter().map(|i| made[i as usize].0).collect();
-        let (place, row) = ids.rows.place((id, A::IS_V6), made_of, make);
-        (first, count) = (place, row.len() as u32);
-        rows.insert(place, row);
-    }
+    // One row serves both where they are the same.
+    let same = local.made_of == all.made_of;
+    let (first, count) = all.place((id, A::IS_V6, false), ids, rows);
+    let local = if same { (first, count) } else { local.place((id, A::IS_V6, true), ids, rows) };
     let affinity = port.affinity.map_or(0, |seconds| world.clock.ticks(seconds).max(1));
-    let service = Service { id, first, count, affinity };
-    for (key, of_node) in keys {
+    for (key, Place { of_node, flags }) in keys {
+        let (local_first, local_count) = if flags & Service::LOCAL != 0 { local } else { (0, 0) };
+        let service = Service { id, first, count, affinity, local_first, local_count, flags, pad: 0 };
         if let Some(other) = to.services.insert(key, service) {
             let first = names.get(&other.id).map_or(String::new(), |n| n.as_str().to_owned());
             let (addr, at) = (key.addr.to_ip(), key.port.get());
             return Err(PlanError::Conflict { addr, port: at, proto: key.proto, first, second: port.full_name() });
+        }
+        if flags & Service::RANGES != 0 {
+            to.sources.extend(sources(port, id).map(|source| (source, 1)));
         }
         if !of_node {
             to.owned.insert(Prefix { len: A::BITS, addr: key.addr }, Owned::of(Owned::VIP));
         }
     }
     Ok(())
+}
+
+/// Who gets new connections.
+#[derive(Default)]
+struct Row {
+    members: Vec<Member>,
+    /// Backend ids and weights.
+    made_of: Vec<(u32, u32)>,
+}
+
+impl Row {
+    fn add(&mut self, (member, id): (Member, u32)) {
+        self.made_of.push((id, member.weight));
+        self.members.push(member);
+    }
+
+    /// Its first slot, and how many it has.
+    fn place(self, key: RowKey, ids: &mut Ids, rows: &mut BTreeMap<u32, Vec<u32>>) -> (u32, u32) {
+        let Row { members, made_of } = self;
+        if members.is_empty() {
+            return (0, 0);
+        }
+        let numbers: Vec<u32> = made_of.iter().map(|(id, _)| *id).collect();
+        let make = || maglev::row(&members).into_iter().map(|i| numbers[i as usize]).collect();
+        let (first, row) = ids.rows.place(key, made_of, make);
+        let count = row.len() as u32;
+        rows.insert(first, row);
+        (first, count)
+    }
+}
+
+/// The source ranges of a family.
+fn sources<A: Addr>(port: &ServicePort, service: u32) -> impl Iterator<Item = SourcePrefix<A>> {
+    port.traffic.sources.iter().filter_map(move |net| {
+        let addr = A::from_ip(net.network())?;
+        Some(SourcePrefix { len: u32::BITS + u32::from(net.prefix_len()), service, addr })
+    })
+}
+
+/// Whether an endpoint is on this node: by its node's name, or else by where its address is.
+fn is_here(endpoint: &Endpoint, world: &World) -> bool {
+    match &endpoint.node {
+        Some(node) => *node == world.node,
+        None => {
+            let way = world.routing.find(endpoint.addr);
+            world.routing.local.contains(&endpoint.addr)
+                || way.is_some_and(|way| way.gateway.is_none() && world.inside_links.contains(&way.link))
+        }
+    }
 }
 
 /// What an endpoint does for its service; the later, the more alive.
@@ -186,24 +274,44 @@ impl Part {
     }
 }
 
-/// The endpoints of a family that are still there, and their parts.
-fn living<A: Addr>(endpoints: &[Endpoint], now: SystemTime) -> BTreeMap<(IpAddr, u16), (&Endpoint, Part)> {
+/// An endpoint that is still there.
+struct Living<'e> {
+    endpoint: &'e Endpoint,
+    part: Part,
+    /// Gets the new connections that stay on this node.
+    here: bool,
+}
+
+/// The endpoints of a family that are still there, and their parts. Those `here` are chosen among themselves,
+/// too, wherever others are nearer.
+fn living<A: Addr>(
+    endpoints: &[Endpoint],
+    now: SystemTime,
+    here: impl Fn(&Endpoint) -> bool,
+) -> BTreeMap<(IpAddr, u16), Living<'_>> {
     let family = || endpoints.iter().filter(|e| A::from_ip(e.addr).is_some());
-    let any_ready = family().any(|e| e.state.until().is_none());
-    let mut living: BTreeMap<_, (&Endpoint, Part)> = BTreeMap::new();
+    let is_ready = |e: &&Endpoint| e.state.until().is_none();
+    let any_ready = family().any(|e| is_ready(&e));
+    let any_here = family().filter(is_ready).any(&here);
+    let mut living: BTreeMap<_, Living<'_>> = BTreeMap::new();
     for e in family() {
+        let leaves = matches!(e.state, EndpointState::Draining { .. });
+        let chosen_here = here(e) && (is_ready(&e) || (leaves && !any_here));
         let part = match e.state {
             EndpointState::Ready => Part::Chosen,
             EndpointState::Spare => Part::Kept,
             // However long it has been leaving: who sees it go takes it away (KEP-1669).
             EndpointState::Draining { .. } if !any_ready => Part::Chosen,
+            EndpointState::Draining { .. } if chosen_here => Part::Kept,
             EndpointState::Draining { until } | EndpointState::Ending { until } if until > now => Part::Leaving(until),
             EndpointState::Draining { .. } | EndpointState::Ending { .. } => continue,
         };
         // Listed twice, it is as alive as it is anywhere.
-        let entry = living.entry((e.addr, e.port)).or_insert((e, part));
-        if part > entry.1 {
-            *entry = (e, part);
+        let new = Living { endpoint: e, part, here: chosen_here };
+        match living.entry((e.addr, e.port)) {
+            Entry::Occupied(mut old) if (part, chosen_here) > (old.get().part, old.get().here) => _ = old.insert(new),
+            Entry::Occupied(_) => {}
+            Entry::Vacant(place) => _ = place.insert(new),
         }
     }
     living
@@ -273,9 +381,9 @@ mod tests {
                 Endpoint { addr: [10, 0, 0, i as u8].into(), port: 80, weight: 1, node: None, state }
             };
             let endpoints: Vec<Endpoint> = states.split(' ').enumerate().map(endpoint).collect();
-            let living = living::<Ip4>(&endpoints, now);
+            let living = living::<Ip4>(&endpoints, now, |_| false);
             let said = endpoints.iter().map(|e| match living.get(&(e.addr, e.port)) {
-                Some((_, Part::Chosen)) => "new",
+                Some(Living { part: Part::Chosen, .. }) => "new",
                 Some(_) => "old",
                 None => "-",
             });

@@ -8,8 +8,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-/// The row of one service and family: service id, and whether it is IPv6.
-pub(super) type RowKey = (u32, bool);
+/// A row of one service and family: service id, whether it is IPv6, and whether it is that of this node's
+/// endpoints where it differs from that of all.
+pub(super) type RowKey = (u32, bool, bool);
 
 #[derive(Clone, Debug)]
 struct Placed {
@@ -62,7 +63,8 @@ impl Rows {
 
     /// The draft was of these services alone, before and after.
     pub fn commit_part(&mut self, services: impl Iterator<Item = u32>) {
-        for key in services.flat_map(|id| [(id, false), (id, true)]) {
+        let keys = |id| [(id, false, false), (id, false, true), (id, true, false), (id, true, true)];
+        for key in services.flat_map(keys) {
             if !self.seen.contains(&key)
                 && let Some(placed) = self.current.remove(&key)
             {
@@ -204,7 +206,7 @@ mod tests {
         let mut rows = Rows::default();
         let plan = |rows: &mut Rows, row: &[u32]| {
             rows.begin();
-            let (first, _) = rows.place((1, false), row.iter().map(|&b| (b, 1)).collect(), || row.to_vec());
+            let (first, _) = rows.place((1, false, false), row.iter().map(|&b| (b, 1)).collect(), || row.to_vec());
             rows.commit();
             first
         };

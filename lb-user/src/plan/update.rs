@@ -13,7 +13,7 @@ use std::net::IpAddr;
 use std::time::SystemTime;
 
 use lb_common::table::filter::BITS;
-use lb_common::table::{Owned, Prefix, ServiceKey};
+use lb_common::table::{Owned, Prefix, Service, ServiceKey, SourcePrefix};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 
 use super::contents::{Contents, Family, Op};
@@ -53,6 +53,7 @@ struct Parts<A: Addr> {
 #[derive(Clone, Debug)]
 struct Part<A: Addr> {
     keys: Vec<ServiceKey<A>>,
+    sources: Vec<SourcePrefix<A>>,
     backends: Vec<u32>,
 }
 
@@ -182,8 +183,8 @@ impl Planned {
                 self.v6.copy(id, &self.contents.v6, &mut part.v6);
             }
         }
-        let placed = part.v4.services.values().chain(part.v6.services.values()).filter(|s| s.count > 0);
-        for first in placed.map(|s| s.first) {
+        let placed = part.v4.services.values().chain(part.v6.services.values()).flat_map(Service::rows);
+        for first in placed.map(|(first, _)| first) {
             if let Some(row) = self.contents.rows.get(&first) {
                 part.rows.insert(first, row.clone());
             }
@@ -274,6 +275,7 @@ fn exchange<K: Ord, V>(table: &mut BTreeMap<K, V>, before: BTreeMap<K, V>, after
 
 fn exchange_family<A: Addr>(family: &mut Family<A>, before: Family<A>, after: Family<A>) {
     exchange(&mut family.services, before.services, after.services);
+    exchange(&mut family.sources, before.sources, after.sources);
     exchange(&mut family.backends, before.backends, after.backends);
     exchange(&mut family.owned, before.owned, after.owned);
 }
@@ -295,9 +297,12 @@ impl<A: Addr> Parts<A> {
 
     /// Notes whose everything in there is.
     fn note(&mut self, family: &Family<A>) {
-        let none = || Part { keys: Vec::new(), backends: Vec::new() };
+        let none = || Part { keys: Vec::new(), sources: Vec::new(), backends: Vec::new() };
         for (key, service) in &family.services {
             self.of.entry(service.id).or_insert_with(none).keys.push(*key);
+        }
+        for source in family.sources.keys() {
+            self.of.entry(source.service).or_insert_with(none).sources.push(*source);
         }
         for (&id, backend) in &family.backends {
             self.of.entry(backend.service).or_insert_with(none).backends.push(id);
@@ -313,6 +318,7 @@ impl<A: Addr> Parts<A> {
             let vip = from.owned.get(&prefix).filter(|owned| owned.kind == Owned::VIP);
             to.owned.extend(vip.map(|&owned| (prefix, owned)));
         }
+        to.sources.extend(part.sources.iter().filter_map(|&source| Some((source, *from.sources.get(&source)?))));
         to.backends.extend(part.backends.iter().filter_map(|&id| Some((id, *from.backends.get(&id)?))));
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use lb_common::table::{Backend, Counters, NextHop};
+use lb_common::table::{Backend, Counters, NextHop, Service};
 use lb_common::wire::Addr;
 
 use super::{Cell, Table, endpoint, interfaces, mirror, names, next_hop, open, protocol};
@@ -59,6 +59,26 @@ struct Reached {
     protocol: u8,
     at: Vec<(u16, std::net::IpAddr)>,
     affinity: u32,
+    /// The [`Service::flags`] of all its addresses.
+    flags: Vec<u32>,
+    /// Its source ranges.
+    sources: Vec<String>,
+}
+
+impl Reached {
+    /// Where its traffic policy is Local.
+    fn local(&self) -> Option<&'static str> {
+        let local = |everybody| {
+            let of = |flags: &u32| (flags & Service::EVERYBODY != 0) == everybody;
+            self.flags.iter().filter(|&flags| flags & Service::LOCAL != 0).any(of)
+        };
+        match (local(false), local(true)) {
+            (true, true) => Some("both"),
+            (true, false) => Some("external"),
+            (false, true) => Some("internal"),
+            (false, false) => None,
+        }
+    }
 }
 
 fn reached<A: Addr>(tables: &FamilyMaps<A>, all: &mut BTreeMap<u32, Reached>) -> Result<()> {
@@ -67,6 +87,11 @@ fn reached<A: Addr>(tables: &FamilyMaps<A>, all: &mut BTreeMap<u32, Reached>) ->
         entry.protocol = key.proto;
         entry.at.push((key.port.get(), key.addr.to_ip()));
         entry.affinity = entry.affinity.max(service.affinity);
+        entry.flags.push(service.flags);
+    }
+    for (source, _) in tables.sources.entries()? {
+        let net = format!("{}/{}", source.addr.to_ip(), source.len.saturating_sub(u32::BITS));
+        all.entry(source.service).or_default().sources.push(net);
     }
     Ok(())
 }
@@ -88,6 +113,8 @@ pub fn services(paths: &Paths) -> Result<Table> {
         "port",
         "backends",
         "affinity_s",
+        "local",
+        "sources",
         "connections",
         "packets",
         "bytes",
@@ -99,6 +126,7 @@ pub fn services(paths: &Paths) -> Result<Table> {
     for (name, id, mut reached) in rows {
         // Node ports lie above the service's own port, which all other addresses share.
         reached.at.sort_unstable();
+        reached.sources.sort_unstable();
         let port = reached.at.first().map(|(port, _)| *port);
         let address = |&(p, addr): &(u16, std::net::IpAddr)| match Some(p) == port {
             true => addr.to_string(),
@@ -115,6 +143,8 @@ pub fn services(paths: &Paths) -> Result<Table> {
             port.into(),
             mine().filter(|b| b.state == Backend::<lb_common::wire::Ip4>::ACTIVE).count().into(),
             (reached.affinity != 0).then(|| reached.affinity / ticks).into(),
+            reached.local().map(str::to_owned).into(),
+            Cell::List(reached.sources),
             sum.connections.into(),
             sum.packets.into(),
             sum.bytes.into(),
@@ -127,8 +157,9 @@ pub fn services(paths: &Paths) -> Result<Table> {
 
 /// Shares of the rows by backend, in percent.
 fn shares<A: Addr>(maps: &Maps, tables: &FamilyMaps<A>, all: &mut BTreeMap<u32, f64>) -> Result<()> {
-    let rows: BTreeMap<u32, u32> = tables.services.entries()?.iter().map(|(_, s)| (s.first, s.count)).collect();
-    for (&first, &count) in rows.iter().filter(|(_, count)| **count > 0) {
+    let rows: BTreeMap<u32, u32> =
+        tables.services.entries()?.iter().filter(|(_, s)| s.count > 0).map(|(_, s)| (s.first, s.count)).collect();
+    for (&first, &count) in &rows {
         for backend in maps.slots.read(first, count)? {
             *all.entry(backend).or_default() += 100.0 / f64::from(count);
         }

@@ -87,6 +87,7 @@ fn service(name: &str, at: Peer, backends: Vec<Peer>) -> ServicePort {
         node_port: None,
         addresses: vec![at.v4.into(), at.v6.into()],
         affinity: None,
+        traffic: Default::default(),
         endpoints: backends
             .iter()
             .flat_map(|b| [endpoint(b.v4.into(), b.port), endpoint(b.v6.into(), b.port)])

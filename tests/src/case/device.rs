@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use lb_common::table;
+use lb_common::table::{self, Service};
 
 use super::World;
-use super::world::{BackendLine, Host, Link, Place, ServiceLine};
+use super::world::{BackendLine, Here, Host, Link, Place, ServiceLine};
 use crate::packet::End;
 use crate::packet::build::parse_mac;
 
@@ -25,9 +25,16 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
                 "loose" => Ok(table::Link::LOOSE4),
                 _ => Err(format!("{word}: strict or loose")),
             });
-            let flags = flags.sum::<Built<u16>>()?;
+            let flags = table::Link::FORWARDS4 | table::Link::FORWARDS6 | flags.sum::<Built<u16>>()?;
             world.forwards.retain(|(name, _)| name != link);
             world.forwards.push(((*link).into(), flags));
+            Ok(())
+        }
+        ("inside", [link]) => {
+            match world.forwards.iter_mut().find(|(name, _)| name == link) {
+                Some((_, flags)) => *flags |= table::Link::INSIDE,
+                None => world.forwards.push(((*link).into(), table::Link::INSIDE)),
+            }
             Ok(())
         }
         ("unused", [net4, net6]) => {
@@ -142,11 +149,19 @@ fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
     };
     let mut sides = words.split(|w| *w == "=");
     let at = sides.next().unwrap_or(&[]).iter().map(|w| w.parse()).collect::<Built<Vec<End>>>()?;
-    let mut line = ServiceLine { proto, at, backends: Vec::new(), affinity: 0 };
+    let mut line = ServiceLine { proto, at, backends: Vec::new(), affinity: 0, flags: 0, sources: Vec::new() };
     for word in sides.next().unwrap_or(&[]) {
-        match word.strip_prefix("affinity=") {
-            Some(time) => line.affinity = seconds(time)?,
-            None => line.backends.push(backend(word)?),
+        match (*word, word.split_once('=')) {
+            ("local", _) => line.flags |= Service::LOCAL,
+            ("everybody", _) => line.flags |= Service::EVERYBODY,
+            ("masquerade", _) => line.flags |= Service::MASQUERADE,
+            (_, Some(("affinity", time))) => line.affinity = seconds(time)?,
+            (_, Some(("from", nets))) => {
+                let (net4, net6) = nets.split_once(',').ok_or("from=NET4,NET6")?;
+                line.flags |= Service::RANGES;
+                line.sources.push(prefix(if world.v6 { net6 } else { net4 })?);
+            }
+            _ => line.backends.push(backend(word)?),
         }
     }
     let same = |other: &ServiceLine| other.proto == proto && other.at == line.at;
@@ -161,13 +176,15 @@ fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
 fn backend(word: &str) -> Built<BackendLine> {
     let mut parts = word.split('/');
     let at = parts.next().unwrap_or("").parse()?;
-    let mut line = BackendLine { at, remote: false, draining: false, gone: false };
+    let mut line = BackendLine { at, remote: false, draining: false, gone: false, here: None };
     for part in parts {
         match part {
             "remote" => line.remote = true,
             "draining" => line.draining = true,
             "gone" => line.gone = true,
-            _ => return Err(format!("{part}: remote, draining or gone")),
+            "here" => line.here = Some(Here::Ready),
+            "last" => line.here = Some(Here::Last),
+            _ => return Err(format!("{part}: remote, draining, gone, here or last")),
         }
     }
     Ok(line)

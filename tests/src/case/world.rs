@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::table::{
-    self, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink, filter,
+    self, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink,
+    filter,
 };
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use lb_user::intent::Capacity;
@@ -58,6 +59,14 @@ pub struct BackendLine {
     pub draining: bool,
     /// The slot names it, but it isn't there.
     pub gone: bool,
+    /// On this node, and how: in both rows, or in that of this node alone.
+    pub here: Option<Here>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Here {
+    Ready,
+    Last,
 }
 
 #[derive(Clone, Debug)]
@@ -66,6 +75,10 @@ pub struct ServiceLine {
     pub at: Vec<End>,
     pub backends: Vec<BackendLine>,
     pub affinity: u32,
+    /// [`Service::flags`].
+    pub flags: u32,
+    /// Its source ranges.
+    pub sources: Vec<(IpAddr, u32)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -75,7 +88,7 @@ pub struct World {
     pub hosts: Vec<Host>,
     /// The hosts that each leads to; none: a blackhole.
     pub routes: Vec<(IpAddr, u32, Vec<String>)>,
-    /// Links that packets are forwarded from, and further flags of theirs.
+    /// Links that packets are forwarded from or that lead to the inside, and their flags.
     pub forwards: Vec<(String, u16)>,
     pub unused: Vec<(IpAddr, u32)>,
     pub vips: Vec<String>,
@@ -246,10 +259,9 @@ impl World {
     }
 
     fn forwarding(&self) -> Built<BTreeMap<u32, table::Link>> {
-        let entry = |(name, more): &(String, u16)| {
+        let entry = |(name, flags): &(String, u16)| {
             let link = self.link(name)?;
-            let flags = table::Link::FORWARDS4 | table::Link::FORWARDS6 | more;
-            Ok((link.index, table::Link { mac: Mac(link.mac), flags }))
+            Ok((link.index, table::Link { mac: Mac(link.mac), flags: *flags }))
         };
         self.forwards.iter().map(entry).collect()
     }
@@ -312,20 +324,36 @@ impl World {
         contents: &mut Contents,
     ) -> Built<()> {
         let id = at as u32 + 1;
-        let mut row = Vec::new();
+        let (mut row, mut local) = (Vec::new(), Vec::new());
         for backend in &line.backends {
             let port = backend.at.port.ok_or("a backend has a port")?;
             let next = self.ids.len() as u32 + 1;
             let number = *self.ids.entry((at, backend.at.host.clone(), port)).or_insert(next);
-            if !backend.draining {
+            if !backend.draining && backend.here != Some(Here::Last) {
                 row.push(number);
+            }
+            if backend.here.is_some() {
+                local.push(number);
             }
             if !backend.gone {
                 family.backends.insert(number, self.backend::<A>(backend, id)?);
             }
             set_bit(contents, filter::tuple_bit(self.addr::<A>(&backend.at.host)?, Be16::new(port), line.proto));
         }
-        let service = Service { id, first: *first, count: row.len() as u32, affinity: line.affinity * TICKS };
+        let service = Service {
+            id,
+            first: *first,
+            count: row.len() as u32,
+            affinity: line.affinity * TICKS,
+            local_first: *first + row.len() as u32,
+            local_count: local.len() as u32,
+            flags: line.flags,
+            pad: 0,
+        };
+        for (net, len) in &line.sources {
+            let addr = A::from_ip(*net).ok_or("source ranges are of one IP version")?;
+            family.sources.insert(SourcePrefix { len: u32::BITS + len, service: id, addr }, 1);
+        }
         for end in &line.at {
             let (addr, port) = (self.addr::<A>(&end.host)?, Be16::new(end.port.ok_or("a service has a port")?));
             family.services.insert(ServiceKey { addr, port, proto: line.proto, pad: 0 }, service);
@@ -335,9 +363,11 @@ impl World {
             }
         }
         contents.names.insert(id, Name::new(&format!("case/service-{id}")));
-        *first += row.len() as u32;
-        if !row.is_empty() {
-            contents.rows.insert(service.first, row);
+        *first += (row.len() + local.len()) as u32;
+        for (first, row) in [(service.first, row), (service.local_first, local)] {
+            if !row.is_empty() {
+                contents.rows.insert(first, row);
+            }
         }
         Ok(())
     }
@@ -351,7 +381,9 @@ impl World {
             snat: source.or_else(|| self.addr("node").ok()).unwrap_or_default(),
             port: Be16::new(line.at.port.unwrap_or(0)),
             state: if line.draining { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
-            flags: if line.remote { Backend::<A>::REMOTE } else { 0 },
+            flags: if line.remote { Backend::<A>::REMOTE } else { 0 }
+                | line.here.map_or(0, |_| Backend::<A>::HERE)
+                | if line.here == Some(Here::Last) { Backend::<A>::LAST } else { 0 },
             service,
             next_hop: self.hop_index(&line.at.host)?,
             weight: 1,

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use lb_common::port_table::class;
-use lb_common::table::Settings;
+use lb_common::table::{Service, Settings};
 use lb_common::wire::Addr;
 use lb_user::apply::ends::{contains, is_not_of, is_outside, outside};
 use lb_user::intent::Capacity;
@@ -83,10 +83,9 @@ impl Apply for Fake {
     fn read(&self) -> Result<Contents, Refused> {
         let mut rows = BTreeMap::new();
         let v4 = self.v4.services.values();
-        for service in v4.chain(self.v6.services.values()).filter(|s| s.count > 0) {
-            let row = (service.first..service.first + service.count)
-                .map(|slot| self.slots.get(slot as usize).copied().unwrap_or(0));
-            rows.insert(service.first, row.collect());
+        for (first, count) in v4.chain(self.v6.services.values()).flat_map(Service::rows) {
+            let row = (first..first + count).map(|slot| self.slots.get(slot as usize).copied().unwrap_or(0));
+            rows.insert(first, row.collect());
         }
         Ok(Contents {
             settings: self.settings,
@@ -170,6 +169,7 @@ impl Fake {
         let family: &mut Family<A> = A::family_mut(self);
         match op {
             FamilyOp::Service(op) => change(&mut family.services, op, ("services", capacity.services)),
+            FamilyOp::Source(op) => change(&mut family.sources, op, ("source_ranges", capacity.services)),
             FamilyOp::Backend(op) => element(&mut family.backends, op, ("backends", capacity.backends)),
             FamilyOp::Owned(op) => change(&mut family.owned, op, ("owned", capacity.services)),
             FamilyOp::Route(Change::Set(prefix, index)) => {

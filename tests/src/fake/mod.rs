@@ -21,7 +21,7 @@ use lb_common::flow_table::{Entry, FlowTable};
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
     Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name, NextHop,
-    Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Uplink,
+    Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Source, SourcePrefix, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -332,6 +332,11 @@ impl<A: InFake> PortTable<A> for Fake {
 impl<A: InFake> Tables<A> for Fake {
     fn service(&self, key: &ServiceKey<A>) -> Option<Service> {
         A::family(self).services.get(key).copied()
+    }
+
+    fn allows(&self, source: &Source<A>) -> bool {
+        let mut named = A::family(self).sources.keys().filter(|prefix| prefix.service == source.service);
+        named.any(|&SourcePrefix { len, addr, .. }| covers(&Prefix { len: len - u32::BITS, addr }, source.addr))
     }
 
     fn backend(&self, id: u32) -> Option<Backend<A>> {

@@ -70,9 +70,18 @@ impl Fake {
             let (at, proto) = (socket(key.addr, key.port), proto(key.proto.into()));
             writeln!(
                 f,
-                "service {proto} {at} id={} first={} count={} affinity={}",
-                service.id, service.first, service.count, service.affinity
+                "service {proto} {at} id={} first={} count={} affinity={} local={}+{} flags={}",
+                service.id,
+                service.first,
+                service.count,
+                service.affinity,
+                service.local_first,
+                service.local_count,
+                service.flags
             )?;
+        }
+        for source in family.sources.keys() {
+            writeln!(f, "source service={} {}/{}", source.service, source.addr.to_ip(), source.len - u32::BITS)?;
         }
         for (id, b) in &family.backends {
             writeln!(

@@ -20,6 +20,7 @@ fn removals<K: Ord + Clone, V>(from: &BTreeMap<K, V>, to: &BTreeMap<K, V>, op: i
 
 fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) -> Op) -> (Vec<Op>, Vec<Op>) {
     let mut added = sets(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c)));
+    added.extend(sets(&from.sources, &to.sources, |c| op(FamilyOp::Source(c))));
     added.extend(sets(&from.services, &to.services, |c| op(FamilyOp::Service(c))));
     added.extend(sets(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
     if from.routes != to.routes {
@@ -27,6 +28,7 @@ fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) ->
     }
     added.extend(sets(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     let mut removed = removals(&from.services, &to.services, |c| op(FamilyOp::Service(c)));
+    removed.extend(removals(&from.sources, &to.sources, |c| op(FamilyOp::Source(c))));
     removed.extend(removals(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c))));
     removed.extend(removals(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
     removed.extend(removals(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));

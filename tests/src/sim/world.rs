@@ -183,6 +183,7 @@ fn service(i: u8, random: &mut Random) -> ServicePort {
         node_port: None,
         addresses: addresses(i).to_vec(),
         affinity: random.one_in(3).then_some(120),
+        traffic: Default::default(),
         endpoints,
     }
 }

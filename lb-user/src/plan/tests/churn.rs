@@ -1,5 +1,8 @@
 //! Properties of plan and diff under any sequence of wishes, networks, failures and restarts.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{select, subsequence};
@@ -7,7 +10,9 @@ use proptest::sample::{select, subsequence};
 use super::super::{Contents, Ids, Op, PlanError, diff, plan};
 use super::world::*;
 use super::{Model, clock, nothing};
-use crate::intent::{Endpoint, EndpointState, Filtering, Intent, Nat, Network, PrefixPair, ServicePort, Translation};
+use crate::intent::{
+    Endpoint, EndpointState, Filtering, Intent, Nat, Network, PrefixPair, ServicePort, Traffic, Translation,
+};
 
 const ENDPOINTS: [&str; 8] =
     ["10.20.0.5", "10.20.0.6", "192.168.20.10", "192.168.20.1", "198.51.100.7", "fd10::5", "fd20::10", "fd99::1"];
@@ -28,8 +33,10 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     let state = prop_oneof![3 => Just(None), 1 => (0u32..60).prop_map(Some)];
     let weights = vec((1u32..4, state), ENDPOINTS.len());
     (subsequence(ENDPOINTS.to_vec(), 0..=5), weights).prop_map(|(addrs, rest)| {
+        let node = |addr: &str| Some(if addr.ends_with('5') { "edge-1" } else { "edge-2" }.to_owned());
         let one = |(addr, (weight, until)): (&str, (u32, Option<u32>))| Endpoint {
             weight,
+            node: node(addr).filter(|_| weight != 1),
             state: until.map_or(EndpointState::Ready, |s| EndpointState::Draining { until: clock(s).now }),
             ..ready(addr)
         };
@@ -37,16 +44,27 @@ fn endpoints() -> impl Strategy<Value = Vec<Endpoint>> {
     })
 }
 
+fn traffic() -> impl Strategy<Value = Traffic> {
+    let sources: Vec<IpNet> =
+        ["0.0.0.0/0", "10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a prefix")).to_vec();
+    (any::<bool>(), any::<bool>(), subsequence(sources, 0..=3)).prop_map(|(external_local, internal_local, sources)| {
+        Traffic { external_local, internal_local, sources, ..Traffic::default() }
+    })
+}
+
 pub fn services() -> impl Strategy<Value = Vec<ServicePort>> {
     let all = (0..4usize).map(|i| {
         let addresses = vec![format!("172.28.0.{i}"), format!("192.168.20.10{i}"), format!("fd28::{i}")];
-        let rest =
-            (subsequence(addresses, 0..=3), any::<bool>(), any::<bool>(), endpoints(), proptest::bool::weighted(0.8));
-        rest.prop_map(move |(addresses, node_port, affinity, endpoints, there)| {
+        let there = proptest::bool::weighted(0.8);
+        let rest = (subsequence(addresses, 0..=3), any::<bool>(), any::<bool>(), endpoints(), traffic(), there);
+        rest.prop_map(move |(addresses, node_port, affinity, endpoints, traffic, there)| {
             let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
             let mut one = service(&format!("s{i}"), &addresses, endpoints);
             one.node_port = node_port.then_some(30_000 + i as u16);
             one.affinity = affinity.then_some(60);
+            let is_cluster = |addr: &&IpAddr| addr.to_string().starts_with("172.28.");
+            let cluster_ips = one.addresses.iter().filter(is_cluster).copied().collect();
+            one.traffic = Traffic { cluster_ips, balancer_ips: one.addresses.clone(), ..traffic };
             there.then_some(one)
         })
     });

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
 use lb_common::table::filter::{BITS, addr_bit, inside_bit, outside_bit, tuple_bit};
-use lb_common::table::{Backend, NextHop, Owned, Prefix, Settings};
+use lb_common::table::{Backend, NextHop, Owned, Prefix, Service, Settings};
 use lb_common::wire::Addr;
 
 use super::contents::{Change, Contents, Family, FamilyOp, Hooks, Op};
@@ -78,9 +78,8 @@ impl Model {
     fn read(&self) -> Contents {
         let mut read = Contents { rows: BTreeMap::new(), ..self.contents.clone() };
         let services = read.v4.services.values().chain(read.v6.services.values());
-        for service in services.filter(|s| s.count > 0) {
-            let (first, end) = (service.first as usize, (service.first + service.count) as usize);
-            read.rows.insert(service.first, self.slots[first..end].to_vec());
+        for (first, count) in services.flat_map(Service::rows) {
+            read.rows.insert(first, self.slots[first as usize..(first + count) as usize].to_vec());
         }
         read
     }
@@ -101,7 +100,11 @@ impl Model {
         let filter = |bit: u32| self.contents.filter.get(&(bit / 64)).is_some_and(|w| w >> (bit % 64) & 1 == 1);
         for (key, service) in &family.services {
             assert!(filter(tuple_bit(key.addr, key.port, key.proto)), "filter lacks service {key:?}");
-            for slot in service.first..service.first + service.count {
+            if service.flags & Service::RANGES != 0 {
+                let named = family.sources.keys().any(|source| source.service == service.id);
+                assert!(named, "{key:?} asks for its sources, and none are there");
+            }
+            for slot in service.rows().flat_map(|(first, count)| first..first + count) {
                 let id = self.slots[slot as usize];
                 let backend =
                     family.backends.get(&id).unwrap_or_else(|| panic!("slot {slot} of {key:?}: no backend {id}"));
@@ -192,6 +195,7 @@ fn family<A: Addr>(
     }
     match op {
         FamilyOp::Service(change) => apply(&mut family.services, change),
+        FamilyOp::Source(change) => apply(&mut family.sources, change),
         FamilyOp::Backend(change) => {
             match change {
                 Change::Set(id, backend) if backend.state == Backend::<A>::ACTIVE => drop(ended.remove(id)),

@@ -312,13 +312,31 @@ fn links_forward_where_the_kernel_does_and_has_no_policy() {
     let flags = |network: &Network| -> Vec<(u32, u16)> {
         plan(&intent(vec![]), network).links.iter().map(|(&link, l)| (link, l.flags)).collect()
     };
-    let (v4, v6) = (Link::FORWARDS4, Link::FORWARDS6);
-    assert_eq!(flags(&network), [(ETH0, v4 | v6 | Link::LOOSE4), (ETH1, v4 | Link::STRICT4), (BR, v6)]);
+    let (v4, v6, inside) = (Link::FORWARDS4, Link::FORWARDS6, Link::INSIDE);
+    assert_eq!(flags(&network), [(ETH0, v4 | v6 | Link::LOOSE4), (ETH1, v4 | Link::STRICT4), (BR, v6 | inside)]);
     network.policy = [true, false];
-    assert_eq!(flags(&network), [(ETH0, v6), (BR, v6)]);
+    assert_eq!(flags(&network), [(ETH0, v6), (BR, v6 | inside)]);
     let mut wish = intent(vec![]);
     wish.tuning.fast_forwarding = false;
-    assert!(plan(&wish, &network).links.is_empty());
+    let links = plan(&wish, &network).links;
+    assert_eq!(links.into_iter().map(|(link, l)| (link, l.flags)).collect::<Vec<_>>(), [(BR, inside)]);
+}
+
+#[test]
+fn source_ranges_have_room_or_are_refused() {
+    let mut web = service("web", &["192.168.20.100", "fd20::100"], vec![ready("10.20.0.5")]);
+    web.traffic.balancer_ips.clone_from(&web.addresses);
+    let net = |i: u8| format!("10.0.{i}.0/24").parse().expect("a prefix");
+    web.traffic.sources = (0..20).map(net).collect();
+    let mut wish = intent(vec![web]);
+    let c = plan(&wish, &network());
+    assert_eq!((c.v4.sources.len(), c.v6.sources.len()), (20, 0));
+    let flags =
+        |c: &Contents| (c.v4.services.values().next().unwrap().flags, c.v6.services.values().next().unwrap().flags);
+    assert_eq!(flags(&c), (Service::RANGES, 0));
+    wish.tuning.capacity.services = 16;
+    let refused = super::super::plan(&wish, &network(), &mut Ids::default(), clock(0)).map(drop);
+    assert_eq!(refused, Err(PlanError::Full { table: "source_ranges", need: 20, capacity: 16 }));
 }
 
 #[test]

@@ -97,6 +97,7 @@ pub fn service(name: &str, addresses: &[&str], endpoints: Vec<Endpoint>) -> Serv
         node_port: None,
         addresses: addresses.iter().map(|a| ip(a)).collect(),
         affinity: None,
+        traffic: Default::default(),
         endpoints,
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::{pod, service, slice};
 use crate::config::{self, At, Error, Errors, Log, Place};
-use crate::intent::Protocol;
+use crate::intent::{Protocol, Traffic};
 use crate::source::endpoints::{Endpoint, Labels, Node, Pod, Selection};
 
 /// `namespace/name` of a service, or of a pod.
@@ -79,6 +79,8 @@ pub(super) struct Service {
     pub addresses: Vec<IpAddr>,
     pub balancer: Option<Balancer>,
     pub affinity: Option<u32>,
+    /// Of the addresses that it names.
+    pub traffic: Traffic,
     pub weights: BTreeMap<IpAddr, u32>,
     pub selection: Selection,
     pub ports: Vec<ServicePort>,

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use super::Rules;
 use super::document::{self, Service, Slice, SlicePort, Wish};
 use crate::config::Error;
-use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort};
+use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort, Traffic};
 use crate::source::endpoints::{self, preferred};
 
 /// What became of one service.
@@ -48,6 +48,7 @@ pub(super) fn join(
             .notices
             .push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
     }
+    let traffic = traffic(service, given, moment.rules.classless);
     let ends = moment.now + moment.rules.draining;
     let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(ends);
     for port in &service.ports {
@@ -86,10 +87,19 @@ pub(super) fn join(
             node_port: port.node_port,
             addresses: addresses.clone(),
             affinity: service.affinity,
+            traffic: traffic.clone(),
             endpoints: endpoints.prefer(moment),
         });
     }
     Ok(joined)
+}
+
+/// With the load balancer's addresses that are ours to give.
+fn traffic(service: &Service, given: &[IpAddr], classless: bool) -> Traffic {
+    let mut traffic = service.traffic.clone();
+    let asked = service.named(classless).filter(|addr| !service.addresses.contains(addr));
+    traffic.balancer_ips.extend(asked.chain(given.iter().copied()));
+    traffic
 }
 
 /// The ports of a slice that are meant by a service's port.

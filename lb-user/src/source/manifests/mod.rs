@@ -15,6 +15,7 @@ mod pod;
 mod select;
 mod service;
 mod slice;
+mod traffic;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

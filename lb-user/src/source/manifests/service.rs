@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use super::document::{
     Balancer, PORT, Said, Service, ServicePort, Wish, flag, labels, metadata, port_name, port_number, protocol, strings,
 };
+use super::traffic;
 use crate::config::{self, At, Log};
 use crate::source::endpoints::{self, Distribution, Labels, Selection, Target};
 
@@ -40,16 +41,17 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     if headless || kind == "ExternalName" || is_for_others(&labels(at, log)) {
         return None;
     }
-    let mut addresses = cluster_ips(&spec, log);
-    let families: Vec<bool> = families(&spec, &addresses, log);
+    let cluster_ips = cluster_ips(&spec, log);
+    let families: Vec<bool> = families(&spec, &cluster_ips, log);
     let (external, proxied) = ingress(at, log);
+    let traffic = traffic::read(&spec, &kind, cluster_ips.clone(), external.clone(), log);
+    let mut addresses = cluster_ips;
     let settled = proxied || !external.is_empty();
     let balancer = if kind == "LoadBalancer" { balancer(&spec, &families, settled, log) } else { None };
     addresses.extend(external);
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));
     let mut seen = HashSet::new();
     addresses.retain(|addr| seen.insert(*addr));
-    policies(&spec, log);
     let (ports, targets) = service_ports(&spec, log).into_iter().unzip();
     let selection = Selection {
         selector: spec.get("selector").map_or(Labels::new(), |at| strings(&at, log)),
@@ -64,6 +66,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
         addresses,
         balancer,
         affinity: affinity(&spec, log),
+        traffic,
         weights: weights(at, log),
         selection,
         ports,
@@ -223,14 +226,6 @@ fn weights(at: &At<'_>, log: &mut Log) -> BTreeMap<IpAddr, u32> {
         Ok(())
     });
     all
-}
-
-fn policies(spec: &At<'_>, log: &mut Log) {
-    for key in ["externalTrafficPolicy", "internalTrafficPolicy"] {
-        if let Some(at) = spec.get(key).filter(|at| at.node.text() == Some("Local")) {
-            log.notice(&at, "`Local` is not known here: all endpoints are used, as with Cluster");
-        }
-    }
 }
 
 /// Each port, and whom it means.

@@ -1,6 +1,7 @@
 //! Kubernetes' rules for services, from objects to ports and endpoints. `docs/service-semantics.md` names these tests.
 
 use super::*;
+use crate::intent::Traffic;
 
 const PORT: &str = "ports: [{ port: 80 }]";
 
@@ -185,6 +186,64 @@ fn session_affinity() {
     let wrong = read(&plain(config));
     assert_eq!(wrong.len(), 1);
     assert!(wrong[0].ends_with("`86401` is too large; expected a number of seconds from 1 to 86400"), "{wrong:?}");
+}
+
+#[test]
+fn traffic_policies_and_source_ranges() {
+    let traffic = |spec: &str| {
+        let folder = Folder::new("traffic");
+        folder.write("a.yaml", &service("a", &format!("{{ clusterIP: 10.1.0.1, {spec}{PORT} }}")));
+        let mut manifests = Manifests::new(folder.0.clone(), rules());
+        manifests.load(&Scope::All, at(0)).unwrap();
+        let [port] = &manifests.services()[..] else { panic!("{spec}: no service") };
+        let Traffic { cluster_ips, balancer_ips, external_local, internal_local, sources, health_check } =
+            &port.traffic;
+        let list = |of: Vec<String>| of.join(" ");
+        let addrs = |of: &[IpAddr]| list(of.iter().map(ToString::to_string).collect());
+        let sources = list(sources.iter().map(ToString::to_string).collect());
+        let local = [external_local, internal_local].map(|&local| if local { "Local" } else { "Cluster" }).join(" ");
+        let health = health_check.map_or(String::new(), |port| format!(" health {port}"));
+        format!("[{}] [{}] {local} [{sources}]{health}", addrs(cluster_ips), addrs(balancer_ips))
+    };
+    for (spec, want) in [
+        ("", "[10.1.0.1] [] Cluster Cluster []"),
+        ("externalTrafficPolicy: Cluster, internalTrafficPolicy: Local, ", "[10.1.0.1] [] Cluster Local []"),
+        ("type: NodePort, externalTrafficPolicy: Local, ", "[10.1.0.1] [] Local Cluster []"),
+        ("externalIPs: [198.51.100.1], ", "[10.1.0.1] [] Cluster Cluster []"),
+        ("type: LoadBalancer, loadBalancerSourceRanges: [], ", "[10.1.0.1] [10.9.0.1] Cluster Cluster []"),
+        (
+            "type: LoadBalancer, loadBalancerIP: 10.9.0.9, loadBalancerSourceRanges: [' 10.0.0.0/8', 'fd00::/8', 0.0.0.0/0], ",
+            "[10.1.0.1] [10.9.0.9] Cluster Cluster [10.0.0.0/8 fd00::/8 0.0.0.0/0]",
+        ),
+        (
+            "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 31000, ",
+            "[10.1.0.1] [10.9.0.1] Local Cluster [] health 31000",
+        ),
+        ("type: LoadBalancer, healthCheckNodePort: 0, ", "[10.1.0.1] [10.9.0.1] Cluster Cluster []"),
+    ] {
+        assert_eq!(traffic(spec), want, "{spec}");
+    }
+    for (spec, want) in [
+        ("externalTrafficPolicy: Here, ", "externalTrafficPolicy: `Here` is not Cluster or Local"),
+        (
+            "type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.0/33], ",
+            "loadBalancerSourceRanges[0]: `10.0.0.0/33` has a prefix longer than 32; expected a network such as 203.0.113.0/24 or 2001:db8::/32",
+        ),
+        (
+            "loadBalancerSourceRanges: [10.0.0.0/8], ",
+            "loadBalancerSourceRanges: is for Services of type LoadBalancer; expected none with the type ClusterIP",
+        ),
+        (
+            "type: LoadBalancer, healthCheckNodePort: 31000, ",
+            "healthCheckNodePort: is for load balancers whose traffic stays on the node; expected none, or type LoadBalancer with externalTrafficPolicy Local",
+        ),
+    ] {
+        let wrong = read(&plain(spec));
+        assert_eq!(wrong.len(), 1, "{spec}: {wrong:?}");
+        assert!(wrong[0].ends_with(&format!(": spec.{want}")), "{spec}: {wrong:?}");
+    }
+    let cleared = read(&plain("type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.7/8], "));
+    assert!(cleared[1].ends_with("`10.0.0.7/8` has bits behind its prefix; taken as 10.0.0.0/8"), "{cleared:?}");
 }
 
 #[test]
