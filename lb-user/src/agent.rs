@@ -6,6 +6,7 @@
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
 mod cluster;
+mod health_check;
 mod lock;
 pub mod nat_log;
 mod planning;
@@ -30,6 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
 use self::cluster::Followed;
+use self::health_check::{Answers, HealthChecks};
 use self::planning::Held;
 use self::routes::Routes;
 use self::wanted::Neighbours;
@@ -106,6 +108,7 @@ async fn start(options: &Options) -> Result<()> {
         told: None,
         nat_log,
         routes: Routes::new(options.routes.clone(), probed)?,
+        health_checks: HealthChecks::default(),
         retry: None,
         deadline: None,
         ask: None,
@@ -174,6 +177,7 @@ struct Agent {
     told: Option<cluster::Source>,
     nat_log: nat_log::NatLog,
     routes: Routes,
+    health_checks: HealthChecks,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -190,6 +194,8 @@ impl Agent {
         self.settle_routes();
         self.replan(None)?;
         self.tell_source();
+        // Those of an agent before may be others.
+        self.note_health_checks();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
         if self.waits() {
@@ -233,6 +239,7 @@ impl Agent {
                 () = at(self.routes.retry) => block_in_place(|| self.settle_routes()),
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
                 () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
+                () = self.health_checks.changed() => block_in_place(|| self.note_health_checks()),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
                 _ = prune.tick() => block_in_place(|| {
                     self.settle_routes();
@@ -271,6 +278,23 @@ impl Agent {
             Ok(None) => debug!("what services are made of changed, but not what it means"),
             Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
             Err(error) => error!("refused, and what runs stays:\n{error:#}"),
+        }
+    }
+
+    /// Answers health checks by what is in force.
+    fn answer_health_checks(&mut self) {
+        let Some(planned) = &self.planned else { return };
+        let intent = &self.wish.intent;
+        let answers = Answers::new(&intent.services, &intent.node_port_addresses, |e| planned.is_here(e));
+        if self.health_checks.set(answers) {
+            self.note_health_checks();
+        }
+    }
+
+    fn note_health_checks(&mut self) {
+        let known = self.health_checks.known();
+        if let Err(error) = self.kernel.state.change(&self.options.paths, |state| state.health_checks = known) {
+            error!("{error:#}");
         }
     }
 

@@ -27,6 +27,8 @@ pub struct Intent {
     /// Names or `*` patterns of further inside interfaces (a pod's veth).
     pub inside: Vec<String>,
     pub nat: Nat,
+    /// Pods' networks, on all nodes.
+    pub pod_subnets: Vec<IpNet>,
     /// Node ports are reached at the node's addresses in these networks; none: at all.
     pub node_port_addresses: Vec<IpNet>,
     /// Addresses that services may have: dropped where no service has them.

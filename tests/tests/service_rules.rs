@@ -359,6 +359,9 @@ fn packets_to_cluster_ips_from_who_is_no_pod() {
         service("clusterIP: CLUSTER, externalIPs: [EXTERNAL], ports: [{ port: 80 }]") + &on_nodes("E5@edge-1");
     let want = [("TCP cluster 80", "E5:8080*"), ("node TCP cluster 80", "E5:8080"), ("TCP external 80", "E5:8080")];
     check("no-pod", &objects, &want);
+    // A pod of another node comes by a port, and is none the less a pod.
+    let lan = ["192.168.20.0/24", "fd20::/64"].map(|net| net.parse().unwrap());
+    check_in("pods", &objects, &[("TCP cluster 80", "E5:8080")], |world| world.intent.pod_subnets = lan.to_vec());
 }
 
 #[test]

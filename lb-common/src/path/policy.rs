@@ -1,7 +1,7 @@
 //! Who may open a connection to a service, and whose endpoints it gets: source ranges and traffic policies.
 //!
-//! Invariant: only what has no connection yet is asked. Whoever is of this node (its pods, itself) gets
-//! the nearest of all endpoints also where the traffic policy for others is Local, as nobody routes its
+//! Invariant: only what has no connection yet is asked. Whoever is of this node (itself, its inside;
+//! pods anywhere count, as for kube-proxy) gets the nearest of all endpoints also where the traffic policy for others is Local, as nobody routes its
 //! packets to the right node. Not here: which endpoints are of this node; the plan says so.
 
 use super::parse::{Ip, Parsed};
@@ -73,7 +73,7 @@ fn allowed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool {
     context.tables.allows(&Source { service: work.service.id, addr: work.parsed.key.src })
 }
 
-/// Whether the packet is this node's own, or comes from its inside.
+/// Whether the packet is this node's own, or comes from its inside or a pod.
 #[inline(never)]
 fn is_of_node<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool {
     let (tables, at) = (context.tables, context.at);
@@ -84,5 +84,5 @@ fn is_of_node<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool
         return true;
     }
     let source = tables.owned(work.parsed.key.src).unwrap_or_default();
-    source.is(Owned::INSIDE | Owned::PREFIX_INSIDE)
+    source.is(Owned::INSIDE | Owned::PREFIX_INSIDE | Owned::PODS)
 }

@@ -115,6 +115,8 @@ impl Owned {
     pub const PREFIX_INSIDE: u16 = 32;
     /// In the prefix that one of the inside has outside.
     pub const PREFIX_OUTSIDE: u16 = 64;
+    /// Pods', of any node. Only clients of services are looked up for it, so that the filter has no bit of it.
+    pub const PODS: u16 = 128;
 
     pub const fn of(kind: u16) -> Self {
         Owned { kind, index: 0 }

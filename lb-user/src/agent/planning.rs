@@ -102,6 +102,7 @@ impl Agent {
         self.lock.note(self.wish.intent.revision);
         self.nat_log.set_path(self.wish.intent.nat.log.clone());
         self.deadline = self.next_deadline();
+        self.answer_health_checks();
         if self.ids.waits() {
             // What it waits for has just gone.
             self.behind = true;

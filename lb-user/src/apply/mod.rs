@@ -26,5 +26,5 @@ mod unload;
 pub use hooks::{Point, attached};
 pub use kernel::Kernel;
 pub use maps::{Maps, Paths};
-pub use state::{EndedFor, State, namespace};
+pub use state::{EndedFor, HealthCheck, State, namespace};
 pub use unload::unload;

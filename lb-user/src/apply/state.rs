@@ -36,8 +36,20 @@ pub struct State {
     pub neighbours: BTreeSet<(u32, IpAddr)>,
     /// Whether routes or rules of our protocol were set.
     pub routes: bool,
+    /// Ports of health checks, as the last agent had them: nothing to undo.
+    pub health_checks: BTreeMap<u16, HealthCheck>,
     /// Translated connections that agents ended so far: nothing to undo, but it shall outlive them.
     pub nat_ended: EndedFor,
+}
+
+/// A health check node port.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct HealthCheck {
+    /// `namespace/name`
+    pub service: String,
+    /// Why it isn't listened at.
+    pub trouble: Option<String>,
 }
 
 /// Translated connections that have ended since what they had outside is no longer there, by what that was.

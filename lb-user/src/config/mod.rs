@@ -145,6 +145,7 @@ impl Config {
             internal_switch: self.internal_switch.clone(),
             inside: self.inside.clone(),
             nat: self.nat.clone(),
+            pod_subnets: self.pod_subnets.clone(),
             node_port_addresses: self.node_port_addresses.clone(),
             service_ranges: self.service_ranges.iter().copied().chain(cluster).collect(),
             services: self.with_published(services),

@@ -86,6 +86,8 @@ pub(super) fn translate(
     exchange(&intent.nat, ids, to, &mut marks6)?;
     uplinks(intent, network, &mut marks4, ids, &mut to.v4.uplinks)?;
     uplinks(intent, network, &mut marks6, ids, &mut to.v6.uplinks)?;
+    marks4.extend(pods(intent, true));
+    marks6.extend(pods(intent, false));
     sides.v4 = composed(&marks4, network);
     sides.v6 = composed(&marks6, network);
     let inside = |(net, owned): (IpNet, Owned)| owned.is(Owned::INSIDE | Owned::PREFIX_INSIDE).then_some(net);
@@ -94,6 +96,12 @@ pub(super) fn translate(
     to.settings.nat = if crosses { bits_of(&intent.nat) } else { 0 };
     to.settings.nat_quota = intent.nat.quota;
     Ok(sides)
+}
+
+/// Pods' networks, whether or not anything is translated.
+fn pods(intent: &Intent, v4: bool) -> impl Iterator<Item = (IpNet, Owned)> {
+    let nets = intent.pod_subnets.iter().filter(move |net| net.addr().is_ipv4() == v4);
+    nets.map(|net| (net.trunc(), Owned::of(Owned::PODS)))
 }
 
 /// The settings of a translation that there is.

@@ -243,7 +243,7 @@ fn sources<A: Addr>(port: &ServicePort, service: u32) -> impl Iterator<Item = So
 }
 
 /// Whether an endpoint is on this node: by its node's name, or else by where its address is.
-fn is_here(endpoint: &Endpoint, world: &World) -> bool {
+pub(super) fn is_here(endpoint: &Endpoint, world: &World) -> bool {
     match &endpoint.node {
         Some(node) => *node == world.node,
         None => {

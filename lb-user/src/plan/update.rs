@@ -23,8 +23,8 @@ use super::ids::Ids;
 use super::nat;
 use super::owned;
 use super::plan::{Clock, Sizes, fits, whole};
-use super::services::{World, number_key, services};
-use crate::intent::{Capacity, Intent, Network, RouteTable, ServicePort, ServiceRange};
+use super::services::{World, is_here, number_key, services};
+use crate::intent::{Capacity, Endpoint, Intent, Network, RouteTable, ServicePort, ServiceRange};
 
 /// A plan, and what it takes to change it service by service.
 #[derive(Clone, Debug)]
@@ -90,6 +90,11 @@ impl Planned {
     /// Whether there are more groups of next hops than there is room for.
     pub fn is_cramped(&self) -> bool {
         self.world.routing.cramped
+    }
+
+    /// Whether an endpoint is on this node.
+    pub fn is_here(&self, endpoint: &Endpoint) -> bool {
+        is_here(endpoint, &self.world)
     }
 
     /// When the next leaving endpoint's time is up, if any leaves.

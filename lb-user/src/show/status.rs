@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use anyhow::Result;
-use lb_common::table::{Flow, Plain};
+use lb_common::table::{Flow, Link, Plain, Service};
 use lb_common::wire::{Addr, Ip4};
 
 use super::{Cell, Table as Listing, interface, interfaces, mirror, nat::Brief, open};
@@ -49,6 +49,16 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         let (links, used, capacity) = (links.join(", ").into(), nat.used.into(), nat.capacity.into());
         listing.push(["nat".into(), links, "on".into(), used, capacity, nat.detail.into()]);
     }
+    for (port, check) in &state.health_checks {
+        let (word, why) = match &check.trouble {
+            _ if !runs => ("stopped", String::new()),
+            None => ("listening", String::new()),
+            Some(why) => ("failed", format!(": {why}")),
+        };
+        let detail = format!("port {port}{why}").into();
+        let name = check.service.as_str().into();
+        listing.push(["health check".into(), name, word.into(), Cell::None, Cell::None, detail]);
+    }
     for (name, used, capacity) in fills(&maps)? {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
@@ -84,7 +94,8 @@ fn api(api: &Api, now: SystemTime) -> (&'static str, Cell) {
 
 /// The links that packets are forwarded from ahead of the kernel, and how many were.
 fn forwarding(maps: &Maps, mirror: Option<&Mirror>, names: &BTreeMap<u32, String>) -> Result<[Cell; 6]> {
-    let links = maps.links.entries()?;
+    let mut links = maps.links.entries()?;
+    links.retain(|(_, link)| link.flags & (Link::FORWARDS4 | Link::FORWARDS6) != 0);
     let mut shown: Vec<String> = links.iter().map(|(link, _)| interface(*link, names)).collect();
     shown.sort();
     let state = if links.is_empty() { "kernel" } else { "fast" };
@@ -148,6 +159,7 @@ fn fills(maps: &Maps) -> Result<Vec<(String, u64, u32)>> {
 fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) -> Result<()> {
     all.extend([
         count(&tables.services)?,
+        count(&tables.sources)?,
         count(&tables.backends)?,
         count(&tables.owned)?,
         (if A::IS_V6 { "FLOWS6" } else { "FLOWS4" }.into(), tables.flows.entries().len() as u64, tables.flows.slots()),
@@ -160,8 +172,8 @@ fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) ->
 /// Slots in rows that services use.
 fn slots(maps: &Maps) -> Result<(String, u64, u32)> {
     let mut rows = BTreeMap::new();
-    rows.extend(maps.v4.services.entries()?.into_iter().map(|(_, s)| (s.first, s.count)));
-    rows.extend(maps.v6.services.entries()?.into_iter().map(|(_, s)| (s.first, s.count)));
+    rows.extend(maps.v4.services.entries()?.iter().flat_map(|(_, service)| Service::rows(service)));
+    rows.extend(maps.v6.services.entries()?.iter().flat_map(|(_, service)| Service::rows(service)));
     Ok(("SLOTS".into(), rows.values().map(|&count| u64::from(count)).sum(), maps.slots.capacity()))
 }
 

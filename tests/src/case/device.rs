@@ -45,6 +45,10 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
             world.insides.push(prefix(if world.v6 { net6 } else { net4 })?);
             Ok(())
         }
+        ("pods", [net4, net6]) => {
+            world.pods.push(prefix(if world.v6 { net6 } else { net4 })?);
+            Ok(())
+        }
         ("direct", [net4, net6]) => {
             world.directs.push(prefix(if world.v6 { net6 } else { net4 })?);
             Ok(())

@@ -96,6 +96,8 @@ pub struct World {
     /// Subnets of the inside, and those that the inside reaches as it is.
     pub insides: Vec<(IpAddr, u32)>,
     pub directs: Vec<(IpAddr, u32)>,
+    /// Pods' networks.
+    pub pods: Vec<(IpAddr, u32)>,
     /// Addresses that translated packets get, by the link that they leave by.
     pub uplinks: BTreeMap<u32, Vec<IpAddr>>,
     /// Prefixes inside, and what they are outside.
@@ -199,7 +201,8 @@ impl World {
     /// What is translated between inside and outside.
     fn translate<A: Addr>(&self, family: &mut Family<A>, contents: &mut Contents) -> Built<()> {
         let all = self.insides.iter().map(|net| (net, Owned::INSIDE));
-        for ((net, len), kind) in all.chain(self.directs.iter().map(|net| (net, Owned::DIRECT))) {
+        let pods = self.pods.iter().map(|net| (net, Owned::PODS));
+        for ((net, len), kind) in all.chain(self.directs.iter().map(|net| (net, Owned::DIRECT))).chain(pods) {
             let addr = A::from_ip(*net).ok_or("prefixes are of one IP version")?;
             family.owned.entry(Prefix { len: *len, addr }).or_default().kind |= kind;
             if kind == Owned::INSIDE {

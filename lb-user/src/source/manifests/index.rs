@@ -10,7 +10,7 @@ use super::document::{Documents, Endpoints, Placed, Said, Service, ServiceName, 
 use super::join::Joined;
 use super::select::Selected;
 use crate::config::Error;
-use crate::intent::Protocol;
+use crate::intent::{Protocol, ServicePort};
 use crate::source::endpoints::{self, Node, Nodes};
 
 /// Which documents there are, by service.
@@ -192,12 +192,10 @@ impl Taken {
                         clash(format!("{}", Listen(*addr, port.port, port.protocol)), first, other);
                     }
                 }
-                if let Some(node_port) = port.node_port {
-                    let before = mine.node_ports.insert((node_port, port.protocol), name.clone());
-                    if let Some(first) =
-                        before.as_ref().or(self.node_ports.get(&(node_port, port.protocol)).filter(old))
-                    {
-                        let what = format!("node port {node_port}/{}", protocol(port.protocol));
+                for key in node_ports(joined, port) {
+                    let before = mine.node_ports.insert(key, name.clone());
+                    if let Some(first) = before.as_ref().or(self.node_ports.get(&key).filter(old)) {
+                        let what = format!("node port {}/{}", key.0, protocol(key.1));
                         clash(what, service(first), Some(first));
                     }
                 }
@@ -214,20 +212,28 @@ impl Taken {
                     self.addresses.remove(&key);
                 }
             }
-            if let Some(node_port) = port.node_port.filter(|p| self.node_ports.get(&(*p, port.protocol)) == Some(name))
-            {
-                self.node_ports.remove(&(node_port, port.protocol));
+            for key in before.into_iter().flat_map(|joined| node_ports(joined, port)) {
+                if self.node_ports.get(&key) == Some(name) {
+                    self.node_ports.remove(&key);
+                }
             }
         }
         for port in after.into_iter().flat_map(|j| &j.ports) {
             for addr in &port.addresses {
                 self.addresses.insert((*addr, port.port, port.protocol), name.clone());
             }
-            if let Some(node_port) = port.node_port {
-                self.node_ports.insert((node_port, port.protocol), name.clone());
+            for key in after.into_iter().flat_map(|joined| node_ports(joined, port)) {
+                self.node_ports.insert(key, name.clone());
             }
         }
     }
+}
+
+/// The node ports of a service's port: its own, and with the first one that of the service's health checks.
+fn node_ports<'a>(joined: &'a Joined, port: &'a ServicePort) -> impl Iterator<Item = (u16, Protocol)> + 'a {
+    let first = joined.ports.first().is_some_and(|first| std::ptr::eq(first, port));
+    let health_check = port.traffic.health_check.filter(|_| first).map(|port| (port, Protocol::Tcp));
+    port.node_port.map(|number| (number, port.protocol)).into_iter().chain(health_check)
 }
 
 struct Listen(IpAddr, u16, Protocol);

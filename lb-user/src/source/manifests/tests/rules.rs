@@ -242,6 +242,15 @@ fn traffic_policies_and_source_ranges() {
         assert_eq!(wrong.len(), 1, "{spec}: {wrong:?}");
         assert!(wrong[0].ends_with(&format!(": spec.{want}")), "{spec}: {wrong:?}");
     }
+    let balancer = |name: &str, more: &str| {
+        let spec = "type: LoadBalancer, externalTrafficPolicy: Local, healthCheckNodePort: 31000";
+        service(name, &format!("{{ {spec}, ports: [{{ name: a, port: 80{more} }}, {{ name: b, port: 81 }}] }}"))
+    };
+    let taken = read(&(balancer("a", "") + &balancer("b", "")));
+    let want = "default/b and default/a (a.yaml:2) both want node port 31000/TCP; expected one of them to change";
+    assert!(taken.len() == 1 && taken[0].ends_with(want), "{taken:?}");
+    let own = read(&balancer("a", ", nodePort: 31000"));
+    assert!(own[0].ends_with("both want node port 31000/TCP; expected one of them to change"), "{own:?}");
     let cleared = read(&plain("type: LoadBalancer, loadBalancerSourceRanges: [10.0.0.7/8], "));
     assert!(cleared[1].ends_with("`10.0.0.7/8` has bits behind its prefix; taken as 10.0.0.0/8"), "{cleared:?}");
 }
