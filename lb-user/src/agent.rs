@@ -5,7 +5,9 @@
 //! agent ends, however it ends, everything stays pinned and goes on. Deliberately not here: what a
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
+mod addresses;
 mod cluster;
+mod health;
 mod health_check;
 mod lock;
 pub mod nat_log;
@@ -31,6 +33,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
 use self::cluster::Followed;
+use self::health::{Health, Reports};
 use self::health_check::{Answers, HealthChecks};
 use self::planning::Held;
 use self::routes::Routes;
@@ -92,6 +95,7 @@ async fn start(options: &Options) -> Result<()> {
     let nat_log = nat_log::start(&options.paths, wish.intent.nat.log.clone())?;
     let ends = nat_log.ends();
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
+    let (health, reports) = Health::start(&options.paths)?;
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
@@ -107,6 +111,7 @@ async fn start(options: &Options) -> Result<()> {
         followed,
         told: None,
         nat_log,
+        health,
         routes: Routes::new(options.routes.clone(), probed)?,
         health_checks: HealthChecks::default(),
         retry: None,
@@ -118,7 +123,7 @@ async fn start(options: &Options) -> Result<()> {
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
     block_in_place(|| agent.first())?;
     sweeping::start(&options.paths, agent.nat_log.ends())?;
-    agent.serve(watch, network_by, stored, stop).await
+    agent.serve(watch, network_by, stored, reports, stop).await
 }
 
 /// The verifier takes as long as the files do: both at once.
@@ -176,6 +181,7 @@ struct Agent {
     /// What was last told of where services come from.
     told: Option<cluster::Source>,
     nat_log: nat_log::NatLog,
+    health: Health,
     routes: Routes,
     health_checks: HealthChecks,
     /// When to try again what failed.
@@ -196,6 +202,7 @@ impl Agent {
         self.tell_source();
         // Those of an agent before may be others.
         self.note_health_checks();
+        self.settle_health();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
         if self.waits() {
@@ -214,11 +221,13 @@ impl Agent {
         mut watch: Watch,
         mut network: watch::Receiver<Network>,
         mut stored: Option<Watch>,
+        mut reports: Reports,
         [mut terminate, mut interrupt]: [Signal; 2],
     ) -> Result<()> {
         let mut prune = interval(PRUNE);
         prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
         prune.reset();
+        let mut told = Vec::new();
         loop {
             let feed = self.feed();
             tokio::select! {
@@ -235,6 +244,7 @@ impl Agent {
                     let now = network.borrow_and_update().clone();
                     block_in_place(|| self.network_changed(now));
                 }
+                1.. = reports.recv_many(&mut told, 4_096) => block_in_place(|| self.probed(std::mem::take(&mut told))),
                 () = routes::changed(&mut stored) => block_in_place(|| self.stored_routes_changed()),
                 () = at(self.routes.retry) => block_in_place(|| self.settle_routes()),
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
@@ -243,6 +253,7 @@ impl Agent {
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
                 _ = prune.tick() => block_in_place(|| {
                     self.settle_routes();
+                    self.wish.keep_addresses();
                     self.prune();
                 }),
             }
@@ -296,6 +307,7 @@ impl Agent {
         if let Err(error) = self.kernel.state.change(&self.options.paths, |state| state.health_checks = known) {
             error!("{error:#}");
         }
+        self.settle_health();
     }
 
     fn ask_neighbours(&mut self) {

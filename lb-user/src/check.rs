@@ -60,6 +60,9 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
             line(name, text);
         }
     }
+    for pool in &config.pools {
+        line(&format!("pool {}", pool.name), pool.said());
+    }
     for route in &config.routes {
         line("route", route.to_string());
     }

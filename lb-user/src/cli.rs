@@ -39,6 +39,8 @@ pub enum Command {
     Status(Listing),
     /// Services, their addresses and backends' number
     Services(Listing),
+    /// Pools of addresses, and which services have which, or wait for one, and why
+    Addresses(Listing),
     /// Backends, their state and share
     Backends(Listing),
     /// Connections

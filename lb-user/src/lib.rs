@@ -4,12 +4,15 @@
 //! Invariant: no packet logic here; that is `lb-common`'s. Sources state facts and decide nothing;
 //! plan is pure; apply is the only writer of maps.
 
+pub mod address;
 pub mod agent;
 pub mod apply;
 pub mod check;
 pub mod cli;
 pub mod config;
+mod disk;
 pub mod fib;
+pub mod health;
 pub mod intent;
 pub mod plan;
 pub mod route;

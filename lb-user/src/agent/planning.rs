@@ -129,6 +129,7 @@ impl Agent {
     /// up are among them. None: everything is to be planned, also to say what is wrong.
     fn plan_part(&mut self, undo: Option<&Undo>, clock: Clock) -> Option<Vec<Op>> {
         let planned = self.planned.as_mut().filter(|_| !self.behind && matches!(self.held, Held::Plan))?;
+        let wish = &self.wish;
         let none = BTreeMap::new();
         let before = match undo {
             None => &none,
@@ -136,11 +137,13 @@ impl Agent {
             Some(Undo::All(_)) => return None,
         };
         let due = planned.due(clock.now).into_iter().map(|(namespace, name)| ServiceName { namespace, name });
-        let due: Vec<ServiceName> = due.filter(|name| !before.contains_key(name)).collect();
-        let names: BTreeSet<&ServiceName> = before.keys().chain(&due).collect();
-        let stay = due.iter().flat_map(|name| self.wish.ports(name));
-        let was: Vec<&ServicePort> = before.values().flatten().chain(stay).collect();
-        let now: Vec<&ServicePort> = names.into_iter().flat_map(|name| self.wish.ports(name)).collect();
+        let touched = self.health.touched().cloned();
+        let names: BTreeSet<ServiceName> = before.keys().cloned().chain(due).chain(touched).collect();
+        let shown = self.health.show(&names, wish);
+        let was = |name| shown.get(name).or(before.get(name)).map_or_else(|| wish.ports(name), Vec::as_slice);
+        let was: Vec<&ServicePort> = names.iter().flat_map(was).collect();
+        let now = |name| self.health.shown(name).unwrap_or_else(|| wish.ports(name));
+        let now: Vec<&ServicePort> = names.iter().flat_map(now).collect();
         let ops = planned.update(&was, &now, &mut self.ids, clock).ok()?;
         self.neighbours.replace(&was, &now);
         Some(ops)
@@ -151,7 +154,8 @@ impl Agent {
         if matches!(self.held, Held::Unknown) {
             self.read_back()?;
         }
-        let planned = Planned::new(&self.wish.intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
+        let intent = self.health.intent(&self.wish);
+        let planned = Planned::new(&intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
             .context("refused, and what runs stays")?;
         let ops = match (&self.held, &self.planned) {
             (Held::Other(real), _) => diff(real, planned.contents()),
@@ -165,7 +169,7 @@ impl Agent {
         }
         self.planned = Some(planned);
         self.behind = false;
-        self.neighbours = Neighbours::new(&self.wish.intent, &self.network);
+        self.neighbours = Neighbours::new(&intent, &self.network);
         Ok(ops)
     }
 

@@ -3,20 +3,24 @@
 //! Invariant: [`Wish::intent`] is always what some moment's files said and what a plan accepted. A
 //! change is tried and either kept or taken back. Not here: when files are read.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
 use tracing::warn;
 
-use crate::apply::{Maps, Paths};
+use crate::apply::Paths;
 use crate::config::{Config, Error, Errors, verify};
+use crate::health::Check;
 use crate::intent::{Intent, ServicePort};
 use crate::route::StaticRoute;
 use crate::source::live::Access;
 use crate::source::manifests::{Manifests, Objects, Scope, ServiceName, Update};
 use crate::source::netlink::Mirror;
 
+use super::addresses::Addresses;
 use super::switch;
 
 pub struct Wish {
@@ -27,6 +31,7 @@ pub struct Wish {
     refused: bool,
     /// The API hasn't told of its objects yet: the services are others', and the first news takes their place.
     waits: bool,
+    addresses: Addresses,
 }
 
 /// How to take a change back.
@@ -38,22 +43,6 @@ pub enum Undo {
 fn notices(all: &[Error]) {
     for notice in all {
         warn!("{notice}");
-    }
-}
-
-/// Addresses that services were given by an agent before, by what is pinned.
-fn remember(manifests: &mut Manifests, config: &Config, paths: &Paths) {
-    let Ok(maps) = Maps::open(&paths.maps()) else { return };
-    let (Ok(v4), Ok(v6)) = (maps.v4.services.entries(), maps.v6.services.entries()) else { return };
-    let keys = v4.into_iter().map(|(k, s)| (lb_common::wire::Addr::to_ip(k.addr), s.id));
-    for (addr, id) in keys.chain(v6.into_iter().map(|(k, s)| (lb_common::wire::Addr::to_ip(k.addr), s.id))) {
-        let given = config.service_ranges.iter().any(|r| r.first <= addr && addr <= r.last);
-        let Ok(Some(name)) = maps.names.get(&id) else { continue };
-        if let (true, Some((namespace, rest))) = (given, name.as_str().split_once('/'))
-            && let Some((name, _)) = rest.rsplit_once(':')
-        {
-            manifests.remember(ServiceName { namespace: namespace.into(), name: name.into() }, addr);
-        }
     }
 }
 
@@ -89,14 +78,19 @@ impl Wish {
         let mut manifests = source(&config);
         let waits = config.api.is_some() && objects.is_none();
         let mut services = Vec::new();
+        let mut addresses = Addresses::read(paths);
         if let Some(manifests) = &mut manifests {
-            remember(manifests, &config, paths);
+            addresses.recall(manifests, &config, paths);
+        }
+        // Until all services are known nobody's address is another's.
+        if let Some(manifests) = manifests.as_mut().filter(|_| !waits) {
             let scope = if manifests.are_told() { Scope::Objects(objects.unwrap_or_default()) } else { Scope::All };
             notices(&manifests.load(&scope, SystemTime::now())?.notices);
+            addresses.keep(Some(manifests));
             services = manifests.services();
         }
         let intent = config.intent(1, services);
-        Ok(Wish { intent, config, manifests, refused: false, waits })
+        Ok(Wish { intent, config, manifests, refused: false, waits, addresses })
     }
 
     /// Operators' routes of the configuration.
@@ -131,6 +125,7 @@ impl Wish {
     pub fn manifests_changed(&mut self, scope: &Scope) -> Result<Option<Undo>> {
         let Some(manifests) = &mut self.manifests else { return Ok(None) };
         let update = manifests.load(scope, SystemTime::now())?;
+        self.addresses.keep(Some(manifests));
         notices(&update.notices);
         let first = matches!(scope, Scope::Objects(_)) && std::mem::take(&mut self.waits);
         if self.refused || first {
@@ -156,16 +151,21 @@ impl Wish {
         check(&config, paths)?;
         let same = (&config.manifests, &config.api) == (&self.config.manifests, &self.config.api);
         let mut manifests = if same { self.manifests.clone() } else { source(&config) };
+        if !same && let Some(manifests) = &mut manifests {
+            self.addresses.recall(manifests, &config, paths);
+        }
         let waits = if same { self.waits } else { config.api.is_some() };
         let mut services = Vec::new();
         if let Some(manifests) = &mut manifests {
             manifests.set_rules(config.rules());
-            notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
-            services = manifests.services();
         }
         if waits {
             let published = &self.config.published;
             services = self.intent.services.iter().filter(|s| !published.contains(s)).cloned().collect();
+        } else if let Some(manifests) = &mut manifests {
+            notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
+            self.addresses.keep(Some(manifests));
+            services = manifests.services();
         }
         let mut intent = config.intent(self.intent.revision, services);
         if config.tuning.capacity != self.config.tuning.capacity {
@@ -193,9 +193,33 @@ impl Wish {
         Ok(Some(Undo::All(Box::new(old))))
     }
 
+    /// How services' endpoints are probed: as their manifests say, else as the configuration does.
+    pub fn checks(&self) -> BTreeMap<ServiceName, Arc<Check>> {
+        let said = self.manifests.iter().flat_map(Manifests::checks);
+        let mut all: BTreeMap<ServiceName, Option<Arc<Check>>> = self.config.checks.clone();
+        all.extend(said.map(|(name, check)| (name.clone(), check.clone())));
+        all.into_iter().filter_map(|(name, check)| Some((name, check?))).collect()
+    }
+
+    /// How those of one are, if they are.
+    pub fn check(&self, name: &ServiceName) -> Option<Arc<Check>> {
+        let said = self.manifests.as_ref().and_then(|manifests| manifests.checks().get(name));
+        said.or(self.config.checks.get(name)).cloned().flatten()
+    }
+
+    /// How long an endpoint that leaves keeps its connections.
+    pub fn draining(&self) -> Duration {
+        self.config.draining
+    }
+
     /// The ports of a service, as they are wished for now.
     pub fn ports(&self, name: &ServiceName) -> &[ServicePort] {
         ports(&self.intent.services, name)
+    }
+
+    /// Writes who has which address, where that isn't done yet.
+    pub fn keep_addresses(&mut self) {
+        self.addresses.keep(self.manifests.as_ref());
     }
 
     /// A plan took the change.
@@ -209,6 +233,7 @@ impl Wish {
             Undo::Services(update) => update.apply_to(&mut self.intent.services),
             Undo::All(all) => (self.intent, self.config, self.manifests, self.waits) = *all,
         }
+        self.keep_addresses();
         self.refused = true;
     }
 }

@@ -169,6 +169,16 @@ impl Paths {
         self.run.join("cluster.json")
     }
 
+    /// Which services have which addresses.
+    pub fn addresses(&self) -> PathBuf {
+        self.kept.join("addresses.json")
+    }
+
+    /// Which endpoints fail their probes.
+    pub fn health(&self) -> PathBuf {
+        self.run.join("health.json")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.run.join("agent.lock")
     }

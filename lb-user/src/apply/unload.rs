@@ -142,7 +142,7 @@ fn remove_switch(state: &State) -> Result<usize> {
 
 /// What is written down there. The folder's name is the pin folder's, and others may have one of that name.
 fn remove_run(paths: &Paths) -> Result<()> {
-    let rewritten = [paths.state(), paths.source(), paths.cluster()];
+    let rewritten = [paths.state(), paths.source(), paths.cluster(), paths.health()];
     let beside = rewritten.clone().map(|path| path.with_extension("new"));
     for file in rewritten.into_iter().chain(beside).chain([paths.lock()]) {
         match fs::remove_file(&file) {

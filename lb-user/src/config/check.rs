@@ -58,6 +58,8 @@ pub(super) fn whole(config: &Config, root: &At<'_>, log: &mut Log) {
     routes::whole(config, log);
     reply_via(config, log);
     overlaps(config, log);
+    apart(config, log);
+    few_nodes(config, log);
     for extent in config.places.extents.iter().filter(|e| e.used == Use::Cluster) {
         if value::size(&extent.range) > MAX_RANGE {
             let message = format!(
@@ -167,6 +169,46 @@ fn reply_via(config: &Config, log: &mut Log) {
 
 pub(super) fn family(addr: IpAddr) -> &'static str {
     if addr.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+/// nodeIPs and serviceIPs are one range of a family each, which may be written in parts.
+fn apart(config: &Config, log: &mut Log) {
+    for (used, key) in [(Use::Nodes, "cluster.nodeIPs"), (Use::Services, "cluster.serviceIPs")] {
+        for v4 in [true, false] {
+            let of = |e: &&Extent| e.used == used && e.path.starts_with(key) && e.range.first.is_ipv4() == v4;
+            let mut mine: Vec<&Extent> = config.places.extents.iter().filter(of).collect();
+            mine.sort_by_key(|extent| extent.range.first);
+            for pair in mine.windows(2) {
+                let (last, first) = (value::number(pair[0].range.last), value::number(pair[1].range.first));
+                // What overlaps is told of as that.
+                if last.saturating_add(1) < first {
+                    let more = if used == Use::Services { "; cluster.pools takes more" } else { "" };
+                    let message = format!(
+                        "{} does not join {} ({}); expected one contiguous range a family{more}",
+                        show(&pair[1].range),
+                        pair[0].path,
+                        show(&pair[0].range)
+                    );
+                    push(log, pair[1].place, &pair[1].path, message);
+                }
+            }
+        }
+    }
+}
+
+/// This node is one: the others are counted where they are known.
+fn few_nodes(config: &Config, log: &mut Log) {
+    for v4 in [true, false] {
+        let mine = config.places.extents.iter().filter(|e| e.used == Use::Nodes && e.range.first.is_ipv4() == v4);
+        let mine: Vec<&Extent> = mine.collect();
+        if let [one] = &mine[..]
+            && value::size(&one.range) == 1
+        {
+            let message =
+                format!("{} is one address; expected one more than there are nodes, so two at least", show(&one.range));
+            push(log, one.place, &one.path, message);
+        }
+    }
 }
 
 fn overlaps(config: &Config, log: &mut Log) {

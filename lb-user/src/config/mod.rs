@@ -10,6 +10,7 @@ mod at;
 mod check;
 mod error;
 mod nat;
+mod pools;
 mod publish;
 mod read;
 mod routes;
@@ -25,17 +26,19 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use crate::address::Pool;
+use crate::health::Check;
 use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, Tuning};
 
 use crate::route::StaticRoute;
 use crate::source::live::Access;
-use crate::source::manifests::Rules;
+use crate::source::manifests::{Rules, ServiceName};
 
 pub use error::{Error, Errors, Place};
 pub use verify::verify;
 
 pub(crate) use at::{At, Log};
-pub(crate) use value::{address, boolean, contains, integer, number, prefix, show};
+pub(crate) use value::{address, boolean, contains, integer, number, prefix, seconds, show, size};
 pub(crate) use yaml::{Node, of_json, parse as parse_yaml};
 
 /// A configuration that makes sense by itself.
@@ -54,6 +57,8 @@ pub struct Config {
     pub node_ranges: Vec<ServiceRange>,
     /// Addresses that load-balancer services get.
     pub service_ranges: Vec<ServiceRange>,
+    /// Further ones.
+    pub pools: Vec<Pool>,
     pub pod_subnets: Vec<IpNet>,
     /// Cluster IPs.
     pub service_subnets: Vec<IpNet>,
@@ -63,6 +68,8 @@ pub struct Config {
     pub manifests: Option<PathBuf>,
     /// A live Kubernetes API in their place.
     pub api: Option<Access>,
+    /// How endpoints are probed, of services that don't say so; None: not at all.
+    pub checks: BTreeMap<ServiceName, Option<Arc<Check>>>,
     /// How long a terminating endpoint keeps its connections where nothing says it better.
     pub draining: Duration,
     /// Load balancers without a class are ours, too.
@@ -138,6 +145,7 @@ impl Config {
     /// The whole wish, with the services that the cluster wants.
     pub fn intent(&self, revision: u64, services: Vec<ServicePort>) -> Intent {
         let cluster = self.service_subnets.iter().map(|net| value::of_net(*net));
+        let pools = self.pools.iter().flat_map(|pool| &pool.ranges);
         Intent {
             revision,
             node: self.node.clone(),
@@ -147,7 +155,7 @@ impl Config {
             nat: self.nat.clone(),
             pod_subnets: self.pod_subnets.clone(),
             node_port_addresses: self.node_port_addresses.clone(),
-            service_ranges: self.service_ranges.iter().copied().chain(cluster).collect(),
+            service_ranges: self.service_ranges.iter().chain(pools).copied().chain(cluster).collect(),
             services: self.with_published(services),
             tuning: self.tuning.clone(),
         }
@@ -173,7 +181,9 @@ impl Config {
             published.flat_map(|(i, s)| s.addresses.iter().map(move |addr| (at(s, addr), said(i)))).collect();
         Rules {
             node: self.node.clone(),
+            node_ranges: self.node_ranges.clone(),
             service_ranges: self.service_ranges.clone(),
+            pools: self.pools.clone(),
             published,
             draining: self.draining,
             classless: self.classless,

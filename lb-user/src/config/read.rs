@@ -3,6 +3,7 @@
 //! Invariant: every key that is accepted is in a `KEYS` list here and in docs/configuration.md.
 //! Not here: the form of single values ([`super::value`]), rules between values ([`super::check`]).
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,8 +16,10 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, api, nat, publish, routes};
+use super::{Config, Places, api, nat, pools, publish, routes};
+use crate::health::check::{self as probing, Check};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, Tuning};
+use crate::source::manifests::ServiceName;
 
 const KEYS: &[&str] = &[
     "node",
@@ -38,6 +41,7 @@ const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", 
 const CLUSTER_KEYS: &[&str] = &[
     "nodeIPs",
     "serviceIPs",
+    "pools",
     "podSubnet",
     "serviceSubnet",
     "nodePortAddresses",
@@ -46,6 +50,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "context",
     "endpoints",
     "classlessLoadBalancers",
+    "healthChecks",
 ];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
@@ -78,12 +83,14 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         routes: Vec::new(),
         node_ranges: Vec::new(),
         service_ranges: Vec::new(),
+        pools: Vec::new(),
         pod_subnets: Vec::new(),
         service_subnets: Vec::new(),
         node_port_addresses: Vec::new(),
         manifests: None,
         api: None,
         classless: true,
+        checks: BTreeMap::new(),
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
         notices: Vec::new(),
@@ -238,6 +245,10 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     let extents = &mut config.places.extents;
     config.node_ranges = ranges(extents, at, "nodeIPs", Use::Nodes, log);
     config.service_ranges = ranges(extents, at, "serviceIPs", Use::Services, log);
+    if let Some(at) = at.get("pools") {
+        config.pools = pools::pools(&mut config.places, &at, log);
+    }
+    let extents = &mut config.places.extents;
     config.pod_subnets = subnets(extents, at, "podSubnet", Use::Pods, log);
     config.service_subnets = subnets(extents, at, "serviceSubnet", Use::Cluster, log);
     if let Some(at) = at.get("nodePortAddresses") {
@@ -249,12 +260,30 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
         config.manifests = at.string(log, "a folder or file of Kubernetes YAML").map(PathBuf::from);
     }
     api::read(config, at, log);
+    if let Some(at) = at.get("healthChecks") {
+        config.checks = health_checks(&at, log);
+    }
     if let Some(at) = at.get("classlessLoadBalancers") {
         config.classless = at.value(log, "true or false", value::boolean).unwrap_or(true);
     }
 }
 
-fn ranges(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<ServiceRange> {
+/// By `namespace/name`.
+fn health_checks(at: &At<'_>, log: &mut Log) -> BTreeMap<ServiceName, Option<Arc<Check>>> {
+    let mut all = BTreeMap::new();
+    for (key, at) in at.entries(log, "a map of services, such as default/web: http path=/healthz") {
+        let Some((namespace, name)) = key.text().and_then(|text| text.split_once('/')) else {
+            log.error(&at, format!("{} is not a service's name such as default/web", key.describe()));
+            continue;
+        };
+        let name = ServiceName { namespace: namespace.into(), name: name.into() };
+        let check = at.value(log, probing::RIGHT, Check::parse);
+        all.extend(check.map(|check| (name, check.map(Arc::new))));
+    }
+    all
+}
+
+pub(super) fn ranges(extents: &mut Vec<Extent>, at: &At<'_>, key: &str, used: Use, log: &mut Log) -> Vec<ServiceRange> {
     let Some(at) = at.get(key) else {
         return Vec::new();
     };

@@ -14,7 +14,7 @@ ports:
 internalSwitch: { interface: br-int, address: 10.20.0.1/24 }
 inside: ['veth*', cni0]
 cluster:
-  nodeIPs: [192.168.20.10-192.168.20.12, fd00:20::10]
+  nodeIPs: [192.168.20.10-192.168.20.12, fd00:20::10/127]
   serviceIPs: [192.168.20.100-192.168.20.120, fd00:20::100 - fd00:20::1ff]
   podSubnet: [172.27.0.0/16, fd00:27::/64]
   serviceSubnet: 172.28.0.1/16
@@ -67,5 +67,6 @@ fn least_file() {
 mod api;
 mod kernel;
 mod nat;
+mod pools;
 mod routes;
 mod wrong;

@@ -5,6 +5,8 @@
 //! address for good: one from DHCP is refused, and so are slaves of a bond or team, whose packets
 //! are their master's.
 
+mod ranges;
+
 use std::net::IpAddr;
 
 use crate::intent::{Address, Link, Network, Port};
@@ -43,6 +45,7 @@ pub fn verify(config: &Config, network: &Network) -> Vec<Error> {
         );
         errors.extend(nat_addresses(config, network, port, link));
     }
+    errors.extend(ranges::verify(config, network));
     errors.extend(routes::verify(config, network));
     if let Some(switch) = &config.internal_switch {
         find(config, network, "internalSwitch.interface", &switch.interface, &mut errors);

@@ -1,17 +1,17 @@
 //! Routes added by command, on disk.
 //!
-//! Invariant: the file is always whole. A new one is written beside it and synced, takes its place,
-//! and the folder is synced before anybody is told; writers take turns by a lock. A file that can't
-//! be understood is refused, never written over.
+//! Invariant: the file is always whole ([`disk`]); writers take turns by a lock. A file that can't be
+//! understood is refused, never written over.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::{StaticRoute, form};
+use crate::disk;
 
 const VERSION: u32 = 1;
 
@@ -60,8 +60,8 @@ pub struct Store {
 
 impl Store {
     pub fn open(path: &Path) -> Result<Store> {
-        let folder = folder(path);
-        make(folder).with_context(|| format!("creating {}", folder.display()))?;
+        let folder = disk::folder(path);
+        disk::make(folder).with_context(|| format!("creating {}", folder.display()))?;
         let beside = path.with_extension("lock");
         let lock = OpenOptions::new().write(true).create(true).truncate(false).open(&beside);
         let lock = lock.with_context(|| beside.display().to_string())?;
@@ -73,29 +73,7 @@ impl Store {
     pub fn write(mut self) -> Result<u64> {
         self.stored.generation += 1;
         let text = serde_json::to_string_pretty(&self.stored)? + "\n";
-        replace(&self.path, text.as_bytes()).with_context(|| format!("writing {}", self.path.display()))?;
+        disk::replace(&self.path, text.as_bytes()).with_context(|| format!("writing {}", self.path.display()))?;
         Ok(self.stored.generation)
     }
-}
-
-fn replace(path: &Path, text: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
-    file.write_all(text)?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
-    File::open(folder(path))?.sync_all()
-}
-
-/// Makes a folder that outlives a power cut, as what will be in it does.
-fn make(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    fs::create_dir_all(path)?;
-    File::open(folder(path))?.sync_all()
-}
-
-fn folder(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

@@ -1,8 +1,9 @@
 //! What is in the kernel, for people and programs.
 //!
-//! Invariant: read from pinned maps alone, so that every listing works while no agent runs, and
+//! Invariant: read from pinned maps and stores alone, so that every listing works while no agent runs, and
 //! nothing is changed by looking. `docs/json.md` describes the fields.
 
+mod addresses;
 mod flows;
 mod nat;
 mod routes;
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, bail};
 use lb_common::drop::{Drop as Reason, Note};
 use lb_common::table::NextHop;
 
+pub use addresses::addresses;
 pub use flows::flows;
 pub use nat::{nat_flows, nat_status, nat_top};
 pub use routes::{route, routes};

@@ -1,16 +1,18 @@
 //! Services and their backends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 use lb_common::table::{Backend, Counters, NextHop, Service};
 use lb_common::wire::Addr;
 
+use super::addresses::waiting;
 use super::{Cell, Table, endpoint, interfaces, mirror, names, next_hop, open, protocol};
 use crate::apply::clock;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::add;
 use crate::apply::{Maps, Paths, State};
+use crate::health::report::Report;
 
 /// A backend of either family.
 struct Entry {
@@ -120,7 +122,12 @@ pub fn services(paths: &Paths) -> Result<Table> {
         "bytes",
         "reply_packets",
         "reply_bytes",
+        "waiting",
+        "failing",
     ]);
+    let mut waiting = waiting(paths);
+    let mut told = BTreeSet::new();
+    let report = Report::read(&paths.health());
     let mut rows: Vec<_> = all.into_iter().map(|(id, at)| (names.get(&id).cloned(), id, at)).collect();
     rows.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
     for (name, id, mut reached) in rows {
@@ -135,8 +142,11 @@ pub fn services(paths: &Paths) -> Result<Table> {
         let mine = || backends.iter().filter(|b| b.service == id);
         let past = maps.retired.get(&id)?.unwrap_or_default();
         let sum = mine().fold(past, |sum, b| add(sum, b.counters));
+        let service = name.as_ref().and_then(|name| name.rsplit_once(':')).map(|(service, _)| service);
+        let why = service.and_then(|service| waiting.get(service)).cloned();
+        told.extend(service.filter(|_| why.is_some()).map(str::to_owned));
         table.push([
-            name.into(),
+            name.clone().into(),
             id.into(),
             Cell::List(reached.at.iter().map(address).collect()),
             protocol(reached.protocol).into(),
@@ -150,9 +160,26 @@ pub fn services(paths: &Paths) -> Result<Table> {
             sum.bytes.into(),
             sum.reply_packets.into(),
             sum.reply_bytes.into(),
+            why.into(),
+            failing_of(name.as_deref(), &report).into(),
         ]);
     }
+    waiting.retain(|name, _| !told.contains(name));
+    for (name, why) in waiting {
+        // In no table, since it has no address at all.
+        let mut row = [const { Cell::None }; 14];
+        (row[0], row[2], row[5], row[12]) = (name.into(), Cell::List(Vec::new()), 0u32.into(), why.into());
+        table.push(row);
+    }
     Ok(table)
+}
+
+/// The endpoints of a service that fail their probes, and why.
+fn failing_of(name: Option<&str>, report: &Report) -> Option<Cell> {
+    let (service, _) = name?.rsplit_once(':')?;
+    let mine = report.failing.iter().filter(|f| format!("{}/{}", f.namespace, f.service) == service);
+    let all: Vec<String> = mine.map(|f| format!("{}: {}", endpoint(f.address, f.port), f.why)).collect();
+    (!all.is_empty()).then_some(Cell::List(all))
 }
 
 /// Shares of the rows by backend, in percent.

@@ -1,18 +1,19 @@
 //! Everything at a glance: the agent, the kernel, what hangs on which interface, how full tables are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use anyhow::Result;
 use lb_common::table::{Flow, Link, Plain, Service};
 use lb_common::wire::{Addr, Ip4};
 
-use super::{Cell, Table as Listing, interface, interfaces, mirror, nat::Brief, open};
+use super::{Cell, Table as Listing, addresses, interface, interfaces, mirror, nat::Brief, open};
 use crate::agent::nat_log::utc;
 use crate::agent::{Source, running};
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
 use crate::apply::{Maps, Paths, Point, State, attached};
+use crate::health::report::Report;
 use crate::route::command::Known;
 use crate::source::live::Api;
 use crate::source::netlink::Mirror;
@@ -43,6 +44,20 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     if let Some((used, wished)) = routes(paths, about.repaired)? {
         let detail = format!("{} changes by others repaired", about.repaired).into();
         listing.push(["routes".into(), "operators'".into(), Cell::None, used.into(), wished.into(), detail]);
+    }
+    if let Some((waiting, asking)) = addresses::brief(paths).filter(|(_, asking)| *asking > 0) {
+        let used = (asking - waiting).into();
+        let detail = if waiting == 0 { String::new() } else { format!("{waiting} wait: see `stellwerk addresses`") };
+        listing.push(["addresses".into(), "load balancers".into(), Cell::None, used, asking.into(), detail.into()]);
+    }
+    let report = Report::read(&paths.health());
+    if report.probed > 0 {
+        let services: BTreeSet<String> =
+            report.failing.iter().map(|f| format!("{}/{}", f.namespace, f.service)).collect();
+        let services: Vec<String> = services.into_iter().collect();
+        let detail = if services.is_empty() { String::new() } else { format!("failing, of {}", services.join(", ")) };
+        let (failing, probed) = (report.failing.len().into(), report.probed.into());
+        listing.push(["health".into(), "endpoints".into(), Cell::None, failing, probed, detail.into()]);
     }
     if let Some(nat) = Brief::read(&maps, &settings)? {
         let links: Vec<String> = nat.links.iter().map(|link| interface(*link, &names)).collect();

@@ -199,7 +199,45 @@ const CASES: &[(&str, &[&str])] = &[
         &[
             "c.yaml:4:36: cluster.serviceIPs[1]: 10.0.0.20 overlaps cluster.serviceIPs[0] (10.0.0.1-10.0.0.20); expected addresses of its own",
             "c.yaml:5:12: cluster.nodeIPs: 10.0.0.5 overlaps cluster.serviceIPs[0] (10.0.0.1-10.0.0.20); expected addresses of its own",
+            "c.yaml:5:12: cluster.nodeIPs: 10.0.0.5 is one address; expected one more than there are nodes, so two at least",
             "c.yaml:6:14: cluster.podSubnet: 10.0.0.0-10.0.0.15 overlaps cluster.serviceIPs[0] (10.0.0.1-10.0.0.20); expected addresses of its own",
+        ],
+    ),
+    (
+        "cluster: { serviceIPs: [10.0.0.40-10.0.0.50, 10.0.0.1-10.0.0.20, 10.0.0.21, 'fd00::1'], nodeIPs: [10.0.1.1, 10.0.1.3] }",
+        &[
+            "c.yaml:3:25: cluster.serviceIPs[0]: 10.0.0.40-10.0.0.50 does not join cluster.serviceIPs[2] (10.0.0.21); expected one contiguous range a family; cluster.pools takes more",
+            "c.yaml:3:109: cluster.nodeIPs[1]: 10.0.1.3 does not join cluster.nodeIPs[0] (10.0.1.1); expected one contiguous range a family",
+        ],
+    ),
+    (
+        "cluster: { pools: { default: { addresses: 10.0.0.1 }, a b: { addresses: [] }, c: { addresses: 10.0.0.1/30, priority: -1, autoassign: no }, d: 10.0.0.9 } }",
+        &[
+            "c.yaml:3:30: cluster.pools.default: `default` is the name of cluster.serviceIPs; expected another one",
+            "c.yaml:3:60: cluster.pools.a b: `a b` is not a pool's name; expected a word such as cameras",
+            "c.yaml:3:73: cluster.pools.a b.addresses: is empty; expected a range such as 192.168.20.10-192.168.20.20, a subnet or an address",
+            "c.yaml:3:95: cluster.pools.c.addresses: 10.0.0.0-10.0.0.3 overlaps cluster.pools.default.addresses (10.0.0.1); expected addresses of its own",
+            "c.yaml:3:118: cluster.pools.c.priority: `-1` is too small; expected a number from 0 to 1000000, the lower one first (0: last)",
+            "c.yaml:3:122: cluster.pools.c.autoassign: unknown key; expected `autoAssign`",
+            "c.yaml:3:143: cluster.pools.d: `10.0.0.9` is not a map with the keys addresses, autoAssign, avoidBuggyIPs, priority, namespaces, namespaceSelectors, serviceSelectors",
+        ],
+    ),
+    (
+        "cluster: { pools: { a: { addresses: 10.0.0.9, namespaceSelectors: [{ }], serviceSelectors: { matchExpressions: [{ key: a, operator: in }, { operator: In }, { key: b, operator: In }, { key: c, operator: Exists, values: [x] }] } } } }",
+        &[
+            "c.yaml:3:68: cluster.pools.a.namespaceSelectors[0]: selects everything; expected labels in matchLabels or matchExpressions",
+            "c.yaml:3:133: cluster.pools.a.serviceSelectors.matchExpressions[0].operator: `in` is not In, NotIn, Exists or DoesNotExist",
+            "c.yaml:3:139: cluster.pools.a.serviceSelectors.matchExpressions[1].key: is missing; expected a label's name",
+            "c.yaml:3:157: cluster.pools.a.serviceSelectors.matchExpressions[2]: has no values; expected those that In and NotIn are about",
+            "c.yaml:3:183: cluster.pools.a.serviceSelectors.matchExpressions[3]: has values; expected none beside Exists and DoesNotExist",
+        ],
+    ),
+    (
+        "cluster: { healthChecks: { web: tcp, default/a: ping, default/b: tcp fall=0, default/c: off } }",
+        &[
+            "c.yaml:3:33: cluster.healthChecks.web: `web` is not a service's name such as default/web",
+            "c.yaml:3:49: cluster.healthChecks.default/a: `ping` is not off, tcp, http, https, grpc or udp, and such words as port=8080, path=/healthz, host=NAME, service=NAME, interval=5s, timeout=500ms, rise=2, fall=3 or allFailing=closed behind it",
+            "c.yaml:3:66: cluster.healthChecks.default/b: `tcp fall=0` has `fall=0`, which is too small; expected off, tcp, http, https, grpc or udp, and such words as port=8080, path=/healthz, host=NAME, service=NAME, interval=5s, timeout=500ms, rise=2, fall=3 or allFailing=closed behind it",
         ],
     ),
     (

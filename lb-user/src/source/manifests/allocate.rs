@@ -1,119 +1,52 @@
-//! Addresses for load-balancer services that name none: the lowest free ones of the service ranges.
+//! Services, and the addresses that load balancers among them get ([`crate::address`]).
 //!
-//! Invariant: who has an address keeps it as long as it is in a range and nobody names it
-//! explicitly; newcomers choose in the order of their names. While not all services are known, since a
-//! file is refused, nobody else gets what an unknown one had. So a pure function of the services and
-//! of what they had. What they had is kept in memory, and after a restart told by the agent (the
-//! pinned tables know it); a file of its own is for a later version.
+//! Invariant: while not all services are known, since a file is refused, nobody else gets what an unknown
+//! one had.
 
-use std::collections::{BTreeMap, HashSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::Rules;
-use super::document::{Service, ServiceName, Wish};
-use crate::config::{self, Error};
-use crate::intent::ServiceRange;
+use super::document::{Service, Wish};
+use super::index::Index;
+use crate::address::{self, Ask, DEFAULT, Leases, Outcome, Pool, Scene};
+use crate::source::endpoints::Labels;
 
-pub(super) type Given = BTreeMap<ServiceName, Vec<IpAddr>>;
-
-pub(super) fn allocate<'s>(
-    services: impl Iterator<Item = &'s Arc<Service>> + Clone,
-    rules: &Rules,
-    had: &Given,
-    incomplete: bool,
-) -> (Given, Vec<Error>) {
-    let ranges = &rules.service_ranges[..];
-    let named = services.clone().flat_map(|s| s.named(rules.classless));
-    let mut used: HashSet<IpAddr> = named.chain(rules.published.keys().map(|(addr, ..)| *addr)).collect();
-    let mut given = Given::new();
-    if incomplete {
-        let there: HashSet<&ServiceName> = services.clone().map(|s| &s.name).collect();
-        given.extend(had.iter().filter(|(name, _)| !there.contains(name)).map(|(name, a)| (name.clone(), a.clone())));
-        used.extend(given.values().flatten());
+impl Rules {
+    /// All pools, that of `cluster.serviceIPs` first.
+    pub fn all_pools(&self) -> Vec<Pool> {
+        let first = (!self.service_ranges.is_empty()).then(|| Pool::plain(DEFAULT, self.service_ranges.clone()));
+        first.into_iter().chain(self.pools.iter().cloned()).collect()
     }
-    let asks = |service: &'s Arc<Service>| match service.wish(rules.classless) {
-        Wish::Any(families) => Some((&**service, &families[..])),
-        Wish::None | Wish::This(_) => None,
+}
+
+pub(super) fn allocate(index: &Index, rules: &Rules, had: &Leases, incomplete: bool, frozen: Option<&str>) -> Outcome {
+    let services = || index.services.values().flatten();
+    let namespaces: BTreeMap<&str, Labels> =
+        services().map(|s| &*s.name.namespace).map(|n| (n, index.labels(n))).collect();
+    let asks: Vec<Ask<'_>> = services().filter_map(|service| ask(service, rules, &namespaces)).collect();
+    let pools = rules.all_pools();
+    let blocked: BTreeMap<IpAddr, String> =
+        rules.published.iter().map(|((addr, ..), by)| (*addr, by.clone())).collect();
+    let absent = had.keys().filter(|name| incomplete && !index.services.contains_key(*name)).collect();
+    let named = services().flat_map(|service| service.addresses.iter().copied()).collect();
+    address::allocate(&asks, &Scene { pools: &pools, blocked: &blocked, named, had, absent, frozen })
+}
+
+fn ask<'s>(service: &'s Arc<Service>, rules: &Rules, namespaces: &'s BTreeMap<&str, Labels>) -> Option<Ask<'s>> {
+    let balancer = service.balancer(rules.classless)?;
+    let wish = match &balancer.wish {
+        Wish::None => return None,
+        Wish::Any(families) => address::Wish::Any(families),
+        Wish::These(list) => address::Wish::These(list),
     };
-    let mut asking: Vec<(&Service, &[bool])> = services.filter_map(asks).collect();
-    asking.sort_by(|a, b| a.0.name.cmp(&b.0.name));
-    for (service, families) in &asking {
-        for addr in had.get(&service.name).into_iter().flatten().copied() {
-            let wanted = families.is_empty() || families.contains(&addr.is_ipv4());
-            if wanted && ranges.iter().any(|r| config::contains(r, addr)) && used.insert(addr) {
-                given.entry(service.name.clone()).or_default().push(addr);
-            }
-        }
-    }
-    let mut free = [Free::new(ranges, false), Free::new(ranges, true)];
-    let mut notices = Vec::new();
-    for (service, families) in &asking {
-        let first = ranges.first().is_none_or(|r| r.first.is_ipv4());
-        let families = if families.is_empty() { &[first][..] } else { families };
-        for v4 in families {
-            let mine = given.entry(service.name.clone()).or_default();
-            if mine.iter().any(|a| a.is_ipv4() == *v4) {
-                continue;
-            }
-            match free[usize::from(*v4)].next(&mut used) {
-                Some(addr) => mine.push(addr),
-                None => notices.push(service.said.message(none_left(service, ranges, *v4))),
-            }
-        }
-    }
-    (given, notices)
-}
-
-fn none_left(service: &Service, ranges: &[ServiceRange], v4: bool) -> String {
-    let family = if v4 { "IPv4" } else { "IPv6" };
-    let ranges: Vec<_> = ranges.iter().filter(|r| r.first.is_ipv4() == v4).map(config::show).collect();
-    if ranges.is_empty() {
-        return format!("LoadBalancer {} gets no {family} address: cluster.serviceIPs has none", service.name);
-    }
-    format!("LoadBalancer {} gets no {family} address: all of {} are taken", service.name, ranges.join(", "))
-}
-
-/// Walks a family's ranges upwards, once.
-struct Free {
-    /// First and last as numbers; rising.
-    ranges: Vec<(u128, u128)>,
-    v4: bool,
-}
-
-impl Free {
-    fn new(ranges: &[ServiceRange], v4: bool) -> Self {
-        let mut ranges: Vec<_> = ranges
-            .iter()
-            .filter(|r| r.first.is_ipv4() == v4)
-            .map(|r| (config::number(r.first), config::number(r.last)))
-            .collect();
-        ranges.sort_unstable_by(|a, b| b.cmp(a));
-        Free { ranges, v4 }
-    }
-
-    fn next(&mut self, used: &mut HashSet<IpAddr>) -> Option<IpAddr> {
-        while let Some((first, last)) = self.ranges.last_mut() {
-            let number = *first;
-            if number == *last {
-                self.ranges.pop();
-            } else {
-                *first += 1;
-            }
-            if self.is_special(number) {
-                continue;
-            }
-            let addr = if self.v4 { IpAddr::V4((number as u32).into()) } else { IpAddr::V6(Ipv6Addr::from(number)) };
-            if used.insert(addr) {
-                return Some(addr);
-            }
-        }
-        None
-    }
-
-    /// In a network that reaches beyond the range these may be the network's own, its broadcast
-    /// address (IPv4) or all its routers (RFC 4291 §2.6.1): given to nobody who didn't ask.
-    fn is_special(&self, number: u128) -> bool {
-        if self.v4 { matches!(number & 0xff, 0 | 0xff) } else { number & 0xffff == 0 }
-    }
+    Some(Ask {
+        service: &service.name,
+        wish,
+        pool: balancer.pool.as_deref(),
+        terms: &balancer.terms,
+        labels: &balancer.labels,
+        namespace: namespaces.get(&*service.name.namespace)?,
+    })
 }

@@ -10,7 +10,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::{pod, service, slice};
+use crate::address::Terms;
 use crate::config::{self, At, Error, Errors, Log, Place};
+use crate::health::Check;
 use crate::intent::{Protocol, Traffic};
 use crate::source::endpoints::{Endpoint, Labels, Node, Pod, Selection};
 
@@ -61,6 +63,8 @@ pub(super) struct Documents {
     pub endpoints: Vec<Arc<Endpoints>>,
     pub pods: Vec<Arc<Placed<ServiceName, Pod>>>,
     pub nodes: Vec<Arc<Placed<String, Node>>>,
+    /// Their labels.
+    pub namespaces: Vec<Arc<Placed<String, Labels>>>,
     pub notices: Vec<Error>,
 }
 
@@ -82,6 +86,8 @@ pub(super) struct Service {
     /// Of the addresses that it names.
     pub traffic: Traffic,
     pub weights: BTreeMap<IpAddr, u32>,
+    /// How endpoints are probed, where it says so.
+    pub health: Option<Option<Arc<Check>>>,
     pub selection: Selection,
     pub ports: Vec<ServicePort>,
 }
@@ -91,32 +97,26 @@ pub(super) struct Service {
 pub(super) struct Balancer {
     pub classless: bool,
     pub wish: Wish,
+    pub pool: Option<String>,
+    pub terms: Terms,
+    /// The service's.
+    pub labels: Labels,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wish {
     /// Nothing: its status has addresses.
     None,
-    /// loadBalancerIP
-    This(IpAddr),
-    /// Any of each family here (true = IPv4), or of the range's first family where the list is empty.
+    /// Those that it names.
+    These(Vec<IpAddr>),
+    /// Any of each family here (true = IPv4), or of the first pool's first family where the list is empty.
     Any(Vec<bool>),
 }
 
 impl Service {
     /// What is asked of us where load balancers without a class are ours or not.
-    pub fn wish(&self, classless: bool) -> &Wish {
-        let mine = self.balancer.as_ref().filter(|balancer| classless || !balancer.classless);
-        mine.map_or(&Wish::None, |balancer| &balancer.wish)
-    }
-
-    /// All addresses that it names and shall have.
-    pub fn named(&self, classless: bool) -> impl Iterator<Item = IpAddr> {
-        let asked = match self.wish(classless) {
-            Wish::This(addr) if !self.addresses.contains(addr) => Some(*addr),
-            _ => None,
-        };
-        self.addresses.iter().copied().chain(asked)
+    pub fn balancer(&self, classless: bool) -> Option<&Balancer> {
+        self.balancer.as_ref().filter(|balancer| classless || !balancer.classless)
     }
 }
 
@@ -190,8 +190,7 @@ fn object(at: &At<'_>, log: &mut Log, into: &mut Documents) {
         ("v1", "Endpoints") => into.endpoints.extend(slice::read_endpoints(at, log).map(Arc::new)),
         ("v1", "Pod") => into.pods.extend(pod::read(at, log).map(Arc::new)),
         ("v1", "Node") => into.nodes.extend(pod::read_node(at, log).map(Arc::new)),
-        // No table depends on one.
-        ("v1", "Namespace") => _ = metadata(at, log),
+        ("v1", "Namespace") => into.namespaces.extend(pod::read_namespace(at, log).map(Arc::new)),
         ("v1", "List" | "ServiceList" | "EndpointsList" | "PodList" | "NodeList" | "NamespaceList")
         | ("discovery.k8s.io/v1", "EndpointSliceList") => {
             if let Some(items) = at.get("items") {

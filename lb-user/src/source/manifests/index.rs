@@ -11,7 +11,7 @@ use super::join::Joined;
 use super::select::Selected;
 use crate::config::Error;
 use crate::intent::{Protocol, ServicePort};
-use crate::source::endpoints::{self, Node, Nodes};
+use crate::source::endpoints::{self, Labels, Node, Nodes};
 
 /// Which documents there are, by service.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +21,7 @@ pub(super) struct Index {
     endpoints: BTreeMap<ServiceName, Vec<Arc<Endpoints>>>,
     selected: Selected,
     node_documents: BTreeMap<String, Vec<Arc<Placed<String, Node>>>>,
+    namespaces: BTreeMap<String, Vec<Arc<Placed<String, Labels>>>>,
     pub nodes: Nodes,
 }
 
@@ -60,6 +61,12 @@ impl Index {
         for endpoints in into.iter().flat_map(|d| &d.endpoints) {
             self.endpoints.entry(endpoints.name.clone()).or_default().push(endpoints.clone());
         }
+        for namespace in out.iter().flat_map(|d| &d.namespaces) {
+            remove(&mut self.namespaces, &namespace.name, namespace);
+        }
+        for namespace in into.iter().flat_map(|d| &d.namespaces) {
+            self.namespaces.entry(namespace.name.clone()).or_default().push(namespace.clone());
+        }
         self.selected.swap(out, into);
         self.swap_nodes(out, into);
     }
@@ -77,6 +84,14 @@ impl Index {
                 None => _ = self.nodes.remove(name),
             }
         }
+    }
+
+    /// A namespace's labels; every one has that of its name.
+    pub fn labels(&self, namespace: &str) -> Labels {
+        let said = self.namespaces.get(namespace).and_then(|list| list.first());
+        let mut labels = said.map(|said| said.object.clone()).unwrap_or_default();
+        labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
+        labels
     }
 
     /// The services that these documents are about.
@@ -131,6 +146,12 @@ impl Index {
         for name in nodes {
             if let Some([first, second, ..]) = self.node_documents.get(name).map(Vec::as_slice) {
                 twice(format!("Node {name}"), &first.said, &second.said, &[]);
+            }
+        }
+        let namespaces: BTreeSet<_> = new.iter().flat_map(|d| d.namespaces.iter().map(|n| &n.name)).collect();
+        for name in namespaces {
+            if let Some([first, second, ..]) = self.namespaces.get(name).map(Vec::as_slice) {
+                twice(format!("Namespace {name}"), &first.said, &second.said, &[]);
             }
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }

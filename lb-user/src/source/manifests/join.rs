@@ -40,15 +40,15 @@ pub(super) fn join(
     moment: &Moment<'_>,
 ) -> Result<Joined, Error> {
     let mut joined = Joined::default();
-    let mut addresses: Vec<IpAddr> = service.named(moment.rules.classless).collect();
-    addresses.extend(given);
-    let asks = *service.wish(moment.rules.classless) != Wish::None;
+    let mut addresses = service.addresses.clone();
+    addresses.extend(given.iter().filter(|addr| !service.addresses.contains(addr)));
+    let asks = service.balancer(moment.rules.classless).is_some_and(|balancer| balancer.wish != Wish::None);
     if addresses.is_empty() && !asks && service.ports.iter().all(|p| p.node_port.is_none()) {
         joined
             .notices
             .push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
     }
-    let traffic = traffic(service, given, moment.rules.classless);
+    let traffic = traffic(service, given);
     let ends = moment.now + moment.rules.draining;
     let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(ends);
     for port in &service.ports {
@@ -95,10 +95,9 @@ pub(super) fn join(
 }
 
 /// With the load balancer's addresses that are ours to give.
-fn traffic(service: &Service, given: &[IpAddr], classless: bool) -> Traffic {
+fn traffic(service: &Service, given: &[IpAddr]) -> Traffic {
     let mut traffic = service.traffic.clone();
-    let asked = service.named(classless).filter(|addr| !service.addresses.contains(addr));
-    traffic.balancer_ips.extend(asked.chain(given.iter().copied()));
+    traffic.balancer_ips.extend(given.iter().copied().filter(|addr| !service.addresses.contains(addr)));
     traffic
 }
 

@@ -7,6 +7,7 @@
 //! services. Not here: watching ([`super::watch`]), and talking to a cluster ([`super::live`]).
 
 mod allocate;
+mod ask;
 mod document;
 mod files;
 mod index;
@@ -23,7 +24,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use allocate::Given;
 pub use document::ServiceName;
 use document::{Balancer, Documents};
 pub(crate) use files::is_manifest;
@@ -31,17 +31,23 @@ use files::{Files, Fresh};
 use index::{Index, Taken, Wrong};
 use join::{Joined, Moment};
 
-use crate::config::{Error, Errors};
+use crate::address::{Leases, Outcome, Pool, Waiting};
+use crate::config::{self, Error, Errors};
+use crate::health::Check;
 use crate::intent::{Protocol, ServicePort, ServiceRange};
-use crate::source::endpoints::Node;
+use crate::source::endpoints::{Labels, Node};
 
 /// What the configuration says of services.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Rules {
     /// This node's name.
     pub node: String,
-    /// Addresses that load balancers without one get.
+    /// The nodes' addresses.
+    pub node_ranges: Vec<ServiceRange>,
+    /// Addresses that load balancers without one get,
     pub service_ranges: Vec<ServiceRange>,
+    /// and further ones.
+    pub pools: Vec<Pool>,
     /// Where the configuration forwards ports, and the place that says so: these addresses are given to no
     /// load balancer.
     pub published: BTreeMap<(IpAddr, u16, Protocol), String>,
@@ -104,8 +110,14 @@ pub struct Manifests {
     rules: Rules,
     files: Files,
     index: Index,
-    given: Given,
+    leases: Leases,
+    /// Load balancers that go without, and why.
+    waiting: Waiting,
+    /// Why nothing is given to who names none.
+    frozen: Option<String>,
     joined: BTreeMap<ServiceName, Arc<Joined>>,
+    /// How endpoints are probed, of services that say so; None: not at all.
+    checks: BTreeMap<ServiceName, Option<Arc<Check>>>,
     taken: Taken,
     /// What is wrong with the files that the last load refused.
     refused: Vec<Error>,
@@ -128,8 +140,11 @@ impl Manifests {
             rules,
             files,
             index: Index::default(),
-            given: Given::new(),
+            leases: Leases::new(),
+            waiting: Waiting::new(),
+            frozen: None,
             joined: BTreeMap::new(),
+            checks: BTreeMap::new(),
             taken: Taken::default(),
             refused: Vec::new(),
             all: false,
@@ -151,17 +166,34 @@ impl Manifests {
         self.rules = rules;
     }
 
-    /// Before the first load: an address that a service was given in a former life.
-    pub fn remember(&mut self, name: ServiceName, addr: IpAddr) {
-        let addresses = self.given.entry(name).or_default();
-        if !addresses.contains(&addr) {
-            addresses.push(addr);
-        }
+    /// Before the first load: what services were given in a former life.
+    pub fn remember(&mut self, leases: Leases) {
+        self.leases = leases;
+    }
+
+    /// Before the first load: nobody who names no address gets another one than he had, and why.
+    pub fn freeze(&mut self, why: String) {
+        self.frozen = Some(why);
+    }
+
+    /// Which load balancer has what,
+    pub fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
+    /// and which go without.
+    pub fn waiting(&self) -> &Waiting {
+        &self.waiting
     }
 
     /// All services, ordered by namespace and name.
     pub fn services(&self) -> Vec<ServicePort> {
         self.joined.values().flat_map(|joined| joined.ports.iter().cloned()).collect()
+    }
+
+    /// How services say that their endpoints are probed; None: not at all.
+    pub fn checks(&self) -> &BTreeMap<ServiceName, Option<Arc<Check>>> {
+        &self.checks
     }
 
     /// What is wrong with files that are not in force as they are now, ordered by file and place.
@@ -245,20 +277,18 @@ impl Manifests {
         self.index.unique(&affected, new)?;
         let mut update = Update::default();
         update.notices.extend(new.iter().flat_map(|d| d.notices.iter().cloned()));
-        let given = if self.all || asks(old) != asks(new) {
-            let services = self.index.services.values().flatten();
-            let (given, notices) = allocate::allocate(services, &self.rules, &self.given, self.files.any_refused());
-            affected.extend(
-                given.iter().filter(|(name, a)| self.given.get(*name) != Some(a)).map(|(name, _)| name.clone()),
-            );
-            update.notices.extend(notices);
-            Some(given)
-        } else {
-            None
-        };
-        let joined = self.join(&affected, given.as_ref().unwrap_or(&self.given), now)?;
+        if self.all || nodes(old) != nodes(new) {
+            update.notices.extend(self.few_node_addresses());
+        }
+        let outcome = self.allocate(old, new, &mut affected);
+        update.notices.extend(outcome.iter().flat_map(|outcome| self.address_notices(outcome)));
+        let leases = outcome.as_ref().map_or(&self.leases, |outcome| &outcome.leases);
+        let joined = self.join(&affected, leases, now)?;
         self.taken.check(&affected, &joined, &self.index, &self.rules.published)?;
         for name in affected {
+            self.checks.remove(&name);
+            let said = self.index.services.get(&name).and_then(|list| list.first()?.health.clone());
+            self.checks.extend(said.map(|check| (name.clone(), check)));
             let before = self.joined.remove(&name);
             let after = joined.get(&name).cloned();
             self.taken.replace(&name, before.as_deref(), after.as_deref());
@@ -271,16 +301,62 @@ impl Manifests {
                 self.joined.insert(name, after);
             }
         }
-        if let Some(given) = given {
-            self.given = given;
+        if let Some(outcome) = outcome {
+            (self.leases, self.waiting) = (outcome.leases, outcome.waiting);
         }
         Ok(update)
+    }
+
+    /// Who gets which address, if anything that bears on it changed; whose changed are affected.
+    fn allocate(
+        &self,
+        old: &[Arc<Documents>],
+        new: &[Arc<Documents>],
+        affected: &mut BTreeSet<ServiceName>,
+    ) -> Option<Outcome> {
+        if !self.all && asks(old) == asks(new) && namespaces(old) == namespaces(new) {
+            return None;
+        }
+        let (incomplete, frozen) = (self.files.any_refused(), self.frozen.as_deref());
+        let outcome = allocate::allocate(&self.index, &self.rules, &self.leases, incomplete, frozen);
+        let given = |leases: &Leases, name: &ServiceName| leases.get(name).map(|lease| lease.addresses.clone());
+        let both = outcome.leases.keys().chain(self.leases.keys());
+        affected.extend(both.filter(|name| given(&outcome.leases, name) != given(&self.leases, name)).cloned());
+        Some(outcome)
+    }
+
+    /// Nodes are replaced one by one, the new one beside the old: that needs an address more than there are nodes.
+    fn few_node_addresses(&self) -> Vec<Error> {
+        let nodes = self.index.nodes.len() as u128;
+        let few = |v4: bool| {
+            let mine = self.rules.node_ranges.iter().filter(|r| r.first.is_ipv4() == v4);
+            let count = mine.map(config::size).sum::<u128>();
+            let family = if v4 { "IPv4" } else { "IPv6" };
+            let text = format!(
+                "there are {nodes} Nodes, and cluster.nodeIPs has {count} {family} addresses; expected {} at least",
+                nodes + 1
+            );
+            (count > 0 && count <= nodes).then_some(text)
+        };
+        let file = self.path().display().to_string().into();
+        [true, false].into_iter().filter_map(few).flat_map(|text| Errors::of_file(&file, text).0).collect()
+    }
+
+    /// What load balancers lose, and what they newly go without.
+    fn address_notices(&self, outcome: &Outcome) -> Vec<Error> {
+        let news = |(name, why): &(&ServiceName, &String)| {
+            self.all || !self.waiting.get(*name).is_some_and(|before| before.contains(why))
+        };
+        let waiting = outcome.waiting.iter().flat_map(|(name, all)| all.iter().map(move |why| (name, why)));
+        let all = outcome.lost.iter().map(|(name, why)| (name, why)).chain(waiting.filter(news));
+        let said = |name: &ServiceName| self.index.services.get(name).and_then(|list| list.first());
+        all.filter_map(|(name, why)| Some(said(name)?.said.message(format!("LoadBalancer {name} {why}")))).collect()
     }
 
     fn join(
         &self,
         affected: &BTreeSet<ServiceName>,
-        given: &Given,
+        leases: &Leases,
         now: SystemTime,
     ) -> Result<BTreeMap<ServiceName, Arc<Joined>>, Vec<Wrong>> {
         let mut all = BTreeMap::new();
@@ -291,7 +367,7 @@ impl Manifests {
             let Some(service) = self.index.services.get(name).and_then(|s| s.first()) else {
                 continue;
             };
-            let given = given.get(name).map_or(&[][..], |v| v);
+            let given = leases.get(name).map_or(&[][..], |lease| &lease.addresses);
             let before = self.joined.get(name).map(|j| &**j);
             match join::join(service, given, &self.index.slices(service), before, &moment) {
                 Ok(joined) => _ = all.insert(name.clone(), Arc::new(joined)),
@@ -307,6 +383,11 @@ fn nodes(documents: &[Arc<Documents>]) -> BTreeMap<&str, &Node> {
     documents.iter().flat_map(|d| d.nodes.iter().map(|node| (node.name.as_str(), &node.object))).collect()
 }
 
+/// All that pools depend on of namespaces.
+fn namespaces(documents: &[Arc<Documents>]) -> BTreeMap<&str, &Labels> {
+    documents.iter().flat_map(|d| d.namespaces.iter().map(|n| (n.name.as_str(), &n.object))).collect()
+}
+
 /// A service, the addresses it names and what it asks for.
 type Ask<'d> = (&'d ServiceName, &'d [IpAddr], Option<&'d Balancer>);
 
@@ -317,4 +398,4 @@ fn asks(documents: &[Arc<Documents>]) -> BTreeSet<Ask<'_>> {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;

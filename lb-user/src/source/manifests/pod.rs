@@ -1,4 +1,4 @@
-//! Pods and nodes, as far as endpoints depend on them.
+//! Pods and nodes, as far as endpoints depend on them, and namespaces, as far as pools do.
 //!
 //! Invariant: what a pod's status doesn't say, it isn't: without the condition Ready it is not ready, without
 //! an address it is nobody's endpoint. Not here: whose endpoint it is ([`crate::source::endpoints`]).
@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use super::document::{Placed, Said, ServiceName, labels, metadata, port_name, port_number, protocol};
 use crate::config::{self, At, Log};
-use crate::source::endpoints::{ContainerPort, Node, Pod};
+use crate::source::endpoints::{ContainerPort, Labels, Node, Pod};
 
 pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Pod>> {
     let name = metadata(at, log)?;
@@ -71,4 +71,9 @@ pub(super) fn read_node(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Nod
     let name = metadata(at, log)?.name;
     let zone = labels(at, log).remove("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty());
     Some(Placed { name, object: Node { zone }, said: Said::new(log, at) })
+}
+
+pub(super) fn read_namespace(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Labels>> {
+    let name = metadata(at, log)?.name;
+    Some(Placed { name, object: labels(at, log), said: Said::new(log, at) })
 }

@@ -6,17 +6,15 @@
 use std::collections::{BTreeMap, HashSet};
 use std::net::IpAddr;
 
+use super::ask;
 use super::document::{
-    Balancer, PORT, Said, Service, ServicePort, Wish, flag, labels, metadata, port_name, port_number, protocol, strings,
+    PORT, Said, Service, ServicePort, flag, labels, metadata, port_name, port_number, protocol, strings,
 };
 use super::traffic;
 use crate::config::{self, At, Log};
 use crate::source::endpoints::{self, Distribution, Labels, Selection, Target};
 
 const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
-
-/// The class of load balancers that are ours.
-const CLASS: &str = "stellwerk.io/stellwerk";
 
 /// Whether an object's labels say that it is no business of this proxy: it has another one, or needs none.
 pub(super) fn is_for_others(labels: &Labels) -> bool {
@@ -47,12 +45,13 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     let traffic = traffic::read(&spec, &kind, cluster_ips.clone(), external.clone(), log);
     let mut addresses = cluster_ips;
     let settled = proxied || !external.is_empty();
-    let balancer = if kind == "LoadBalancer" { balancer(&spec, &families, settled, log) } else { None };
     addresses.extend(external);
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));
     let mut seen = HashSet::new();
     addresses.retain(|addr| seen.insert(*addr));
-    let (ports, targets) = service_ports(&spec, log).into_iter().unzip();
+    let (ports, targets): (Vec<_>, Vec<_>) = service_ports(&spec, log).into_iter().unzip();
+    let is_balancer = kind == "LoadBalancer";
+    let balancer = is_balancer.then(|| ask::balancer(at, &spec, &families, &ports, settled, log)).flatten();
     let selection = Selection {
         selector: spec.get("selector").map_or(Labels::new(), |at| strings(&at, log)),
         ports: targets,
@@ -68,6 +67,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
         affinity: affinity(&spec, log),
         traffic,
         weights: weights(at, log),
+        health: ask::health(at, log),
         selection,
         ports,
     })
@@ -123,21 +123,6 @@ fn families(spec: &At<'_>, cluster: &[IpAddr], log: &mut Log) -> Vec<bool> {
         }));
     }
     all
-}
-
-/// None for load balancers of another class.
-fn balancer(spec: &At<'_>, families: &[bool], settled: bool, log: &mut Log) -> Option<Balancer> {
-    let class = spec.get("loadBalancerClass").and_then(|at| at.string(log, "a class of load balancers"));
-    if class.as_ref().is_some_and(|class| class != CLASS) {
-        return None;
-    }
-    let asked = spec.get("loadBalancerIP").filter(|at| at.node.text() != Some(""));
-    let wish = match asked.and_then(|at| addr(&at, log)) {
-        Some(asked) => Wish::This(asked),
-        None if settled => Wish::None,
-        None => Wish::Any(families.to_vec()),
-    };
-    Some(Balancer { classless: class.is_none(), wish })
 }
 
 /// The status' addresses, and whether there are any that somebody else proxies (KEP-1860): these are only for show.

@@ -5,7 +5,7 @@ use super::*;
 use crate::intent::EndpointState;
 
 /// A folder of its own, removed at the end.
-pub(in crate::source) struct Folder(pub PathBuf);
+pub(crate) struct Folder(pub PathBuf);
 
 impl Folder {
     pub fn new(name: &str) -> Self {
@@ -32,7 +32,9 @@ fn rules() -> Rules {
     let range = |first: &str, last: &str| ServiceRange { first: first.parse().unwrap(), last: last.parse().unwrap() };
     Rules {
         node: "n1".into(),
+        node_ranges: Vec::new(),
         service_ranges: vec![range("10.9.0.1", "10.9.0.3"), range("fd00::1", "fd00::2")],
+        pools: Vec::new(),
         published: BTreeMap::new(),
         draining: Duration::from_secs(30),
         classless: true,
@@ -199,6 +201,7 @@ fn addresses() {
     assert_eq!(read(&weighted), ["default/a:80 80/TCP [10.1.0.1] -> 10.2.0.1:80*3 10.2.0.2:80"]);
 }
 
+mod balancers;
 mod changes;
 mod rules;
 mod wrong;

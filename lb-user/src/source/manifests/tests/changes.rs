@@ -1,6 +1,7 @@
 //! Folders that change: what follows, what stays, what is taken back.
 
 use super::*;
+use crate::address::Lease;
 
 fn files(paths: &[&PathBuf]) -> Scope {
     Scope::Files(paths.iter().map(|p| (*p).clone()).collect::<BTreeSet<_>>())
@@ -157,16 +158,24 @@ fn addresses_stay() {
         show(&manifests.services()),
         ["default/a:80 80/TCP [10.9.0.2] -> ", "default/m:80 80/TCP [10.9.0.1] -> "]
     );
-    // Somebody names m's address: m moves.
+    // Somebody names m's address: m keeps it.
     folder.write("x.yaml", &service("x", "{ type: LoadBalancer, loadBalancerIP: 10.9.0.1, ports: [{ port: 80 }] }"));
     let update = manifests.load(&Scope::All, at(2)).unwrap();
-    assert_eq!(update.changed.keys().map(ToString::to_string).collect::<Vec<_>>(), ["default/m", "default/x"]);
+    assert_eq!(update.changed.keys().map(ToString::to_string).collect::<Vec<_>>(), ["default/x"]);
+    let x = folder.0.join("x.yaml");
+    let want = format!(
+        "{}:2:1: LoadBalancer default/x gets no address 10.9.0.1: default/m has it, and they have no sharing key in common",
+        x.display()
+    );
+    assert_eq!(update.notices.iter().map(ToString::to_string).collect::<Vec<_>>(), [want]);
+    folder.write("x.yaml", &service("x", "{ type: LoadBalancer, loadBalancerIP: 10.9.0.3, ports: [{ port: 80 }] }"));
+    manifests.load(&Scope::All, at(2)).unwrap();
     assert_eq!(
         show(&manifests.services()),
         [
             "default/a:80 80/TCP [10.9.0.2] -> ",
-            "default/m:80 80/TCP [10.9.0.3] -> ",
-            "default/x:80 80/TCP [10.9.0.1] -> "
+            "default/m:80 80/TCP [10.9.0.1] -> ",
+            "default/x:80 80/TCP [10.9.0.3] -> "
         ]
     );
     // No more: a service without an address, and a notice.
@@ -182,12 +191,7 @@ fn addresses_stay() {
     assert_eq!(show(&manifests.services())[2], "default/y:80 80/TCP [10.9.0.2] -> ");
     // A new life that is told of the former one.
     let mut again = Manifests::new(folder.0.clone(), rules());
-    for service in manifests.services() {
-        again.remember(
-            ServiceName { namespace: service.namespace.clone(), name: service.name.clone() },
-            service.addresses[0],
-        );
-    }
+    again.remember(manifests.leases().clone());
     again.load(&Scope::All, at(5)).unwrap();
     assert_eq!(again.services(), manifests.services());
     // Other ranges: all move.
@@ -202,7 +206,7 @@ fn addresses_stay() {
     again.set_rules(Rules { service_ranges: vec![range], published, ..rules() });
     again.load(&Scope::Files(BTreeSet::new()), at(7)).unwrap();
     let given: Vec<_> = again.services().iter().map(|s| format!("{} {}", s.name, s.addresses[0])).collect();
-    assert_eq!(given, ["m 10.8.0.4", "x 10.9.0.1", "y 10.8.0.2"]);
+    assert_eq!(given, ["m 10.8.0.4", "x 10.9.0.3", "y 10.8.0.2"]);
 }
 
 #[test]
@@ -211,7 +215,8 @@ fn an_address_waits_for_a_broken_file() {
     let balancer = |name: &str| service(name, "{ type: LoadBalancer, ports: [{ port: 80 }] }");
     let mut manifests = Manifests::new(folder.0.clone(), rules());
     // In a former life.
-    manifests.remember(ServiceName { namespace: "default".into(), name: "y".into() }, "10.9.0.1".parse().unwrap());
+    let lease = Lease { addresses: vec!["10.9.0.1".parse().unwrap()], ..Lease::default() };
+    manifests.remember([(ServiceName { namespace: "default".into(), name: "y".into() }, lease)].into());
     folder.write("x.yaml", &balancer("x"));
     folder.write("y.yaml", "broken: [");
     let update = manifests.load(&Scope::All, at(0)).unwrap();
