@@ -7,6 +7,7 @@
 
 mod addresses;
 mod cluster;
+mod dns;
 mod health;
 mod health_check;
 mod lock;
@@ -114,6 +115,7 @@ async fn start(options: &Options) -> Result<()> {
         health,
         routes: Routes::new(options.routes.clone(), probed)?,
         health_checks: HealthChecks::default(),
+        dns: dns::Dns::start(&options.paths)?,
         retry: None,
         deadline: None,
         ask: None,
@@ -184,6 +186,7 @@ struct Agent {
     health: Health,
     routes: Routes,
     health_checks: HealthChecks,
+    dns: dns::Dns,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -203,6 +206,7 @@ impl Agent {
         // Those of an agent before may be others.
         self.note_health_checks();
         self.settle_health();
+        self.configure_names();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
         if self.waits() {
@@ -280,6 +284,7 @@ impl Agent {
         if changed.config {
             self.settle_routes();
             self.follow_again();
+            self.configure_names();
         }
         self.tell_source();
     }

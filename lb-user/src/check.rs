@@ -27,6 +27,7 @@ pub fn check(file: &Path) -> Result<String, Errors> {
         }
         services = Some(manifests.services());
     }
+    notices.extend(config.dns_notices(services.as_deref().unwrap_or_default()));
     Ok(summary(&config, services.as_deref(), &notices))
 }
 
@@ -68,6 +69,10 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
     }
     for forward in &config.published {
         line("published", published(forward));
+    }
+    if let Some(dns) = &config.dns {
+        let at = dns.addresses.iter().chain(&dns.node_addresses).map(ToString::to_string).collect::<Vec<_>>();
+        line("names", format!("{} at {}", dns.domain, at.join(", ")));
     }
     if let (Some(services), Some(path)) = (services, &config.manifests) {
         let ports = if services.len() == 1 { "port" } else { "ports" };
@@ -214,6 +219,7 @@ service IPs     192.168.20.100-192.168.20.120
 pod subnet      172.27.0.0/16
 service subnet  172.28.0.0/16
 published       203.0.113.2:8443/TCP to 10.20.0.7:443
+names           cluster.local at 172.28.0.10
 services        5 ports in CLUSTER
                 default/db:5432 172.28.0.20 port 5432/TCP, affinity 600 s: 1 ready
                 default/recorder:554 172.28.0.40 port 554/TCP: 1 ready

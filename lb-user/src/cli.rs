@@ -51,6 +51,9 @@ pub enum Command {
     /// Routes behind ports
     #[command(subcommand)]
     Route(Route),
+    /// Names of services and pods
+    #[command(subcommand)]
+    Dns(Dns),
     /// Completion for a shell: `source <(stellwerk completions bash)`
     Completions { shell: Shell },
     /// Dropped and noted packets by reason
@@ -189,6 +192,27 @@ pub enum Nat {
     Top(Top),
 }
 
+#[derive(Clone, Debug, Subcommand)]
+pub enum Dns {
+    /// What a name stands for, as the cluster is told
+    Query(Question),
+    /// All records of the cluster's zone
+    Dump(Listing),
+    /// Queries and answers by type, code and zone, and what became of them
+    Status(Listing),
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Question {
+    /// A whole name, such as web.default.svc.cluster.local
+    pub name: String,
+    /// A type of records
+    #[arg(default_value = "A")]
+    pub kind: String,
+    #[command(flatten)]
+    pub listing: Listing,
+}
+
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Top {
     #[command(flatten)]
@@ -245,6 +269,8 @@ mod tests {
             ("nat top -n", "a value is required for '-n <N>' but none was supplied"),
             ("nat top -n -3", "unexpected argument '-3' found"),
             ("nat top -n all", "invalid value 'all' for '-n <N>': invalid digit found in string"),
+            ("dns query", "the following required arguments were not provided: <NAME>"),
+            ("dns dump all", "unexpected argument 'all' found"),
             ("route add -i Port3", "the following required arguments were not provided: --destination <PREFIX>"),
             ("route --pin-path x", "'stellwerk route' requires a subcommand but one was not provided"),
             ("route get -d 10.0.0.0/8", "unexpected argument '-d' found"),

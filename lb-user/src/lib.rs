@@ -11,6 +11,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 mod disk;
+pub mod dns;
 pub mod fib;
 pub mod health;
 pub mod intent;

@@ -22,6 +22,8 @@ pub const NET: &[Tool] = &[
     ("tcpdump", "tcpdump"),
     ("sysctl", "procps"),
     ("bird", "bird2"),
+    ("dig", "bind9-dnsutils"),
+    ("dnsmasq", "dnsmasq-base"),
 ];
 
 /// What `test --kernel` boots other kernels with.

@@ -95,6 +95,7 @@ impl Agent {
         }
         let planned = started.elapsed();
         self.carry_out(&ops)?;
+        self.publish_names();
         debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());

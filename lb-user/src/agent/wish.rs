@@ -12,11 +12,12 @@ use anyhow::{Result, anyhow};
 use tracing::warn;
 
 use crate::apply::Paths;
-use crate::config::{Config, Error, Errors, verify};
+use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
 use crate::intent::{Intent, ServicePort};
 use crate::route::StaticRoute;
 use crate::source::live::Access;
+use crate::source::manifests::names::Names;
 use crate::source::manifests::{Manifests, Objects, Scope, ServiceName, Update};
 use crate::source::netlink::Mirror;
 
@@ -25,6 +26,8 @@ use super::switch;
 
 pub struct Wish {
     pub intent: Intent,
+    /// Those of what a plan accepted last.
+    pub names: Names,
     config: Config,
     manifests: Option<Manifests>,
     /// The manifests know services that a plan has refused: the next change takes all of them.
@@ -89,13 +92,21 @@ impl Wish {
             addresses.keep(Some(manifests));
             services = manifests.services();
         }
+        notices(&config.dns_notices(&services));
         let intent = config.intent(1, services);
-        Ok(Wish { intent, config, manifests, refused: false, waits, addresses })
+        let mut wish = Wish { intent, names: Names::default(), config, manifests, refused: false, waits, addresses };
+        wish.keep();
+        Ok(wish)
     }
 
     /// Operators' routes of the configuration.
     pub fn routes(&self) -> &[StaticRoute] {
         &self.config.routes
+    }
+
+    /// What the configuration says of names.
+    pub fn dns(&self) -> Option<&Dns> {
+        self.config.dns.as_ref()
     }
 
     pub fn manifests(&self) -> Option<&Path> {
@@ -128,21 +139,30 @@ impl Wish {
         self.addresses.keep(Some(manifests));
         notices(&update.notices);
         let first = matches!(scope, Scope::Objects(_)) && std::mem::take(&mut self.waits);
-        if self.refused || first {
+        let renamed = !manifests.names().is_same(&self.names);
+        if self.refused || first || self.is_about_dns(&update) {
             let undo = (self.intent.clone(), self.config.clone(), self.manifests.clone(), self.waits);
             let undo = Undo::All(Box::new(undo));
             let services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
+            notices(&self.config.dns_notices(&services));
             self.intent.services = self.config.with_published(services);
             self.intent.revision += 1;
             return Ok(Some(undo));
         }
-        if update.changed.is_empty() {
+        if update.changed.is_empty() && !renamed {
             return Ok(None);
         }
         let undo = Undo::Services(inverse(&update, &self.intent.services));
         update.apply_to(&mut self.intent.services);
         self.intent.revision += 1;
         Ok(Some(undo))
+    }
+
+    /// Whether a service comes to the place of the cluster's DNS, or leaves it.
+    fn is_about_dns(&self, update: &Update) -> bool {
+        let Some(dns) = &self.config.dns else { return false };
+        let there = |s: &ServicePort| s.addresses.iter().any(|addr| dns.addresses.contains(addr));
+        update.changed.iter().any(|(name, now)| now.iter().chain(self.ports(name)).any(there))
     }
 
     /// Takes a changed configuration, with all manifests.
@@ -160,13 +180,14 @@ impl Wish {
             manifests.set_rules(config.rules());
         }
         if waits {
-            let published = &self.config.published;
-            services = self.intent.services.iter().filter(|s| !published.contains(s)).cloned().collect();
+            let own = self.config.with_published(Vec::new());
+            services = self.intent.services.iter().filter(|s| !own.contains(s)).cloned().collect();
         } else if let Some(manifests) = &mut manifests {
             notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
             self.addresses.keep(Some(manifests));
             services = manifests.services();
         }
+        let told = config.dns_notices(&services);
         let mut intent = config.intent(self.intent.revision, services);
         if config.tuning.capacity != self.config.tuning.capacity {
             warn!(
@@ -180,9 +201,11 @@ impl Wish {
         intent.tuning.capacity = self.intent.tuning.capacity;
         if intent == self.intent && !self.refused {
             (self.config, self.manifests, self.waits) = (config, manifests, waits);
+            self.keep();
             return Ok(None);
         }
         notices(&config.notices);
+        notices(&told);
         let new = Intent { revision: self.intent.revision + 1, ..intent };
         let old = (
             std::mem::replace(&mut self.intent, new),
@@ -225,6 +248,7 @@ impl Wish {
     /// A plan took the change.
     pub fn keep(&mut self) {
         self.refused = false;
+        self.names = self.manifests.as_ref().map(|manifests| manifests.names().clone()).unwrap_or_default();
     }
 
     /// A plan refused the change.

@@ -182,6 +182,11 @@ impl Paths {
     pub fn lock(&self) -> PathBuf {
         self.run.join("agent.lock")
     }
+
+    /// The socket through which names are asked for by command.
+    pub fn dns(&self) -> PathBuf {
+        self.run.join("dns.sock")
+    }
 }
 
 /// The flat array of slots, mapped where the kernel's map allows it.

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use lb_user::apply::Paths;
-use lb_user::cli::{Cli, Command, Identity, Listing, Nat, Route, Store};
+use lb_user::cli::{Cli, Command, Dns, Identity, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, show};
+use lb_user::{agent, apply, dns, show};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -74,6 +74,13 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Nat(Nat::Flows(listing)) => print(show::nat_flows(&paths)?, listing),
         Command::Nat(Nat::Top(top)) => print(show::nat_top(&paths, top.n)?, &top.listing),
         Command::Route(route) => self::route(&paths, route),
+        Command::Dns(Dns::Query(question)) => {
+            let (table, said) = dns::query::query(&paths, &question.name, &question.kind)?;
+            said.iter().for_each(|said| eprintln!("stellwerk: {said}"));
+            print(table, &question.listing)
+        }
+        Command::Dns(Dns::Dump(listing)) => print(dns::query::dump(&paths)?, listing),
+        Command::Dns(Dns::Status(listing)) => print(dns::query::counts(&paths)?, listing),
         Command::Completions { shell } => completions(*shell),
         Command::Drops(listing) => print(show::drops(&paths)?, listing),
     }

@@ -8,6 +8,7 @@
 mod api;
 mod at;
 mod check;
+mod dns;
 mod error;
 mod nat;
 mod pools;
@@ -34,6 +35,7 @@ use crate::route::StaticRoute;
 use crate::source::live::Access;
 use crate::source::manifests::{Rules, ServiceName};
 
+pub use dns::{Dns, Pods};
 pub use error::{Error, Errors, Place};
 pub use verify::verify;
 
@@ -74,6 +76,8 @@ pub struct Config {
     pub draining: Duration,
     /// Load balancers without a class are ours, too.
     pub classless: bool,
+    /// The cluster's names, where they are answered here.
+    pub dns: Option<Dns>,
     pub tuning: Tuning,
     /// Understood, but not as written.
     pub notices: Vec<Error>,
@@ -161,9 +165,10 @@ impl Config {
         }
     }
 
-    /// The cluster's services and those that the configuration publishes itself, ordered by namespace and name.
+    /// The cluster's services, those that the configuration publishes itself and the cluster's DNS, ordered by namespace and name.
     pub fn with_published(&self, mut services: Vec<ServicePort>) -> Vec<ServicePort> {
         services.extend(self.published.iter().cloned());
+        services.extend(self.dns_services(&services));
         services.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
         services
     }

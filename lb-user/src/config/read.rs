@@ -16,7 +16,7 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, api, nat, pools, publish, routes};
+use super::{Config, Places, api, dns, nat, pools, publish, routes};
 use crate::health::check::{self as probing, Check};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, Tuning};
 use crate::source::manifests::ServiceName;
@@ -51,6 +51,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "endpoints",
     "classlessLoadBalancers",
     "healthChecks",
+    "dns",
 ];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
@@ -91,6 +92,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         api: None,
         classless: true,
         checks: BTreeMap::new(),
+        dns: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
         notices: Vec::new(),
@@ -98,6 +100,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
     };
     if root.only(&mut log, KEYS) {
         sections(&mut config, &root, &mut log);
+        dns::settle(&mut config, &mut log);
         check::whole(&config, &root, &mut log);
     }
     let (mut config, notices) = log.finish(config)?;
@@ -198,7 +201,7 @@ fn ports(config: &mut Config, at: &At<'_>, log: &mut Log) {
 }
 
 /// An address or several, each remembered for [`super::check`] and [`super::verify`].
-fn addresses(places: &mut Places, at: &At<'_>, key: &str, log: &mut Log) -> Vec<IpAddr> {
+pub(super) fn addresses(places: &mut Places, at: &At<'_>, key: &str, log: &mut Log) -> Vec<IpAddr> {
     let Some(list) = at.get(key) else {
         return Vec::new();
     };
@@ -265,6 +268,9 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     }
     if let Some(at) = at.get("classlessLoadBalancers") {
         config.classless = at.value(log, "true or false", value::boolean).unwrap_or(true);
+    }
+    if let Some(at) = at.get("dns") {
+        config.dns = dns::dns(config, &at, log);
     }
 }
 

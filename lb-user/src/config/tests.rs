@@ -65,6 +65,7 @@ fn least_file() {
 }
 
 mod api;
+mod dns;
 mod kernel;
 mod nat;
 mod pools;

@@ -59,6 +59,8 @@ enum What {
     Wire(Output),
     /// How long a change takes from its file into the kernel
     Update(Output),
+    /// Queries a second of the cluster's names and of others', beside dnsmasq
+    Dns(Output),
 }
 
 #[derive(Args, Clone)]
@@ -87,7 +89,8 @@ fn main() -> ExitCode {
         | What::Route { output, .. }
         | What::FlowTable { output, .. }
         | What::Wire(output)
-        | What::Update(output) => empty(&[output.json.as_ref()]),
+        | What::Update(output)
+        | What::Dns(output) => empty(&[output.json.as_ref()]),
     };
     if let Err(error) = made {
         eprintln!("stellwerk-bench: {error:#}");
@@ -116,6 +119,10 @@ fn main() -> ExitCode {
         }
         What::Wire(output) => {
             let done = bench::wire::run(output.quick);
+            (output, done)
+        }
+        What::Dns(output) => {
+            let done = bench::dns::run(output.quick);
             (output, done)
         }
         What::Update(output) => {

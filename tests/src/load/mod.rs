@@ -6,6 +6,7 @@
 pub mod client;
 pub mod echo;
 pub mod http;
+pub mod name;
 pub mod replica;
 pub mod stats;
 pub mod task;

@@ -18,6 +18,8 @@ pub type Labels = BTreeMap<String, String>;
 /// What a service says of its pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
+    /// The service's own name, by which pods say that they are named below it.
+    pub service: String,
     /// Empty: none, so that somebody else names the endpoints.
     pub selector: Labels,
     pub ports: Vec<ServicePort>,
@@ -57,6 +59,9 @@ pub enum Distribution {
 pub struct Pod {
     pub labels: Labels,
     pub node: Option<String>,
+    pub hostname: Option<String>,
+    /// The service that it is named below.
+    pub subdomain: Option<String>,
     /// podIPs
     pub addresses: Vec<IpAddr>,
     /// Of its containers, then of its restartable init containers.
@@ -103,6 +108,7 @@ pub struct Port {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint {
     pub addr: IpAddr,
+    pub hostname: Option<String>,
     pub node: Option<String>,
     pub zone: Option<String>,
     /// None counts as ready.
@@ -171,8 +177,10 @@ fn endpoint(service: &Selection, pod: &Pod, addr: IpAddr, nodes: &Nodes) -> Endp
             Hints { zones: zone.iter().cloned().collect(), nodes: pod.node.iter().cloned().collect() }
         }
     };
+    let named = pod.subdomain.as_deref() == Some(&*service.service);
     Endpoint {
         addr,
+        hostname: pod.hostname.clone().filter(|_| named),
         node: pod.node.clone(),
         zone,
         ready: Some(service.not_ready_too || (pod.ready && !pod.terminating)),

@@ -226,7 +226,16 @@ fn hints() {
                     }
                 }
                 let addr = "10.2.0.1".parse().unwrap();
-                Endpoint { addr, node: None, zone: None, ready: None, serving: None, terminating: false, hints }
+                Endpoint {
+                    addr,
+                    hostname: None,
+                    node: None,
+                    zone: None,
+                    ready: None,
+                    serving: None,
+                    terminating: false,
+                    hints,
+                }
             })
             .collect();
         let got = preferred(&endpoints.iter().collect::<Vec<_>>(), "n1", *zone);

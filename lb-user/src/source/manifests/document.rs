@@ -80,6 +80,9 @@ pub(super) struct Placed<N, T> {
 pub(super) struct Service {
     pub name: ServiceName,
     pub said: Said,
+    pub naming: Naming,
+    /// Without it it has names, but no table: it is headless, an ExternalName or another proxy's.
+    pub balanced: bool,
     pub addresses: Vec<IpAddr>,
     pub balancer: Option<Balancer>,
     pub affinity: Option<u32>,
@@ -90,6 +93,17 @@ pub(super) struct Service {
     pub health: Option<Option<Arc<Check>>>,
     pub selection: Selection,
     pub ports: Vec<ServicePort>,
+}
+
+/// What its name stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Naming {
+    /// Cluster IPs.
+    Cluster(Vec<IpAddr>),
+    /// Endpoints.
+    Headless,
+    /// ExternalName
+    External(String),
 }
 
 /// What a load balancer of our class, or of none, asks of us.
@@ -133,6 +147,8 @@ pub(super) struct ServicePort {
 pub(super) struct Slice {
     pub name: String,
     pub service: ServiceName,
+    /// By its labels it is no business of this proxy; names are made of it all the same.
+    pub for_others: bool,
     pub said: Said,
     pub ports: Vec<SlicePort>,
     pub endpoints: Vec<Endpoint>,

@@ -106,10 +106,15 @@ impl Index {
 
     /// The endpoints of a service: as its slices say; without any, as its Endpoints do; else as its pods make them.
     pub fn slices(&self, service: &Service) -> Vec<Arc<Slice>> {
-        if let Some(slices) = self.slices.get(&service.name) {
-            return slices.clone();
+        let mine = |slices: &[Arc<Slice>]| -> Vec<Arc<Slice>> {
+            slices.iter().filter(|slice| !(service.balanced && slice.for_others)).cloned().collect()
+        };
+        let slices = self.slices.get(&service.name).map(|slices| mine(slices));
+        if let Some(slices) = slices.filter(|slices| !slices.is_empty()) {
+            return slices;
         }
-        if let Some(subsets) = self.endpoints.get(&service.name).and_then(|list| list.first()) {
+        let subsets = self.endpoints.get(&service.name).and_then(|list| list.first());
+        if let Some(subsets) = subsets.filter(|list| !list.object.iter().any(|s| service.balanced && s.for_others)) {
             return subsets.object.clone();
         }
         let computed = endpoints::slices(&service.selection, self.selected.pods_for(service), &self.nodes);
@@ -169,6 +174,7 @@ fn of_pods(service: &Service, slice: endpoints::Slice) -> Slice {
     Slice {
         name: service.name.name.clone(),
         service: service.name.clone(),
+        for_others: false,
         said: service.said.clone(),
         ports: slice.ports.into_iter().map(port).collect(),
         endpoints: slice.endpoints,

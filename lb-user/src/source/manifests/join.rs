@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use super::Rules;
 use super::document::{self, Service, Slice, SlicePort, Wish};
+use super::names::{self, Named};
 use crate::config::Error;
 use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort, Traffic};
 use crate::source::endpoints::{self, preferred};
@@ -18,6 +19,7 @@ use crate::source::endpoints::{self, preferred};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Joined {
     pub ports: Vec<ServicePort>,
+    pub named: Arc<Named>,
     /// When each terminating endpoint's remaining connections end.
     pub deadlines: HashMap<(IpAddr, u16), SystemTime>,
     pub notices: Vec<Error>,
@@ -39,7 +41,10 @@ pub(super) fn join(
     before: Option<&Joined>,
     moment: &Moment<'_>,
 ) -> Result<Joined, Error> {
-    let mut joined = Joined::default();
+    let mut joined = Joined { named: names::of(service, given, slices), ..Joined::default() };
+    if !service.balanced {
+        return Ok(joined);
+    }
     let mut addresses = service.addresses.clone();
     addresses.extend(given.iter().filter(|addr| !service.addresses.contains(addr)));
     let asks = service.balancer(moment.rules.classless).is_some_and(|balancer| balancer.wish != Wish::None);

@@ -12,6 +12,7 @@ mod document;
 mod files;
 mod index;
 mod join;
+pub mod names;
 mod pod;
 mod select;
 mod service;
@@ -30,6 +31,7 @@ pub(crate) use files::is_manifest;
 use files::{Files, Fresh};
 use index::{Index, Taken, Wrong};
 use join::{Joined, Moment};
+use names::Names;
 
 use crate::address::{Leases, Outcome, Pool, Waiting};
 use crate::config::{self, Error, Errors};
@@ -118,6 +120,7 @@ pub struct Manifests {
     joined: BTreeMap<ServiceName, Arc<Joined>>,
     /// How endpoints are probed, of services that say so; None: not at all.
     checks: BTreeMap<ServiceName, Option<Arc<Check>>>,
+    names: Names,
     taken: Taken,
     /// What is wrong with the files that the last load refused.
     refused: Vec<Error>,
@@ -145,6 +148,7 @@ impl Manifests {
             frozen: None,
             joined: BTreeMap::new(),
             checks: BTreeMap::new(),
+            names: Names::default(),
             taken: Taken::default(),
             refused: Vec::new(),
             all: false,
@@ -194,6 +198,11 @@ impl Manifests {
     /// How services say that their endpoints are probed; None: not at all.
     pub fn checks(&self) -> &BTreeMap<ServiceName, Option<Arc<Check>>> {
         &self.checks
+    }
+
+    /// What names stand for.
+    pub fn names(&self) -> &Names {
+        &self.names
     }
 
     /// What is wrong with files that are not in force as they are now, ordered by file and place.
@@ -291,6 +300,7 @@ impl Manifests {
             self.checks.extend(said.map(|check| (name.clone(), check)));
             let before = self.joined.remove(&name);
             let after = joined.get(&name).cloned();
+            self.names.replace(&name, after.as_ref().map(|joined| &joined.named));
             self.taken.replace(&name, before.as_deref(), after.as_deref());
             let ports = |j: &Option<Arc<Joined>>| j.as_ref().map(|j| j.ports.clone()).unwrap_or_default();
             if ports(&before) != ports(&after) {
@@ -301,6 +311,7 @@ impl Manifests {
                 self.joined.insert(name, after);
             }
         }
+        self.names.swap(old, new);
         if let Some(outcome) = outcome {
             (self.leases, self.waiting) = (outcome.leases, outcome.waiting);
         }

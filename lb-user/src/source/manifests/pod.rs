@@ -16,6 +16,8 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Pod
     pod.terminating = at.get("metadata").is_some_and(|at| at.get("deletionTimestamp").is_some());
     if let Some(spec) = at.get("spec") {
         pod.node = spec.get("nodeName").and_then(|at| at.string(log, "a node's name"));
+        pod.hostname = spec.get("hostname").and_then(|at| at.string(log, "a host's name"));
+        pod.subdomain = spec.get("subdomain").and_then(|at| at.string(log, "a service's name"));
         container_ports(&spec, "containers", false, &mut pod.ports, log);
         container_ports(&spec, "initContainers", true, &mut pod.ports, log);
     }

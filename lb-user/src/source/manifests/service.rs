@@ -1,6 +1,6 @@
 //! A Service, as far as balancing needs it.
 //!
-//! Invariant: services without a table of their own (headless, ExternalName, another proxy's) read as none.
+//! Invariant: services without a table of their own (headless, ExternalName, another proxy's) ask for no address.
 //! Not here: addresses that are given, and which endpoints there are.
 
 use std::collections::{BTreeMap, HashSet};
@@ -8,10 +8,12 @@ use std::net::IpAddr;
 
 use super::ask;
 use super::document::{
-    PORT, Said, Service, ServicePort, flag, labels, metadata, port_name, port_number, protocol, strings,
+    Naming, PORT, Said, Service, ServiceName, ServicePort, flag, labels, metadata, port_name, port_number, protocol,
+    strings,
 };
 use super::traffic;
 use crate::config::{self, At, Log};
+use crate::intent::Traffic;
 use crate::source::endpoints::{self, Distribution, Labels, Selection, Target};
 
 const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
@@ -23,7 +25,7 @@ pub(super) fn is_for_others(labels: &Labels) -> bool {
         .any(|label| labels.contains_key(*label))
 }
 
-/// None for services that are not balanced, and for wrong ones.
+/// None for wrong ones.
 pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     let name = metadata(at, log)?;
     let said = Said::new(log, at);
@@ -35,11 +37,13 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
         })
     });
     let kind = kind.map_or(Some("ClusterIP".to_owned()), |kind| kind)?;
-    let headless = spec.get("clusterIP").is_some_and(|at| at.node.text() == Some("None"));
-    if headless || kind == "ExternalName" || is_for_others(&labels(at, log)) {
-        return None;
+    if kind == "ExternalName" {
+        return external_name(name, said, &spec, log);
     }
-    let cluster_ips = cluster_ips(&spec, log);
+    let headless = spec.get("clusterIP").is_some_and(|at| at.node.text() == Some("None"));
+    let balanced = !headless && !is_for_others(&labels(at, log));
+    let cluster_ips = if headless { Vec::new() } else { cluster_ips(&spec, log) };
+    let naming = if headless { Naming::Headless } else { Naming::Cluster(cluster_ips.clone()) };
     let families: Vec<bool> = families(&spec, &cluster_ips, log);
     let (external, proxied) = ingress(at, log);
     let traffic = traffic::read(&spec, &kind, cluster_ips.clone(), external.clone(), log);
@@ -49,10 +53,11 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));
     let mut seen = HashSet::new();
     addresses.retain(|addr| seen.insert(*addr));
-    let (ports, targets): (Vec<_>, Vec<_>) = service_ports(&spec, log).into_iter().unzip();
-    let is_balancer = kind == "LoadBalancer";
+    let (ports, targets): (Vec<_>, Vec<_>) = service_ports(&spec, headless, log).into_iter().unzip();
+    let is_balancer = kind == "LoadBalancer" && balanced;
     let balancer = is_balancer.then(|| ask::balancer(at, &spec, &families, &ports, settled, log)).flatten();
     let selection = Selection {
+        service: name.name.clone(),
         selector: spec.get("selector").map_or(Labels::new(), |at| strings(&at, log)),
         ports: targets,
         families: if families.is_empty() { vec![true, false] } else { families },
@@ -62,6 +67,8 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     Some(Service {
         name,
         said,
+        naming,
+        balanced,
         addresses,
         balancer,
         affinity: affinity(&spec, log),
@@ -70,6 +77,26 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
         health: ask::health(at, log),
         selection,
         ports,
+    })
+}
+
+/// A name for another name.
+fn external_name(name: ServiceName, said: Said, spec: &At<'_>, log: &mut Log) -> Option<Service> {
+    let right = "a DNS name, such as db.example.com";
+    let target = spec.require(log, "externalName", right)?.string(log, right)?;
+    Some(Service {
+        name,
+        said,
+        naming: Naming::External(target),
+        balanced: false,
+        addresses: Vec::new(),
+        balancer: None,
+        affinity: None,
+        traffic: Traffic::default(),
+        weights: BTreeMap::new(),
+        health: None,
+        selection: Selection::default(),
+        ports: Vec::new(),
     })
 }
 
@@ -214,7 +241,10 @@ fn weights(at: &At<'_>, log: &mut Log) -> BTreeMap<IpAddr, u32> {
 }
 
 /// Each port, and whom it means.
-fn service_ports(spec: &At<'_>, log: &mut Log) -> Vec<(ServicePort, endpoints::ServicePort)> {
+fn service_ports(spec: &At<'_>, headless: bool, log: &mut Log) -> Vec<(ServicePort, endpoints::ServicePort)> {
+    if headless && spec.get("ports").is_none() {
+        return Vec::new();
+    }
     let Some(list) = spec.require(log, "ports", "a list of ports") else {
         return Vec::new();
     };

@@ -18,9 +18,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Slice> {
     let ServiceName { namespace, name } = metadata(at, log)?;
     let said = Said::new(log, at);
     let mut labels = labels(at, log);
-    if service::is_for_others(&labels) {
-        return None;
-    }
+    let for_others = service::is_for_others(&labels);
     let service = labels.remove("kubernetes.io/service-name");
     let Some(service) = service else {
         log.notice(
@@ -44,7 +42,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Slice> {
     };
     let ports = at.get("ports").map_or(Vec::new(), |at| slice_ports(&at, log));
     let endpoints = at.get("endpoints").map_or(Vec::new(), |at| endpoints(&at, v4, log));
-    Some(Slice { name, service: ServiceName { namespace, name: service }, said, ports, endpoints })
+    Some(Slice { name, service: ServiceName { namespace, name: service }, for_others, said, ports, endpoints })
 }
 
 fn slice_ports(at: &At<'_>, log: &mut Log) -> Vec<SlicePort> {
@@ -78,14 +76,14 @@ fn endpoints(at: &At<'_>, v4: bool, log: &mut Log) -> Vec<Endpoint> {
             config::address(s).and_then(|a| if a.is_ipv4() == v4 { Ok(a) } else { Err(String::new()) })
         });
         let text = |key: &str, log: &mut Log| at.get(key).and_then(|at| at.string(log, "a name"));
-        let (node, zone) = (text("nodeName", log), text("zone", log));
+        let (node, zone, hostname) = (text("nodeName", log), text("zone", log), text("hostname", log));
         let hints = at.get("hints").map_or(Hints::default(), |at| hints(&at, log));
         let conditions = at.get("conditions");
         let condition = |key: &str, log: &mut Log| conditions.as_ref().and_then(|at| flag(at, key, log));
         let (ready, serving) = (condition("ready", log), condition("serving", log));
         let terminating = condition("terminating", log).unwrap_or(false);
         if let Some(addr) = addr {
-            all.push(Endpoint { addr, node, zone, ready, serving, terminating, hints });
+            all.push(Endpoint { addr, hostname, node, zone, ready, serving, terminating, hints });
         }
     }
     all
@@ -107,9 +105,10 @@ pub(super) fn read_endpoints(at: &At<'_>, log: &mut Log) -> Option<Endpoints> {
     let labels = labels(at, log);
     let skipped = labels.get("endpointslice.kubernetes.io/skip-mirror").is_some_and(|skip| skip == "true");
     let leads = has_annotation(at, "control-plane.alpha.kubernetes.io/leader");
-    if skipped || leads || service::is_for_others(&labels) {
+    if skipped || leads {
         return None;
     }
+    let for_others = service::is_for_others(&labels);
     let mut subsets = Vec::new();
     if let Some(list) = at.get("subsets") {
         for at in list.list(log, "a list of subsets") {
@@ -117,7 +116,7 @@ pub(super) fn read_endpoints(at: &At<'_>, log: &mut Log) -> Option<Endpoints> {
             let mut endpoints = subset_addresses(&at, "addresses", true, log);
             endpoints.extend(subset_addresses(&at, "notReadyAddresses", false, log));
             let (name, service) = (name.name.clone(), name.clone());
-            subsets.push(Arc::new(Slice { name, service, said: said.clone(), ports, endpoints }));
+            subsets.push(Arc::new(Slice { name, service, for_others, said: said.clone(), ports, endpoints }));
         }
     }
     Some(Placed { name, object: subsets, said })
@@ -130,9 +129,11 @@ fn subset_addresses(at: &At<'_>, key: &str, ready: bool, log: &mut Log) -> Vec<E
     for at in list.list(log, "a list of addresses, such as [{ ip: 172.27.0.11 }]") {
         let addr = at.require(log, "ip", right).and_then(|at| at.value(log, right, config::address));
         let node = at.get("nodeName").and_then(|at| at.string(log, "a node's name"));
+        let hostname = at.get("hostname").and_then(|at| at.string(log, "a host's name"));
         let Some(addr) = addr else { continue };
         let (ready, serving) = (Some(ready), Some(ready));
-        all.push(Endpoint { addr, node, zone: None, ready, serving, terminating: false, hints: Hints::default() });
+        let (zone, hints) = (None, Hints::default());
+        all.push(Endpoint { addr, hostname, node, zone, ready, serving, terminating: false, hints });
     }
     all
 }

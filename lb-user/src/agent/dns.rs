@@ -1,0 +1,77 @@
+//! The cluster's names, as the tables serve them.
+//!
+//! Invariant: what is published here is in the kernel. Not here: what is answered ([`crate::dns`]).
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use super::Agent;
+use crate::apply::Paths;
+use crate::config;
+use crate::dns::Snapshot;
+use crate::dns::server::Server;
+use crate::intent::{Network, Protocol};
+use crate::source::manifests::ServiceName;
+use crate::source::manifests::names::{Named, Names, Port, Target};
+
+pub struct Dns {
+    server: Server,
+    last: Snapshot,
+}
+
+impl Dns {
+    pub fn start(paths: &Paths) -> Result<Dns> {
+        Ok(Dns { server: Server::start(paths.dns())?, last: Snapshot::default() })
+    }
+
+    fn publish(&mut self, revision: u64, names: &Names, network: &Network) {
+        let node: BTreeSet<IpAddr> = network.addresses.iter().map(|a| a.net.addr()).collect();
+        let Snapshot { zone, node: before, revision: last } = &mut self.last;
+        if revision == *last && names.is_same(zone.names()) && node == **before {
+            return;
+        }
+        zone.follow(names);
+        if node != **before {
+            *before = Arc::new(node);
+        }
+        *last = revision;
+        self.server.publish(self.last.clone());
+    }
+}
+
+impl Agent {
+    /// Once the tables are as the wish has them. Until the source of services has told of all, nothing is answered.
+    pub(super) fn publish_names(&mut self) {
+        if self.wish.waits() {
+            return;
+        }
+        let mut names = self.wish.names.clone();
+        if let Some(dns) = self.wish.dns() {
+            with_own(&mut names, dns);
+        }
+        self.dns.publish(self.wish.intent.revision, &names, &self.network);
+    }
+
+    pub(super) fn configure_names(&mut self) {
+        self.dns.server.configure(self.wish.dns());
+        self.publish_names();
+    }
+}
+
+/// The name that clusters know their DNS by, unless a service has it.
+fn with_own(names: &mut Names, dns: &config::Dns) {
+    let name = ServiceName { namespace: "kube-system".into(), name: "kube-dns".into() };
+    if names.services.contains_key(&name) {
+        return;
+    }
+    let port = |name: &str, protocol| Port { name: name.into(), protocol, port: 53 };
+    let named = Named {
+        target: Target::Addresses(dns.addresses.clone()),
+        ports: vec![port("dns", Protocol::Udp), port("dns-tcp", Protocol::Tcp)],
+        ..Named::default()
+    };
+    names.replace(&name, Some(&Arc::new(named)));
+}
