@@ -35,8 +35,10 @@ fn objects_become_services() {
         step(&mut agent);
         api.put(service("c", 3));
         step(&mut agent);
-        api.delete("services", "x", "a");
+        // One after the other: two watches tell of them.
         api.delete("endpointslices", "x", "a-1");
+        step(&mut agent);
+        api.delete("services", "x", "a");
         step(&mut agent);
         if pods {
             api.put(pod("c-1", "c", 1));

@@ -63,7 +63,7 @@ pub fn put<A: Addr, T: FlowTable<A> + Configured>(
 /// Takes a slot for a key that was [`aim`]ed; `hit` then says which, and as what it is owned. False: there is none.
 #[inline(always)]
 pub fn take<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, keep: u32) -> bool {
-    let elder = table.elder() != NONE && hit.place.first & ELDER / WAYS != 0;
+    let elder = table.elder() != NONE && hit.place.first & (ELDER / WAYS) != 0;
     if elder { take_in(table, hit, keep, ELDER) } else { take_in(table, hit, keep, 0) }
 }
 
@@ -121,7 +121,7 @@ const OCCUPIED: u32 = 1 << 31;
 /// `hints` are [`Place::hints`], with or without [`PICKY`].
 #[inline(always)]
 pub fn choose<A: Addr, T: FlowTable<A> + Configured>(table: &T, index: u32, hints: u32, now: u32, barred: u64) -> u32 {
-    if table.elder() != NONE && index & ELDER / WAYS != 0 {
+    if table.elder() != NONE && index & (ELDER / WAYS) != 0 {
         return choose_in(table, known(index * WAYS, ELDER) / WAYS, hints, now, barred);
     }
     choose_in(table, known(index * WAYS, 0) / WAYS, hints, now, barred)
