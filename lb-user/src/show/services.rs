@@ -167,8 +167,9 @@ pub fn services(paths: &Paths) -> Result<Table> {
     waiting.retain(|name, _| !told.contains(name));
     for (name, why) in waiting {
         // In no table, since it has no address at all.
-        let mut row = [const { Cell::None }; 14];
-        (row[0], row[2], row[5], row[12]) = (name.into(), Cell::List(Vec::new()), 0u32.into(), why.into());
+        let mut row = [const { Cell::None }; 16];
+        (row[0], row[5], row[14]) = (name.into(), 0u32.into(), why.into());
+        [row[2], row[8]] = [const { Cell::List(Vec::new()) }; 2];
         table.push(row);
     }
     Ok(table)
