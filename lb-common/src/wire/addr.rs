@@ -112,7 +112,19 @@ pub struct Mac(pub [u8; 6]);
 
 /// An address family: what differs between IPv4 and IPv6, so that the path is written once.
 pub trait Addr:
-    Copy + Eq + core::hash::Hash + Ord + Debug + Default + FromBytes + IntoBytes + Immutable + KnownLayout + 'static
+    Copy
+    + Eq
+    + core::hash::Hash
+    + Ord
+    + Debug
+    + Default
+    + FromBytes
+    + IntoBytes
+    + Immutable
+    + KnownLayout
+    + Send
+    + Sync
+    + 'static
 {
     /// Whether this is IPv6.
     const IS_V6: bool;

@@ -139,13 +139,16 @@ fn log() {
 }
 
 fn print(table: Table, listing: &Listing) -> anyhow::Result<ExitCode> {
-    let text = if listing.json { table.json()? } else { table.text() };
-    write(text.as_bytes())
+    written(table.write(listing.json, &mut std::io::stdout().lock()))
 }
 
 fn write(text: &[u8]) -> anyhow::Result<ExitCode> {
-    // A reader that has seen enough (`| head`) is no error.
-    match std::io::stdout().write_all(text) {
+    written(std::io::stdout().write_all(text))
+}
+
+fn written(result: std::io::Result<()>) -> anyhow::Result<ExitCode> {
+    match result {
+        // A reader that has seen enough (`| head`) is no error.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(ExitCode::SUCCESS),
     }

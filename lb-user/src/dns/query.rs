@@ -65,9 +65,9 @@ pub fn counts(paths: &Paths) -> Result<Table> {
     for record in ask(paths, &owner, RecordType::TXT, DNSClass::CH)?.into_iter().flat_map(|m| m.answers) {
         let RData::TXT(txt) = record.data else { continue };
         let words: Vec<String> = txt.txt_data.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect();
-        if let [kind, name, count, text] = &words[..] {
+        if let Ok([kind, name, count, text]) = <[String; 4]>::try_from(words) {
             let count: u64 = count.parse().context("a count")?;
-            table.push([kind.as_str().into(), name.as_str().into(), count.into(), text.as_str().into()]);
+            table.push([kind.into(), name.into(), count.into(), text.into()]);
         }
     }
     Ok(table)

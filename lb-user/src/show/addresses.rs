@@ -92,7 +92,7 @@ fn table(pools: &[Pool], all: &All, waiting: &Waiting) -> Table {
         let free = pool.size().saturating_sub(unasked);
         table.push([
             "pool".into(),
-            pool.name.as_str().into(),
+            pool.name.clone().into(),
             none(),
             none(),
             used.into(),
@@ -103,7 +103,7 @@ fn table(pools: &[Pool], all: &All, waiting: &Waiting) -> Table {
     for (addr, had) in all {
         let pool = pools.iter().find(|pool| pool.contains(*addr)).map(|pool| pool.name.clone());
         let services = super::Cell::List(had.services.iter().cloned().collect());
-        let why = had.why.as_str().into();
+        let why = had.why.clone().into();
         table.push(["address".into(), addr.to_string().into(), pool.into(), services, none(), none(), why]);
     }
     for (name, why) in waiting {

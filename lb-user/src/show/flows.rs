@@ -1,15 +1,18 @@
 //! Connections. Each is two entries in the kernel and one row here.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
 use lb_common::flow_table::{self, Hit};
 use lb_common::table::{Flow, FlowKey, age};
 use lb_common::tcp;
-use lb_common::wire::Addr;
+use lb_common::wire::{Addr, Be16};
 use zerocopy::FromZeros;
 
-use super::{Cell, Table as Listing, endpoint, names, open, protocol, set};
+use super::parallel::{cores, in_order};
+use super::{Cell, Table as Listing, names, open, protocol, set};
 use crate::apply::clock;
 use crate::apply::flows::Flows;
 use crate::apply::{Maps, Paths};
@@ -21,12 +24,22 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub fn read(paths: &Paths, maps: &Maps) -> Result<Self> {
-        Ok(Context {
+    pub fn read(paths: &Paths, maps: &Maps) -> Result<Arc<Self>> {
+        Ok(Arc::new(Context {
             names: names(maps)?,
             now: clock::read_pinned(paths, maps)?.tick(),
             ticks: maps.settings.get(&0)?.unwrap_or_default().ticks_per_second.max(1),
-        })
+        }))
+    }
+
+    /// How long a connection is silent in both directions; `reply`: when the other one was used.
+    pub fn idle<A: Addr>(&self, flow: &Flow<A>, reply: Option<u32>) -> u32 {
+        let reply = reply.map_or(u32::MAX, |last| age(self.now, last));
+        age(self.now, flow.last).min(reply)
+    }
+
+    pub fn seconds(&self, ticks: u32) -> Cell<'static> {
+        Cell::Seconds(f64::from(ticks) / f64::from(self.ticks))
     }
 }
 
@@ -37,34 +50,9 @@ pub fn flows(paths: &Paths, nat: bool) -> Result<Listing> {
     let maps = open(paths)?;
     let context = Context::read(paths, &maps)?;
     let mut listing = Listing::new(COLUMNS);
-    list_table(&mut listing, &maps.v4.flows, &context, nat);
-    list_table(&mut listing, &maps.v6.flows, &context, nat);
+    list(&mut listing, connections(&maps.v4.flows, nat, &context)?, &context);
+    list(&mut listing, connections(&maps.v6.flows, nat, &context)?, &context);
     Ok(listing)
-}
-
-fn list_table<A: Addr>(listing: &mut Listing, table: &Flows<A>, context: &Context, nat: bool) {
-    let mut forward = Vec::new();
-    flow_table::walk(table, 0..table.buckets(), |key, hit| {
-        if is_listed(&hit.flow, nat) {
-            forward.push((key, hit.flow));
-        }
-    });
-    forward.sort_unstable();
-    let last = |key: &FlowKey<A>| {
-        let mut hit = Hit::new_zeroed();
-        flow_table::find_into(table, key, &mut hit).then_some(hit.flow.last)
-    };
-    list(listing, &forward, last, context);
-}
-
-pub(super) fn entries<A: Addr>(table: &Flows<A>) -> HashMap<FlowKey<A>, Flow<A>> {
-    table.entries().into_iter().map(|(key, hit)| (key, hit.flow)).collect()
-}
-
-/// How long a connection is silent in both directions; `reply`: when the other one was used.
-pub(super) fn idle<A: Addr>(flow: &Flow<A>, reply: Option<u32>, context: &Context) -> Cell {
-    let reply = reply.map_or(u32::MAX, |last| age(context.now, last));
-    Cell::Seconds(f64::from(age(context.now, flow.last).min(reply)) / f64::from(context.ticks))
 }
 
 /// Whether an entry has a row: the direction in which its connection was opened.
@@ -72,37 +60,73 @@ fn is_listed<A: Addr>(flow: &Flow<A>, nat: bool) -> bool {
     !flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY) && (!nat || flow.is(Flow::<A>::NAT))
 }
 
-/// `last`: when another entry was used.
-fn list<A: Addr>(
-    listing: &mut Listing,
-    forward: &[(FlowKey<A>, Flow<A>)],
-    last: impl Fn(&FlowKey<A>) -> Option<u32>,
-    context: &Context,
-) {
-    for (key, flow) in forward {
+/// A connection, by its entry in the direction in which it was opened.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Connection<A: Addr> {
+    pub key: FlowKey<A>,
+    pub flow: Flow<A>,
+    /// Ticks.
+    pub idle: u32,
+}
+
+/// A table's connections, in order; with `nat` the translated ones alone.
+pub(super) fn connections<A: Addr>(table: &Flows<A>, nat: bool, context: &Context) -> Result<Vec<Connection<A>>> {
+    let last = |key: &FlowKey<A>| {
+        let mut hit = Hit::new_zeroed();
+        flow_table::find_into(table, key, &mut hit).then_some(hit.flow.last)
+    };
+    let (buckets, parts) = (u64::from(table.buckets()), cores());
+    let bound = |part: usize| (buckets * part as u64 / parts as u64) as u32;
+    let part = |part| {
+        let mut part_of_all = Vec::new();
+        flow_table::walk(table, bound(part)..bound(part + 1), |key, Hit { flow, .. }| {
+            if is_listed(&flow, nat) {
+                let idle = context.idle(&flow, last(&flow.reverse_key(key.proto)));
+                part_of_all.push(Connection { key, flow, idle });
+            }
+        });
+        part_of_all.sort_unstable();
+        part_of_all
+    };
+    let mut all = Vec::new();
+    in_order(parts, part, |part| {
+        all.extend(part);
+        Ok(())
+    })?;
+    // This one merges what is sorted.
+    all.sort();
+    Ok(all)
+}
+
+pub(super) fn endpoint<A: Addr>(addr: A, port: Be16) -> SocketAddr {
+    SocketAddr::new(addr.to_ip(), port.get())
+}
+
+fn list<A: Addr>(listing: &mut Listing, connections: Vec<Connection<A>>, context: &Arc<Context>) {
+    listing.extend(connections, context, |Connection { key, flow, idle }, context| {
         let translated = flow.is(Flow::<A>::NAT);
         let snat = flow.is(Flow::<A>::SNAT) || translated && flow.is(Flow::<A>::OUT);
         let service = match translated {
-            true => Some("nat".to_owned()),
-            false => context.names.get(&flow.service).cloned(),
+            true => Some("nat"),
+            false => context.names.get(&flow.service).map(String::as_str),
         };
-        listing.push([
+        [
             protocol(key.proto as u8).into(),
-            endpoint(key.src.to_ip(), key.sport.get()).into(),
-            endpoint(key.dst.to_ip(), key.dport.get()).into(),
-            endpoint(flow.dst.to_ip(), flow.dport.get()).into(),
-            snat.then(|| endpoint(flow.src.to_ip(), flow.sport.get())).into(),
+            endpoint(key.src, key.sport).into(),
+            endpoint(key.dst, key.dport).into(),
+            endpoint(flow.dst, flow.dport).into(),
+            snat.then(|| endpoint(flow.src, flow.sport)).into(),
             service.into(),
             tcp::label(flow.state).into(),
             set(flow.state).into(),
-            idle(flow, last(&flow.reverse_key(key.proto)), context),
-        ]);
-    }
+            context.seconds(*idle),
+        ]
+    });
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use lb_common::wire::{Be16, Ip4};
+    use lb_common::wire::{Ip4, Ip6};
     use serde_json::{Value, json};
 
     use super::*;
@@ -142,45 +166,106 @@ pub(super) mod tests {
         (key, flow)
     }
 
+    /// As [`connections`], of entries that lie in no table.
+    pub fn connections<A: Addr>(entries: &[(FlowKey<A>, Flow<A>)], nat: bool, context: &Context) -> Vec<Connection<A>> {
+        let last = |key| entries.iter().find(|(other, _)| *other == key).map(|(_, flow)| flow.last);
+        let mut all: Vec<_> = entries
+            .iter()
+            .filter(|(_, flow)| is_listed(flow, nat))
+            .map(|&(key, flow)| Connection { key, flow, idle: context.idle(&flow, last(flow.reverse_key(key.proto))) })
+            .collect();
+        all.sort();
+        all
+    }
+
+    fn listing<A: Addr>(entries: &[(FlowKey<A>, Flow<A>)], nat: bool, context: &Arc<Context>) -> Listing {
+        let mut listing = Listing::new(COLUMNS);
+        list(&mut listing, connections(entries, nat, context), context);
+        listing
+    }
+
     #[test]
     fn a_row_a_connection() {
         const NAT: u8 = Flow::<Ip4>::NAT;
-        let context = Context { names: BTreeMap::from([(7, "shop/web:80".to_owned())]), now: 1000, ticks: 100 };
+        let names = BTreeMap::from([(7, "shop/web:80".to_owned())]);
+        let context = Arc::new(Context { names, now: 1000, ticks: 100 });
         let (host, outside, remote) = (v4(10, 5000), v4(200, 5001), v4(99, 443));
-        let all = HashMap::from([
-            entry(6, host, remote, outside, remote, NAT | Flow::<Ip4>::OUT, tcp::ESTABLISHED, 500),
+        let all = [
             entry(6, remote, outside, remote, host, NAT | Flow::<Ip4>::REPLY, tcp::ESTABLISHED, 900),
-            entry(0x106, host, v4(0, 0), outside, v4(0, 0), NAT | Flow::<Ip4>::MEMORY, tcp::ESTABLISHED, 1),
             entry(1, v4(98, 0), v4(200, 9), v4(98, 0), v4(10, 9), NAT, tcp::NEW, 1000),
+            entry(6, host, remote, outside, remote, NAT | Flow::<Ip4>::OUT, tcp::ESTABLISHED, 500),
+            entry(0x106, host, v4(0, 0), outside, v4(0, 0), NAT | Flow::<Ip4>::MEMORY, tcp::ESTABLISHED, 1),
             entry(6, v4(50, 1), v4(51, 80), v4(200, 1), v4(52, 8080), Flow::<Ip4>::SNAT, tcp::NEW, 800),
-        ]);
-        let row = |protocol, client, vip, backend, snat: Value, service, state, set, idle: f64| {
-            json!({"protocol": protocol, "client": client, "vip": vip, "backend": backend, "snat": snat,
-                   "service": service, "state": state, "set": set, "idle_s": idle})
-        };
-        let (a, b, c) = ("10.0.0.10:5000", "10.0.0.99:443", "10.0.0.200:5001");
-        let out = row("TCP", a, b, b, c.into(), "nat", "established", "established", 1.0);
-        let service = row(
-            "TCP",
-            "10.0.0.50:1",
-            "10.0.0.51:80",
-            "10.0.0.52:8080",
-            "10.0.0.200:1".into(),
-            "shop/web:80",
-            "new",
-            "half-open",
-            2.0,
+        ];
+        assert_eq!(
+            listing(&all, false, &context).string(false),
+            "PROTOCOL  CLIENT          VIP            BACKEND         SNAT             SERVICE      STATE        SET          IDLE S\n\
+             TCP       10.0.0.10:5000  10.0.0.99:443  10.0.0.99:443   10.0.0.200:5001  nat          established  established     1 s\n\
+             TCP       10.0.0.50:1     10.0.0.51:80   10.0.0.52:8080  10.0.0.200:1     shop/web:80  new          half-open       2 s\n\
+             ICMP      10.0.0.98:0     10.0.0.200:9   10.0.0.10:9     -                nat          new          half-open       0 s\n"
         );
-        let into =
-            row("ICMP", "10.0.0.98:0", "10.0.0.200:9", "10.0.0.10:9", Value::Null, "nat", "new", "half-open", 0.0);
-        for (nat, want) in [(false, vec![&out, &service, &into]), (true, vec![&out, &into])] {
-            let mut listing = Listing::new(COLUMNS);
-            let listed = all.iter().filter(|(_, flow)| is_listed(flow, nat));
-            let mut forward: Vec<_> = listed.map(|(key, flow)| (*key, *flow)).collect();
-            forward.sort_unstable();
-            list(&mut listing, &forward, |key| Some(all.get(key)?.last), &context);
-            let rows: Value = serde_json::from_str(&listing.json().unwrap()).unwrap();
-            assert_eq!(rows, json!(want));
-        }
+        let translated: Value = serde_json::from_str(&listing(&all, true, &context).string(true)).unwrap();
+        assert_eq!(
+            translated,
+            json!([
+                {"protocol": "TCP", "client": "10.0.0.10:5000", "vip": "10.0.0.99:443", "backend": "10.0.0.99:443",
+                 "snat": "10.0.0.200:5001", "service": "nat", "state": "established", "set": "established", "idle_s": 1.0},
+                {"protocol": "ICMP", "client": "10.0.0.98:0", "vip": "10.0.0.200:9", "backend": "10.0.0.10:9",
+                 "snat": null, "service": "nat", "state": "new", "set": "half-open", "idle_s": 0.0},
+            ])
+        );
+    }
+
+    #[test]
+    fn ipv6_and_odd_names() {
+        let names = BTreeMap::from([(7, "a\"b\\c\u{7}/größe:80".to_owned())]);
+        let context = Arc::new(Context { names, now: 1000, ticks: 250 });
+        let ip = |text: &str| Ip6::from_ip(text.parse().unwrap()).unwrap();
+        let port = Be16::new;
+        let client = (ip("2001:db8:0:0:1::1"), port(65535));
+        let key = FlowKey { src: client.0, dst: ip("fd00::50"), sport: client.1, dport: port(80), proto: 132 };
+        let flow =
+            Flow { src: client.0, dst: ip("::ffff:1.2.3.4"), sport: client.1, dport: port(8080), ..Flow::default() };
+        let flow = Flow { service: 7, state: tcp::ESTABLISHED, last: 633, ..flow };
+        let gone = FlowKey { src: ip("::"), proto: 6, ..key };
+        let listing = listing(
+            &[(key, flow), (gone, Flow { service: 8, last: 0u32.wrapping_sub(9000), ..flow })],
+            false,
+            &context,
+        );
+        assert_eq!(
+            listing.string(false),
+            "PROTOCOL  CLIENT                     VIP            BACKEND                SNAT  SERVICE          STATE        SET          IDLE S\n\
+             TCP       [::]:65535                 [fd00::50]:80  [::ffff:1.2.3.4]:8080  -     -                established  established    40 s\n\
+             SCTP      [2001:db8::1:0:0:1]:65535  [fd00::50]:80  [::ffff:1.2.3.4]:8080  -     a\"b\\c\u{7}/größe:80  established  established     1 s\n"
+        );
+        assert_eq!(
+            listing.string(true),
+            r#"[
+  {
+    "protocol": "TCP",
+    "client": "[::]:65535",
+    "vip": "[fd00::50]:80",
+    "backend": "[::ffff:1.2.3.4]:8080",
+    "snat": null,
+    "service": null,
+    "state": "established",
+    "set": "established",
+    "idle_s": 40.0
+  },
+  {
+    "protocol": "SCTP",
+    "client": "[2001:db8::1:0:0:1]:65535",
+    "vip": "[fd00::50]:80",
+    "backend": "[::ffff:1.2.3.4]:8080",
+    "snat": null,
+    "service": "a\"b\\c\u0007/größe:80",
+    "state": "established",
+    "set": "established",
+    "idle_s": 1.468
+  }
+]
+"#
+        );
     }
 }

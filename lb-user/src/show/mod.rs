@@ -4,28 +4,31 @@
 //! nothing is changed by looking. `docs/json.md` describes the fields.
 
 mod addresses;
+mod cell;
 mod flows;
 mod nat;
+mod parallel;
 mod routes;
 mod services;
 mod status;
 mod table;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
-use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
 use lb_common::drop::{Drop as Reason, Note};
 use lb_common::table::NextHop;
 
 pub use addresses::addresses;
+pub(crate) use cell::Cell;
 pub use flows::flows;
 pub use nat::{nat_flows, nat_status, nat_top};
 pub use routes::{route, routes};
 pub use services::{backends, services};
 pub use status::status;
-pub use table::{Cell, Table};
+pub use table::Table;
 
 use crate::apply::{Maps, Paths, State, load, namespace};
 use crate::source::netlink::Mirror;
@@ -61,11 +64,11 @@ pub fn drops(paths: &Paths) -> Result<Table> {
 }
 
 /// A variant's comment: the space behind its slashes is part of it.
-fn text(comment: &str) -> Cell {
+fn text(comment: &'static str) -> Cell<'static> {
     comment.trim_start().into()
 }
 
-pub(crate) fn protocol(number: u8) -> String {
+pub(crate) fn protocol(number: u8) -> Cow<'static, str> {
     use lb_common::wire::header::{ICMP, ICMP6, SCTP, TCP, UDP};
     match number {
         ICMP => "ICMP".into(),
@@ -73,17 +76,13 @@ pub(crate) fn protocol(number: u8) -> String {
         TCP => "TCP".into(),
         UDP => "UDP".into(),
         SCTP => "SCTP".into(),
-        other => other.to_string(),
+        other => other.to_string().into(),
     }
 }
 
 /// What may happen to a connection of a state where room is short.
 fn set(state: u8) -> &'static str {
     if lb_common::tcp::answered(state) { "established" } else { "half-open" }
-}
-
-fn endpoint(addr: IpAddr, port: u16) -> String {
-    SocketAddr::new(addr, port).to_string()
 }
 
 /// The links that the pinned state is about; None in another network namespace, whose links have

@@ -3,17 +3,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
 use lb_common::drop::{Drop as Reason, Note};
 use lb_common::port_table::{CLASSES, HOLDERS, PLANE, proto};
 use lb_common::table::nat::POOL;
-use lb_common::table::{Flow, FlowKey, Settings, Uplink};
+use lb_common::table::{Flow, Settings, Uplink};
 use lb_common::tcp;
-use lb_common::wire::Addr;
+use lb_common::wire::{Addr, Be16};
 
-use super::flows::{Context, entries, idle};
-use super::{Cell, Table, endpoint, interface, interfaces, mirror, open, protocol, set, text};
+use super::flows::{Connection, Context, connections, endpoint};
+use super::{Cell, Table, interface, interfaces, mirror, open, protocol, set, text};
 use crate::apply::maps::FamilyMaps;
 use crate::apply::{EndedFor, Maps, Paths, State};
 
@@ -102,7 +103,7 @@ pub fn nat_status(paths: &Paths) -> Result<Table> {
         list_use(&mut table, &family, &settings, &names);
     }
     list_ended(&mut table, &state.nat_ended);
-    let mut count = |what: &str, reason: &str, count: u64, meaning| {
+    let mut count = |what: &'static str, reason: &'static str, count: u64, meaning| {
         if reason.starts_with(NAT) {
             table.push([what.into(), reason.into(), Cell::None, count.into(), Cell::None, text(meaning)]);
         }
@@ -118,9 +119,10 @@ pub fn nat_status(paths: &Paths) -> Result<Table> {
 
 fn list_setting(table: &mut Table, settings: &Settings) {
     let word = |on| if on { "on" } else { "off" };
-    let mut say = |what: &str, state: Option<&str>, capacity: Option<u32>, detail: Option<&str>| {
-        table.push([what.into(), Cell::None, state.into(), Cell::None, capacity.into(), detail.into()]);
-    };
+    let mut say =
+        |what: &'static str, state: Option<&'static str>, capacity: Option<u32>, detail: Option<&'static str>| {
+            table.push([what.into(), Cell::None, state.into(), Cell::None, capacity.into(), detail.into()]);
+        };
     say("translation", Some(word(on(settings))), None, None);
     let (filter, meaning) = filtering(settings);
     say("filtering", Some(filter), None, Some(meaning));
@@ -224,59 +226,47 @@ fn top(mut hosts: Vec<(IpAddr, u64, u64)>, quota: u32, rows: usize) -> Table {
     table
 }
 
+const FLOWS: &[&str] = &["protocol", "inside", "outside", "remote", "opened", "state", "set", "idle_s"];
+
 /// Translated connections.
 pub fn nat_flows(paths: &Paths) -> Result<Table> {
     let maps = open(paths)?;
     let context = Context::read(paths, &maps)?;
-    let mut table = Table::new(&["protocol", "inside", "outside", "remote", "opened", "state", "set", "idle_s"]);
-    list_flows(&mut table, &entries(&maps.v4.flows), &context);
-    list_flows(&mut table, &entries(&maps.v6.flows), &context);
+    let mut table = Table::new(FLOWS);
+    list_flows(&mut table, connections(&maps.v4.flows, true, &context)?, &context);
+    list_flows(&mut table, connections(&maps.v6.flows, true, &context)?, &context);
     Ok(table)
 }
 
-/// A translated connection, whoever opened it.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Connection<'a, A: Addr> {
-    inside: (A, u16),
-    proto: u32,
-    outside: (A, u16),
-    remote: (A, u16),
-    key: &'a FlowKey<A>,
-    flow: &'a Flow<A>,
-}
+type End<A> = (A, Be16);
 
-impl<'a, A: Addr> Connection<'a, A> {
-    /// Of its entry in the direction in which it was opened.
-    fn of(key: &'a FlowKey<A>, flow: &'a Flow<A>) -> Option<Self> {
-        if !flow.is(Flow::<A>::NAT) || flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY) {
-            return None;
-        }
-        let (from, to) = ((key.src, key.sport.get()), (key.dst, key.dport.get()));
-        let (inside, outside, remote) = if flow.is(Flow::<A>::OUT) {
-            (from, (flow.src, flow.sport.get()), to)
-        } else {
-            ((flow.dst, flow.dport.get()), to, from)
-        };
-        Some(Connection { inside, proto: key.proto, outside, remote, key, flow })
+/// Who are in a translated connection, whoever opened it: inside, its protocol, outside, remote.
+fn ends<A: Addr>(Connection { key, flow, .. }: &Connection<A>) -> (End<A>, u32, End<A>, End<A>) {
+    let (from, to) = ((key.src, key.sport), (key.dst, key.dport));
+    if flow.is(Flow::<A>::OUT) {
+        (from, key.proto, (flow.src, flow.sport), to)
+    } else {
+        ((flow.dst, flow.dport), key.proto, to, from)
     }
 }
 
-fn list_flows<A: Addr>(table: &mut Table, all: &HashMap<FlowKey<A>, Flow<A>>, context: &Context) {
-    let mut connections: Vec<_> = all.iter().filter_map(|(key, flow)| Connection::of(key, flow)).collect();
-    connections.sort();
-    for Connection { inside, proto, outside, remote, key, flow } in connections {
-        let end = |(addr, port): (A, u16)| endpoint(addr.to_ip(), port);
-        table.push([
+fn list_flows<A: Addr>(table: &mut Table, mut connections: Vec<Connection<A>>, context: &Arc<Context>) {
+    connections.sort_by_key(ends);
+    table.extend(connections, context, |connection, context| {
+        let (inside, proto, outside, remote) = ends(connection);
+        let end = |(addr, port)| endpoint(addr, port).into();
+        let Connection { flow, idle, .. } = connection;
+        [
             protocol(proto as u8).into(),
-            end(inside).into(),
-            end(outside).into(),
-            end(remote).into(),
+            end(inside),
+            end(outside),
+            end(remote),
             (if flow.is(Flow::<A>::OUT) { "inside" } else { "outside" }).into(),
             tcp::label(flow.state).into(),
             set(flow.state).into(),
-            idle(flow, all.get(&flow.reverse_key(key.proto)).map(|reply| reply.last), context),
-        ]);
-    }
+            context.seconds(*idle),
+        ]
+    });
 }
 
 #[cfg(test)]
@@ -284,11 +274,11 @@ mod tests {
     use lb_common::wire::Ip4;
     use serde_json::{Value, json};
 
-    use super::super::flows::tests::{entry, v4};
+    use super::super::flows::tests::{connections, entry, v4};
     use super::*;
 
     fn rows(table: &Table) -> Value {
-        serde_json::from_str(&table.json().unwrap()).unwrap()
+        serde_json::from_str(&table.string(true)).unwrap()
     }
 
     #[test]
@@ -296,9 +286,9 @@ mod tests {
         const NAT: u8 = Flow::<Ip4>::NAT;
         const OUT: u8 = Flow::<Ip4>::OUT;
         const REPLY: u8 = Flow::<Ip4>::REPLY;
-        let context = Context { names: BTreeMap::new(), now: 1000, ticks: 100 };
+        let context = Arc::new(Context { names: BTreeMap::new(), now: 1000, ticks: 100 });
         let (host, other, outside, remote) = (v4(10, 5000), v4(11, 6000), v4(200, 5001), v4(99, 443));
-        let all = HashMap::from([
+        let all = [
             // From the inside.
             entry(6, host, remote, outside, remote, NAT | OUT, tcp::ESTABLISHED, 500),
             entry(6, remote, outside, remote, host, NAT | REPLY, tcp::ESTABLISHED, 900),
@@ -310,9 +300,9 @@ mod tests {
             // What is remembered of a mapping, and a service's connection.
             entry(0x106, host, v4(0, 0), outside, v4(0, 0), NAT | Flow::<Ip4>::MEMORY, tcp::ESTABLISHED, 1),
             entry(6, v4(50, 1), v4(51, 80), v4(50, 1), v4(52, 8080), 0, tcp::NEW, 1),
-        ]);
-        let mut table = Table::new(&["protocol", "inside", "outside", "remote", "opened", "state", "set", "idle_s"]);
-        list_flows(&mut table, &all, &context);
+        ];
+        let mut table = Table::new(FLOWS);
+        list_flows(&mut table, connections(&all, true, &context), &context);
         let row = |protocol, inside, outside, remote, opened, state, set, idle: f64| {
             json!({"protocol": protocol, "inside": inside, "outside": outside, "remote": remote,
                    "opened": opened, "state": state, "set": set, "idle_s": idle})
@@ -335,7 +325,7 @@ mod tests {
         };
         let all = [(1, 5, 0), (2, 9, 1), (3, 0, 0), (4, 9, 7), (5, 5, 0), (6, 0, 2)];
         assert_eq!(
-            top(hosts(&all), 10, 4).text(),
+            top(hosts(&all), 10, 4).string(false),
             "HOST      PORTS  QUOTA  DENIED\n\
              10.0.0.4      9     10       7\n\
              10.0.0.2      9     10       1\n\
@@ -343,7 +333,7 @@ mod tests {
              10.0.0.5      5     10       0\n"
         );
         assert_eq!(rows(&top(hosts(&all), 10, 100)).as_array().unwrap().len(), 5);
-        assert_eq!(top(Vec::new(), 10, 4).text(), "HOST  PORTS  QUOTA  DENIED\n");
+        assert_eq!(top(Vec::new(), 10, 4).string(false), "HOST  PORTS  QUOTA  DENIED\n");
     }
 
     #[test]
@@ -365,7 +355,7 @@ mod tests {
         list_setting(&mut table, &settings);
         list_use(&mut table, &family, &settings, &names);
         list_ended(&mut table, &EndedFor { address: 7, ports: 0, prefix: 1 });
-        let text = table.text();
+        let text = table.string(false);
         let lines: Vec<String> =
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(

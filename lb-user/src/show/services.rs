@@ -1,13 +1,14 @@
 //! Services and their backends.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::table::{Backend, Counters, NextHop, Service};
 use lb_common::wire::Addr;
 
 use super::addresses::waiting;
-use super::{Cell, Table, endpoint, interfaces, mirror, names, next_hop, open, protocol};
+use super::{Cell, Table, interfaces, mirror, names, next_hop, open, protocol};
 use crate::apply::clock;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::add;
@@ -137,7 +138,7 @@ pub fn services(paths: &Paths) -> Result<Table> {
         let port = reached.at.first().map(|(port, _)| *port);
         let address = |&(p, addr): &(u16, std::net::IpAddr)| match Some(p) == port {
             true => addr.to_string(),
-            false => endpoint(addr, p),
+            false => SocketAddr::new(addr, p).to_string(),
         };
         let mine = || backends.iter().filter(|b| b.service == id);
         let past = maps.retired.get(&id)?.unwrap_or_default();
@@ -176,10 +177,10 @@ pub fn services(paths: &Paths) -> Result<Table> {
 }
 
 /// The endpoints of a service that fail their probes, and why.
-fn failing_of(name: Option<&str>, report: &Report) -> Option<Cell> {
+fn failing_of(name: Option<&str>, report: &Report) -> Option<Cell<'static>> {
     let (service, _) = name?.rsplit_once(':')?;
     let mine = report.failing.iter().filter(|f| format!("{}/{}", f.namespace, f.service) == service);
-    let all: Vec<String> = mine.map(|f| format!("{}: {}", endpoint(f.address, f.port), f.why)).collect();
+    let all: Vec<String> = mine.map(|f| format!("{}: {}", SocketAddr::new(f.address, f.port), f.why)).collect();
     (!all.is_empty()).then_some(Cell::List(all))
 }
 

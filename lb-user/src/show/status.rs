@@ -23,7 +23,7 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     let maps = open(paths)?;
     let mut listing = Listing::new(&["what", "name", "state", "used", "capacity", "detail"]);
     let (about, runs) = running(paths);
-    let mut fact = |what: &str, name: String, state: &str, detail: String| {
+    let mut fact = |what: &'static str, name: String, state: &'static str, detail: String| {
         listing.push([what.into(), name.into(), state.into(), Cell::None, Cell::None, detail.into()]);
     };
     let process = if about.pid == 0 { String::new() } else { format!("process {}", about.pid) };
@@ -71,7 +71,7 @@ pub fn status(paths: &Paths) -> Result<Listing> {
             Some(why) => ("failed", format!(": {why}")),
         };
         let detail = format!("port {port}{why}").into();
-        let name = check.service.as_str().into();
+        let name = check.service.clone().into();
         listing.push(["health check".into(), name, word.into(), Cell::None, Cell::None, detail]);
     }
     for (name, used, capacity) in fills(&maps)? {
@@ -81,7 +81,7 @@ pub fn status(paths: &Paths) -> Result<Listing> {
 }
 
 /// Where services come from, and what of it is not in force as it is now.
-fn source(source: &Source, now: SystemTime) -> Vec<[Cell; 6]> {
+fn source(source: &Source, now: SystemTime) -> Vec<[Cell<'static>; 6]> {
     if source.name.is_empty() {
         return Vec::new();
     }
@@ -94,7 +94,7 @@ fn source(source: &Source, now: SystemTime) -> Vec<[Cell; 6]> {
     rows
 }
 
-fn api(api: &Api, now: SystemTime) -> (&'static str, Cell) {
+fn api(api: &Api, now: SystemTime) -> (&'static str, Cell<'static>) {
     let Some(away) = &api.away else {
         return if api.listed { ("current", Cell::None) } else { ("starting", Cell::None) };
     };
@@ -108,7 +108,7 @@ fn api(api: &Api, now: SystemTime) -> (&'static str, Cell) {
 }
 
 /// The links that packets are forwarded from ahead of the kernel, and how many were.
-fn forwarding(maps: &Maps, mirror: Option<&Mirror>, names: &BTreeMap<u32, String>) -> Result<[Cell; 6]> {
+fn forwarding(maps: &Maps, mirror: Option<&Mirror>, names: &BTreeMap<u32, String>) -> Result<[Cell<'static>; 6]> {
     let mut links = maps.links.entries()?;
     links.retain(|(_, link)| link.flags & (Link::FORWARDS4 | Link::FORWARDS6) != 0);
     let mut shown: Vec<String> = links.iter().map(|(link, _)| interface(*link, names)).collect();
@@ -207,7 +207,7 @@ mod tests {
             for row in super::source(source, UNIX_EPOCH + Duration::from_secs(75)) {
                 listing.push(row);
             }
-            serde_json::from_str::<serde_json::Value>(&listing.json().unwrap()).unwrap()
+            serde_json::from_str::<serde_json::Value>(&listing.string(true)).unwrap()
         };
         assert_eq!(rows(&Source::default()), serde_json::json!([]));
         let refused = Refused { place: "cluster/a.yaml:5:38".into(), message: "spec: wrong".into() };

@@ -1,110 +1,167 @@
 //! A listing: columns and rows, for people and for programs.
 //!
-//! Invariant: the objects of `--json` have the names of the table's columns, in their order.
+//! Invariant: the objects of `--json` have the names of the table's columns, in their order. Rows become
+//! text piece by piece, on all cores, so that a listing of a million takes no more time and room than its text.
 
-use std::fmt;
 use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::ops::Range;
+use std::sync::Arc;
 
 use serde::ser::{SerializeMap, SerializeSeq};
 use serde::{Serialize, Serializer};
 
-/// One value of a row.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Cell {
-    None,
-    Text(String),
-    Number(u64),
-    /// A share, in percent.
-    Percent(f64),
-    /// Seconds.
-    Seconds(f64),
-    Flag(bool),
-    List(Vec<String>),
-}
+use super::cell::Cell;
+use super::parallel::in_order;
 
-impl From<String> for Cell {
-    fn from(text: String) -> Self {
-        Cell::Text(text)
-    }
-}
+/// Rows that are written at once.
+const PIECE: usize = 2048;
 
-impl From<&str> for Cell {
-    fn from(text: &str) -> Self {
-        Cell::Text(text.into())
-    }
-}
+/// Receives the cells of a row.
+type Receive<'a> = &'a mut dyn FnMut(&[Cell<'_>]);
 
-impl From<u64> for Cell {
-    fn from(number: u64) -> Self {
-        Cell::Number(number)
-    }
-}
-
-impl From<u32> for Cell {
-    fn from(number: u32) -> Self {
-        Cell::Number(number.into())
-    }
-}
-
-impl From<u16> for Cell {
-    fn from(number: u16) -> Self {
-        Cell::Number(number.into())
-    }
-}
-
-impl From<usize> for Cell {
-    fn from(number: usize) -> Self {
-        Cell::Number(number as u64)
-    }
-}
-
-impl<T: Into<Cell>> From<Option<T>> for Cell {
-    fn from(value: Option<T>) -> Self {
-        value.map_or(Cell::None, Into::into)
-    }
-}
-
-impl fmt::Display for Cell {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Cell::None => f.write_str("-"),
-            Cell::Text(text) if text.is_empty() => f.write_str("-"),
-            Cell::Text(text) => f.write_str(text),
-            Cell::Number(number) => write!(f, "{number}"),
-            Cell::Percent(share) => write!(f, "{share:.1} %"),
-            Cell::Seconds(seconds) => write!(f, "{seconds:.0} s"),
-            Cell::Flag(flag) => f.write_str(if *flag { "yes" } else { "no" }),
-            Cell::List(list) if list.is_empty() => f.write_str("-"),
-            Cell::List(list) => f.write_str(&list.join(", ")),
-        }
-    }
-}
-
-impl Serialize for Cell {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Cell::None => serializer.serialize_none(),
-            Cell::Text(text) => serializer.serialize_str(text),
-            Cell::Number(number) => serializer.serialize_u64(*number),
-            Cell::Percent(x) | Cell::Seconds(x) => serializer.serialize_f64((x * 1e3).round() / 1e3),
-            Cell::Flag(flag) => serializer.serialize_bool(*flag),
-            Cell::List(list) => list.serialize(serializer),
-        }
-    }
+/// Rows of one kind, which are made into cells when they are written.
+struct Part {
+    rows: usize,
+    give: Box<dyn Fn(usize, Receive<'_>) + Send + Sync>,
 }
 
 /// A listing.
-#[derive(Clone, Debug, PartialEq)]
 pub struct Table {
     columns: &'static [&'static str],
-    /// Row behind row.
-    cells: Vec<Cell>,
+    parts: Vec<Part>,
+}
+
+impl Table {
+    pub fn new(columns: &'static [&'static str]) -> Self {
+        Table { columns, parts: Vec::new() }
+    }
+
+    pub fn push<const N: usize>(&mut self, row: [Cell<'static>; N]) {
+        debug_assert_eq!(N, self.columns.len());
+        self.parts.push(Part { rows: 1, give: Box::new(move |_, receive| receive(&row)) });
+    }
+
+    /// Adds many rows, of which `cells` makes cells.
+    pub fn extend<R, C, const N: usize>(
+        &mut self,
+        rows: Vec<R>,
+        context: &Arc<C>,
+        cells: impl for<'a> Fn(&'a R, &'a C) -> [Cell<'a>; N] + Send + Sync + 'static,
+    ) where
+        R: Send + Sync + 'static,
+        C: Send + Sync + 'static,
+    {
+        debug_assert_eq!(N, self.columns.len());
+        let (count, context) = (rows.len(), context.clone());
+        let give = move |at: usize, receive: Receive<'_>| receive(&cells(&rows[at], &context));
+        self.parts.push(Part { rows: count, give: Box::new(give) });
+    }
+
+    /// Writes an array of objects, or aligned columns, numbers to the right.
+    pub fn write(&self, json: bool, out: &mut impl Write) -> io::Result<()> {
+        if json { self.write_json(out) } else { self.write_text(out) }
+    }
+
+    /// As [`Table::write`], to a string.
+    #[cfg(test)]
+    pub fn string(&self, json: bool) -> String {
+        let mut out = Vec::new();
+        self.write(json, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    fn rows(&self) -> usize {
+        self.parts.iter().map(|part| part.rows).sum()
+    }
+
+    fn pieces(&self) -> usize {
+        self.rows().div_ceil(PIECE)
+    }
+
+    /// Hands over the rows of a piece.
+    fn each(&self, piece: usize, receive: Receive<'_>) {
+        let wanted = piece * PIECE..(piece + 1) * PIECE;
+        let mut first = 0;
+        for part in &self.parts {
+            let end = first + part.rows;
+            for row in wanted.start.max(first)..wanted.end.min(end) {
+                (part.give)(row - first, receive);
+            }
+            first = end;
+        }
+    }
+
+    fn write_json(&self, out: &mut impl Write) -> io::Result<()> {
+        let count = self.pieces();
+        if count == 0 {
+            return out.write_all(b"[]\n");
+        }
+        let array = |piece| serde_json::to_vec_pretty(&Objects { table: self, piece });
+        let mut before = b"[";
+        in_order(count, array, |array| {
+            out.write_all(before)?;
+            before = b",";
+            // All pieces are one array.
+            let array = array?;
+            out.write_all(&array[1..array.len() - 2])
+        })?;
+        out.write_all(b"\n]\n")
+    }
+
+    fn write_text(&self, out: &mut impl Write) -> io::Result<()> {
+        let mut head = Texts::new(self.columns.len());
+        for column in self.columns {
+            head.text += &column.to_uppercase().replace('_', " ");
+            head.end_cell();
+        }
+        let mut pieces = vec![head];
+        let text = |piece| {
+            let mut texts = Texts::new(self.columns.len());
+            self.each(piece, &mut |cells| cells.iter().for_each(|cell| texts.push(cell)));
+            texts
+        };
+        in_order(self.pieces(), text, |texts| {
+            pieces.push(texts);
+            Ok(())
+        })?;
+        let columns: Vec<Column> = (0..self.columns.len())
+            .map(|at| {
+                let all = pieces.iter().map(|texts| &texts.columns[at]);
+                all.fold(Column::default(), |all, one| Column {
+                    width: all.width.max(one.width),
+                    right: all.right | one.right,
+                })
+            })
+            .collect();
+        in_order(pieces.len(), |piece| pieces[piece].align(&columns), |lines| out.write_all(&lines))
+    }
+}
+
+/// A piece as an array of objects.
+struct Objects<'a> {
+    table: &'a Table,
+    piece: usize,
+}
+
+impl Serialize for Objects<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut list = serializer.serialize_seq(None)?;
+        let mut done = Ok(());
+        self.table.each(self.piece, &mut |cells| {
+            if done.is_ok() {
+                done = list.serialize_element(&Object(self.table.columns, cells));
+            }
+        });
+        done?;
+        list.end()
+    }
 }
 
 /// A row with its columns' names.
-struct Row<'a>(&'a [&'static str], &'a [Cell]);
+struct Object<'a>(&'a [&'static str], &'a [Cell<'a>]);
 
-impl Serialize for Row<'_> {
+impl Serialize for Object<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.0.len()))?;
         for (column, cell) in self.0.iter().zip(self.1) {
@@ -114,72 +171,69 @@ impl Serialize for Row<'_> {
     }
 }
 
-impl Serialize for Table {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let rows = self.cells.chunks_exact(self.columns.len());
-        let mut list = serializer.serialize_seq(Some(rows.len()))?;
-        for row in rows {
-            list.serialize_element(&Row(self.columns, row))?;
-        }
-        list.end()
-    }
+/// How a column is aligned.
+#[derive(Clone, Default)]
+struct Column {
+    width: usize,
+    right: bool,
 }
 
-impl Table {
-    pub fn new(columns: &'static [&'static str]) -> Self {
-        Table { columns, cells: Vec::new() }
+/// The cells of a piece as text, row behind row, not yet aligned.
+struct Texts {
+    text: String,
+    /// Of each cell.
+    ends: Vec<usize>,
+    columns: Vec<Column>,
+}
+
+impl Texts {
+    fn new(columns: usize) -> Self {
+        Texts { text: String::new(), ends: Vec::new(), columns: vec![Column::default(); columns] }
     }
 
-    pub fn push<const N: usize>(&mut self, row: [Cell; N]) {
-        debug_assert_eq!(N, self.columns.len());
-        self.cells.extend(row);
+    fn push(&mut self, cell: &Cell<'_>) {
+        let at = self.ends.len() % self.columns.len();
+        self.columns[at].right |= cell.is_number();
+        // Writing to a string doesn't fail.
+        let _ = write!(self.text, "{cell}");
+        self.end_cell();
     }
 
-    /// An array of objects.
-    pub fn json(&self) -> serde_json::Result<String> {
-        Ok(serde_json::to_string_pretty(self)? + "\n")
+    fn end_cell(&mut self) {
+        let range = self.ends.last().copied().unwrap_or_default()..self.text.len();
+        let (width, at) = (self.cell(range).1, self.ends.len() % self.columns.len());
+        self.columns[at].width = self.columns[at].width.max(width);
+        self.ends.push(self.text.len());
     }
 
-    /// Aligned columns; numbers to the right.
-    pub fn text(&self) -> String {
-        let count = self.columns.len();
-        let mut right = vec![false; count];
-        // All cells' text in a row, and of each where it ends and how wide it is.
-        let (mut text, mut cells, mut widths) = (String::new(), Vec::new(), vec![0; count]);
-        for column in self.columns {
-            text += &column.to_uppercase().replace('_', " ");
-            cells.push(text.len());
-        }
-        for (at, cell) in self.cells.iter().enumerate() {
-            // Writing to a string doesn't fail.
-            let _ = write!(text, "{cell}");
-            cells.push(text.len());
-            right[at % count] |= matches!(cell, Cell::Number(_) | Cell::Percent(_) | Cell::Seconds(_));
-        }
-        let starts = std::iter::once(0).chain(cells.iter().copied());
-        let cells: Vec<(&str, usize)> = starts
-            .zip(&cells)
-            .map(|(start, &end)| &text[start..end])
-            .map(|cell| (cell, cell.chars().count()))
-            .collect();
-        for (at, (_, width)) in cells.iter().enumerate() {
-            widths[at % count] = (*width).max(widths[at % count]);
-        }
-        let mut out = String::with_capacity(cells.len() / count * (widths.iter().sum::<usize>() + 2 * count));
-        for row in cells.chunks_exact(count) {
-            for ((&(cell, own), &width), &right) in row.iter().zip(&widths).zip(&right) {
-                let pad = std::iter::repeat_n(' ', width - own);
-                if right {
-                    out.extend(pad);
-                    out += cell;
+    /// A cell and how wide it is.
+    fn cell(&self, range: Range<usize>) -> (&[u8], usize) {
+        let cell = &self.text[range];
+        (cell.as_bytes(), cell.chars().count())
+    }
+
+    /// Lines, of cells in columns.
+    fn align(&self, columns: &[Column]) -> Vec<u8> {
+        let line = columns.iter().map(|column| column.width + 2).sum::<usize>();
+        let mut out = Vec::with_capacity(self.ends.len() / columns.len() * line);
+        let mut start = 0;
+        for row in self.ends.chunks_exact(columns.len()) {
+            for (&end, column) in row.iter().zip(columns) {
+                let (cell, width) = self.cell(start..end);
+                start = end;
+                let pad = column.width - width;
+                if column.right {
+                    out.resize(out.len() + pad, b' ');
+                    out.extend_from_slice(cell);
+                    out.extend_from_slice(b"  ");
                 } else {
-                    out += cell;
-                    out.extend(pad);
+                    out.extend_from_slice(cell);
+                    out.resize(out.len() + pad + 2, b' ');
                 }
-                out += "  ";
             }
-            out.truncate(out.trim_end_matches(' ').len());
-            out.push('\n');
+            let blank = out.iter().rev().take_while(|byte| **byte == b' ').count();
+            out.truncate(out.len() - blank);
+            out.push(b'\n');
         }
         out
     }
@@ -192,16 +246,46 @@ mod tests {
     #[test]
     fn both_forms() {
         let mut table = Table::new(&["name", "slots", "is_remote"]);
+        assert_eq!((table.string(false), table.string(true)), ("NAME  SLOTS  IS REMOTE\n".into(), "[]\n".into()));
         table.push(["a".into(), 7u32.into(), Cell::Flag(true)]);
         table.push([Cell::List(vec!["b".into(), "c".into()]), 1000u32.into(), Cell::None]);
-        assert_eq!(table.text(), "NAME  SLOTS  IS REMOTE\na         7  yes\nb, c   1000  -\n");
-        let json: serde_json::Value = serde_json::from_str(&table.json().expect("JSON")).expect("JSON");
+        assert_eq!(table.string(false), "NAME  SLOTS  IS REMOTE\na         7  yes\nb, c   1000  -\n");
+        let json: serde_json::Value = serde_json::from_str(&table.string(true)).expect("JSON");
         assert_eq!(
             json,
             serde_json::json!([
                 {"name": "a", "slots": 7, "is_remote": true},
                 {"name": ["b", "c"], "slots": 1000, "is_remote": null},
             ])
+        );
+    }
+
+    /// More rows than are written at once are as those that are, whatever kinds they are of.
+    #[test]
+    fn pieces_are_one_listing() {
+        const MANY: u64 = 2 * PIECE as u64 + 100;
+        let mut table = Table::new(&["number", "name"]);
+        let context = Arc::new("größe".to_owned());
+        table.push([Cell::None, "first".into()]);
+        table.extend((0..MANY).collect(), &context, |number, name: &String| {
+            [(*number).into(), if number % 2 == 0 { name.as_str().into() } else { Cell::None }]
+        });
+        table.push([MANY.into(), "\"\\\u{1}".into()]);
+        let mut text = "NUMBER  NAME\n     -  first\n".to_owned();
+        let mut objects = vec![serde_json::json!({"name": "first", "number": null})];
+        for number in 0..MANY {
+            let name = (number % 2 == 0).then_some("größe");
+            text += &format!("{number:6}  {}\n", name.unwrap_or("-"));
+            objects.push(serde_json::json!({"name": name, "number": number}));
+        }
+        text += &format!("{MANY:6}  \"\\\u{1}\n");
+        objects.push(serde_json::json!({"name": "\"\\\u{1}", "number": MANY}));
+        assert_eq!(table.string(false), text);
+        let json = table.string(true);
+        assert_eq!(serde_json::from_str::<Vec<serde_json::Value>>(&json).expect("JSON"), objects);
+        assert!(
+            json.ends_with("  },\n  {\n    \"number\": 4196,\n    \"name\": \"\\\"\\\\\\u0001\"\n  }\n]\n"),
+            "{json}"
         );
     }
 }
