@@ -47,7 +47,9 @@ fn balancer(scene: &Scene, here: bool, more: &str) -> Result<()> {
 
 /// Who answers several connections, in order of their names.
 fn answers(from: &From, to: IpAddr) -> Result<Vec<String>> {
-    let all = (0..12).map(|_| Ok(probe::tcp(from, SocketAddr::new(to, PORT), 64)?.name));
+    let ask =
+        |i: usize| probe::tcp(from, SocketAddr::new(to, PORT), 64).with_context(|| format!("{i}: {from:?} to {to}"));
+    let all = (0..12).map(|i| Ok(ask(i)?.name));
     let mut all = all.collect::<Result<Vec<_>>>()?;
     all.sort();
     all.dedup();
@@ -90,6 +92,8 @@ fn policies_and_health_checks_with_real_sockets() -> Result<()> {
     let row = |rows: &[Value]| rows.iter().find(|row| row["name"] == format!("default/policy:{PORT}")).cloned();
     scene.agent.wait("services", |rows| row(rows).is_some_and(|row| row["local"] == "external"))?;
     for to in vip().both() {
+        // Nobody answers for the address on this network, and the node's own kernel would ask in vain.
+        scene.device.dev.ip(&format!("neigh replace {to} lladdr 02:00:00:00:00:01 dev eth1 nud permanent"))?;
         let client = scene.client();
         ensure!(answers(&client, to)? == ["pod-1"], "Port3 to {to}");
         let greeting = probe::tcp(&client, SocketAddr::new(to, PORT), 64)?;

@@ -49,7 +49,7 @@ pub struct Answers {
 pub struct Answer {
     pub namespace: String,
     pub name: String,
-    /// Addresses of endpoints on this node that are ready.
+    /// Endpoints on this node that are ready, of the family that has more: a pod of both is one.
     pub endpoints: usize,
 }
 
@@ -65,7 +65,8 @@ impl Answers {
         }
         let answer = |(port, (service, addrs)): (u16, (&ServicePort, BTreeSet<IpAddr>))| {
             let (namespace, name) = (service.namespace.clone(), service.name.clone());
-            (port, Answer { namespace, name, endpoints: addrs.len() })
+            let v4 = addrs.iter().filter(|addr| addr.is_ipv4()).count();
+            (port, Answer { namespace, name, endpoints: v4.max(addrs.len() - v4) })
         };
         Answers { ports: ready.into_iter().map(answer).collect(), nets: nets.to_vec() }
     }
