@@ -84,9 +84,13 @@ impl Small {
     }
 
     fn start(&self) -> Proc {
+        self.start_at(&self.pins())
+    }
+
+    fn start_at(&self, pins: &Path) -> Proc {
         let log = std::fs::File::create(self.lab.dir().join("agent.log")).unwrap();
         let mut command = self.dev.command(binary());
-        command.args(self.run_words()).arg("--pin-path").arg(self.pins());
+        command.args(self.run_words()).arg("--pin-path").arg(pins);
         command.stdout(log.try_clone().unwrap()).stderr(log);
         let agent = Proc::start(&mut command).unwrap();
         for _ in 0..400 {
@@ -158,10 +162,8 @@ fn a_missing_bpf_file_system_is_mounted_and_unmounted() {
     let dir = small.lab.dir().join("bpf");
     std::fs::create_dir(&dir).unwrap();
     let pins = dir.join(small.lab.id());
-    let mut command = small.dev.command("timeout");
-    command.args(["--signal=TERM", "5"]).arg(binary()).args(small.run_words()).arg("--pin-path").arg(&pins);
-    let (_, out, log) = said(command.output().unwrap());
-    assert!(out.starts_with("ready: revision 1"), "{out}\n{log}");
+    assert!(small.start_at(&pins).stop(Duration::from_secs(20)), "it did not end well:\n{}", small.log());
+    let log = small.log();
     assert!(log.contains(&format!("mounted a BPF file system at {}", dir.display())), "{log}");
     let (code, text, log) = at(&small.dev, &pins, &["unload"]);
     assert!(code == 0 && text.contains("file systems unmounted: 1"), "{text}{log}");
