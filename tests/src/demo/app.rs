@@ -43,7 +43,7 @@ impl App {
         let device = Device::new()?;
         let files = Files::new(device.lab.dir())?;
         let agent = Agent::new(&device.lab, &device.dev, &files.config())?;
-        let web = Service::tcp("web", 80, WEB, device::cluster(30)).external(device::external(100));
+        let web = Service::tcp("web", 80, WEB, device::cluster(10)).external(device::external(100));
         let mut app = App { processes: BTreeMap::new(), agent, places: BTreeMap::new(), web, files, device };
         app.place("db", 21)?;
         app.place("web-1", 11)?;
@@ -59,11 +59,9 @@ impl App {
             app.list(name)?;
         }
         app.files.write(&app.web)?;
-        let names = "  dns: { nodeAddresses: \"fd00:27:1::1\" }\n";
-        app.files.write_config(&(Files::standard("auto", "xdp") + names))?;
+        app.files.write_config(&Files::standard("auto", "xdp"))?;
         app.agent.start()?;
-        // Those of names among them.
-        app.agent.wait("backends", |rows| rows.len() >= 12)?;
+        app.agent.wait("backends", |rows| rows.len() >= 8)?;
         Ok(app)
     }
 
@@ -94,9 +92,8 @@ impl App {
             command.arg("--listen").arg(SocketAddr::new(ip, port).to_string());
         }
         if name != "db" {
-            command.arg("--database").arg(format!("db.default.svc.cluster.local:{DATABASE}"));
-            for ip in device::cluster(10).both() {
-                command.arg("--name-server").arg(ip.to_string());
+            for ip in device::cluster(20).both() {
+                command.arg("--database").arg(SocketAddr::new(ip, DATABASE).to_string());
             }
         }
         let process = Proc::start(&mut command)?;

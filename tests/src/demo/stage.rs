@@ -46,7 +46,7 @@ impl Stage {
         say!(
             "stellwerk demo: an edge device in network namespaces, with its real agent and real HTTP.\n\
              Building it: Port2 to an Internet (TC), Port3 to a private network (XDP), two nodes,\n\
-             three web replicas that find a database by its name for each request …"
+             three web replicas that ask a database by its cluster IP for each request …"
         );
         let app = App::start()?;
         let mut paths = Vec::new();

@@ -6,7 +6,6 @@
 pub mod client;
 pub mod echo;
 pub mod http;
-pub mod name;
 pub mod replica;
 pub mod stats;
 pub mod task;

@@ -9,16 +9,15 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
 use super::http::Connection;
-use super::name::{Known, Name};
 
 /// What a replica is.
 #[derive(Clone, Debug)]
 pub struct Replica {
     pub name: String,
     pub listen: Vec<SocketAddr>,
-    /// The service that is asked for each request, by its name and the family that the client used: one
+    /// The service that is asked for each request, by the family that the client used: one
     /// connection of ours a connection of a client.
-    pub database: Option<Name>,
+    pub database: Vec<SocketAddr>,
 }
 
 /// What its connections share.
@@ -27,7 +26,6 @@ struct Shared {
     /// Every answer is its connection's last.
     leaving: Cell<bool>,
     open: Cell<u32>,
-    database: Known,
     last_change: RefCell<Option<Instant>>,
 }
 
@@ -89,7 +87,7 @@ async fn accept(listener: TcpListener, replica: Rc<Replica>, shared: Rc<Shared>)
             shared.open.set(shared.open.get() + 1);
             // A client that goes away ends its connection, not the replica.
             let v4 = stream.local_addr().is_ok_and(|a| a.is_ipv4());
-            let database = replica.database.as_ref().map(|name| (name, v4));
+            let database = replica.database.iter().copied().find(|d| d.is_ipv4() == v4);
             let _ = converse(Connection::new(stream), &replica.name, database, &shared).await;
             shared.open.set(shared.open.get() - 1);
             shared.last_change.replace(Some(Instant::now()));
@@ -100,14 +98,14 @@ async fn accept(listener: TcpListener, replica: Rc<Replica>, shared: Rc<Shared>)
 async fn converse(
     mut client: Connection,
     name: &str,
-    database: Option<(&Name, bool)>,
+    database: Option<SocketAddr>,
     shared: &Shared,
 ) -> std::io::Result<()> {
     let mut connection = None;
     while let Some(request) = client.request().await? {
         let (status, body) = match database {
             None => ("200 OK", name.to_owned()),
-            Some((database, v4)) => match ask(&mut connection, database, v4, &shared.database).await {
+            Some(addr) => match ask(&mut connection, addr).await {
                 Ok(row) => ("200 OK", format!("{name} {row}")),
                 Err(e) => ("502 Bad Gateway", format!("{name}: the database: {e}")),
             },
@@ -124,12 +122,12 @@ async fn converse(
 }
 
 /// Asks the database over the connection that is there, or a new one.
-async fn ask(connection: &mut Option<Connection>, name: &Name, v4: bool, known: &Known) -> std::io::Result<String> {
+async fn ask(connection: &mut Option<Connection>, addr: SocketAddr) -> std::io::Result<String> {
     let patience = Duration::from_secs(2);
     let asked = tokio::time::timeout(patience, async {
         let mut open = match connection.take() {
             Some(open) => open,
-            None => Connection::open(name.find(v4, known).await?, None).await?,
+            None => Connection::open(addr, None).await?,
         };
         let answer = open.get(false).await?;
         if !answer.last {
