@@ -30,9 +30,9 @@ pub trait InArray: Addr {
     fn elder_slot(key: &FlowKey<Self>) -> u32;
     fn find(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
     fn find_elder(key: &FlowKey<Self>, hit: &mut Hit<Self>) -> u32;
-    fn touch(hit: &Hit<Self>, now: u32);
+    fn touch(hit: &Hit<Self>, now: u32) -> u32;
     fn set_state(hit: &mut Hit<Self>, state: u32, now: u32) -> u32;
-    fn set_next_hop(hit: &mut Hit<Self>, next_hop: u32, epoch: u32);
+    fn set_next_hop(hit: &mut Hit<Self>, next_hop: u32, epoch: u32) -> u32;
     fn remove(hit: &Hit<Self>) -> u32;
     fn take(hit: &mut Hit<Self>, keep: u32) -> u32;
     fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32;
@@ -162,256 +162,91 @@ macro_rules! flow_table {
 }
 pub(crate) use flow_table;
 
-/// The functions of one family over its array.
+/// A method, and the global function behind it. What the method takes by reference the function takes by pointer:
+/// shared ones first, then exclusive ones, then numbers.
+macro_rules! flow_step {
+    (
+        $method:ident, $name:ident, ($($shared:ident: $of:ty),*), ($($own:ident: $what:ty),*),
+        ($($number:ident: $kind:ty),*), $none:expr, $step:expr
+    ) => {
+        #[inline(always)]
+        fn $method($($shared: &$of,)* $($own: &mut $what,)* $($number: $kind),*) -> u32 {
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $name($($shared: *const $of,)* $($own: *mut $what,)* $($number: $kind),*) -> u32 {
+                // SAFETY: they come from references (below), or are null to the verifier alone.
+                let references = unsafe { ($($shared.as_ref(),)* $($own.as_mut(),)*) };
+                let ($(Some($shared),)* $(Some($own),)*) = references else {
+                    return $none;
+                };
+                $step
+            }
+            $name($($shared,)* $($own,)* $($number),*)
+        }
+    };
+}
+pub(crate) use flow_step;
+
+/// The functions of one family over its arrays.
 macro_rules! flow_steps {
     (
-        $table:ident, $addr:ty, [$flows:path, $elder:path, $moved_in:path], $slot:ident, $elder_slot:ident, $find:ident, $find_elder:ident,
-        $touch:ident, $set_state:ident, $set_next_hop:ident, $remove:ident, $take:ident, $choose:ident, $rival:ident, $elder_rival:ident, $wins:ident, $write:ident, $publish:ident
+        $table:ident, $addr:ty, [$flows:path, $elder:path, $moved_in:path], $slot:ident, $elder_slot:ident,
+        $find:ident, $find_elder:ident, $touch:ident, $set_state:ident, $set_next_hop:ident, $remove:ident,
+        $take:ident, $choose:ident, $rival:ident, $elder_rival:ident, $wins:ident, $write:ident, $publish:ident
     ) => {
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $slot(key: *const lb_common::table::FlowKey<$addr>) -> u32 {
-            // SAFETY: it comes from a reference (below), or is null to the verifier alone.
-            match unsafe { key.as_ref() } {
-                Some(key) => lb_common::flow_table::seek(&$table, key, false),
-                None => lb_common::flow_table::NONE,
+        const _: () = {
+            use aya_ebpf::maps::Array;
+            use lb_common::flow_table::{Entry, Hit, NONE, change, find_in, insert, seek, seek_rival};
+            use lb_common::table::FlowKey;
+            use $crate::steps::flow_step;
+
+            type Key = FlowKey<$addr>;
+            type Found = Hit<$addr>;
+
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
+                insert::choose::<$addr, $table>(&$table, bucket, hints, now, barred)
             }
-        }
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $elder_slot(key: *const lb_common::table::FlowKey<$addr>) -> u32 {
-            // SAFETY: as above.
-            match unsafe { key.as_ref() } {
-                Some(key) => lb_common::flow_table::seek(&$table, key, true),
-                None => lb_common::flow_table::NONE,
-            }
-        }
+            impl $crate::steps::InArray for $addr {
+                const FLOWS: &'static Array<Entry<Self>> = &$flows;
+                const ELDER: &'static Array<Entry<Self>> = &$elder;
+                const MOVED_IN: &'static Array<u32> = &$moved_in;
 
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $find(
-            key: *const lb_common::table::FlowKey<$addr>,
-            hit: *mut lb_common::flow_table::Hit<$addr>,
-        ) -> u32 {
-            // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            lb_common::flow_table::find_in(&$table, key, hit, false) as u32
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $find_elder(
-            key: *const lb_common::table::FlowKey<$addr>,
-            hit: *mut lb_common::flow_table::Hit<$addr>,
-        ) -> u32 {
-            // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            lb_common::flow_table::find_in(&$table, key, hit, true) as u32
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $touch(hit: *const lb_common::flow_table::Hit<$addr>, now: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { hit.as_ref() } {
-                Some(hit) => {
-                    lb_common::flow_table::change::touch(&$table, hit, now);
+                flow_step!(slot, $slot, (key: Key), (), (), NONE, seek(&$table, key, false));
+                flow_step!(elder_slot, $elder_slot, (key: Key), (), (), NONE, seek(&$table, key, true));
+                flow_step!(find, $find, (key: Key), (hit: Found), (), 0, find_in(&$table, key, hit, false) as u32);
+                flow_step!(find_elder, $find_elder, (key: Key), (hit: Found), (), 0, find_in(&$table, key, hit, true) as u32);
+                flow_step!(touch, $touch, (hit: Found), (), (now: u32), 0, {
+                    change::touch(&$table, hit, now);
                     0
-                }
-                None => 0,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $set_state(hit: *mut lb_common::flow_table::Hit<$addr>, state: u32, now: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { hit.as_mut() } {
-                Some(hit) => lb_common::flow_table::change::set_state(&$table, hit, state as u8, now) as u32,
-                None => 0,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $set_next_hop(hit: *mut lb_common::flow_table::Hit<$addr>, next_hop: u32, epoch: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { hit.as_mut() } {
-                Some(hit) => {
-                    lb_common::flow_table::change::set_next_hop(&$table, hit, next_hop, epoch as u16);
+                });
+                flow_step!(set_state, $set_state, (), (hit: Found), (state: u32, now: u32), 0, {
+                    change::set_state(&$table, hit, state as u8, now) as u32
+                });
+                flow_step!(set_next_hop, $set_next_hop, (), (hit: Found), (next_hop: u32, epoch: u32), 0, {
+                    change::set_next_hop(&$table, hit, next_hop, epoch as u16);
                     0
+                });
+                flow_step!(remove, $remove, (hit: Found), (), (), 0, change::remove(&$table, hit) as u32);
+                flow_step!(take, $take, (), (hit: Found), (keep: u32), 0, insert::take(&$table, hit, keep) as u32);
+                flow_step!(rival, $rival, (key: Key), (), (own: u32), NONE, seek_rival(&$table, key, false, own));
+                flow_step!(elder_rival, $elder_rival, (key: Key), (), (own: u32), NONE, {
+                    seek_rival(&$table, key, true, own)
+                });
+                flow_step!(wins, $wins, (key: Key), (), (other: u32, slot: u32), 0, {
+                    insert::wins(&$table, key, other, slot) as u32
+                });
+                flow_step!(write, $write, (key: Key), (hit: Found), (), 0, insert::write(&$table, key, hit) as u32);
+                flow_step!(publish, $publish, (key: Key), (hit: Found), (), 0, insert::publish(&$table, key, hit) as u32);
+
+                #[inline(always)]
+                fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
+                    $choose(bucket, hints, now, barred)
                 }
-                None => 0,
             }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $remove(hit: *const lb_common::flow_table::Hit<$addr>) -> u32 {
-            // SAFETY: as above.
-            match unsafe { hit.as_ref() } {
-                Some(hit) => lb_common::flow_table::change::remove(&$table, hit) as u32,
-                None => 0,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $take(hit: *mut lb_common::flow_table::Hit<$addr>, keep: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { hit.as_mut() } {
-                Some(hit) => lb_common::flow_table::insert::take(&$table, hit, keep) as u32,
-                None => 0,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
-            lb_common::flow_table::insert::choose::<$addr, $table>(&$table, bucket, hints, now, barred)
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $rival(key: *const lb_common::table::FlowKey<$addr>, own: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { key.as_ref() } {
-                Some(key) => lb_common::flow_table::seek_rival(&$table, key, false, own),
-                None => lb_common::flow_table::NONE,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $elder_rival(key: *const lb_common::table::FlowKey<$addr>, own: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { key.as_ref() } {
-                Some(key) => lb_common::flow_table::seek_rival(&$table, key, true, own),
-                None => lb_common::flow_table::NONE,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $wins(key: *const lb_common::table::FlowKey<$addr>, other: u32, slot: u32) -> u32 {
-            // SAFETY: as above.
-            match unsafe { key.as_ref() } {
-                Some(key) => lb_common::flow_table::insert::wins(&$table, key, other, slot) as u32,
-                None => 0,
-            }
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $write(
-            key: *const lb_common::table::FlowKey<$addr>,
-            hit: *mut lb_common::flow_table::Hit<$addr>,
-        ) -> u32 {
-            // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            lb_common::flow_table::insert::write(&$table, key, hit) as u32
-        }
-
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $publish(
-            key: *const lb_common::table::FlowKey<$addr>,
-            hit: *mut lb_common::flow_table::Hit<$addr>,
-        ) -> u32 {
-            // SAFETY: as above.
-            let (Some(key), Some(hit)) = (unsafe { key.as_ref() }, unsafe { hit.as_mut() }) else {
-                return 0;
-            };
-            lb_common::flow_table::insert::publish(&$table, key, hit) as u32
-        }
-
-        impl $crate::steps::InArray for $addr {
-            const FLOWS: &'static aya_ebpf::maps::Array<lb_common::flow_table::Entry<Self>> = &$flows;
-            const ELDER: &'static aya_ebpf::maps::Array<lb_common::flow_table::Entry<Self>> = &$elder;
-            const MOVED_IN: &'static aya_ebpf::maps::Array<u32> = &$moved_in;
-
-            #[inline(always)]
-            fn slot(key: &lb_common::table::FlowKey<Self>) -> u32 {
-                $slot(key)
-            }
-
-            #[inline(always)]
-            fn elder_slot(key: &lb_common::table::FlowKey<Self>) -> u32 {
-                $elder_slot(key)
-            }
-
-            #[inline(always)]
-            fn find(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
-                $find(key, hit)
-            }
-
-            #[inline(always)]
-            fn find_elder(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
-                $find_elder(key, hit)
-            }
-
-            #[inline(always)]
-            fn touch(hit: &lb_common::flow_table::Hit<Self>, now: u32) {
-                $touch(hit, now);
-            }
-
-            #[inline(always)]
-            fn set_state(hit: &mut lb_common::flow_table::Hit<Self>, state: u32, now: u32) -> u32 {
-                $set_state(hit, state, now)
-            }
-
-            #[inline(always)]
-            fn set_next_hop(hit: &mut lb_common::flow_table::Hit<Self>, next_hop: u32, epoch: u32) {
-                $set_next_hop(hit, next_hop, epoch);
-            }
-
-            #[inline(always)]
-            fn remove(hit: &lb_common::flow_table::Hit<Self>) -> u32 {
-                $remove(hit)
-            }
-
-            #[inline(always)]
-            fn take(hit: &mut lb_common::flow_table::Hit<Self>, keep: u32) -> u32 {
-                $take(hit, keep)
-            }
-
-            #[inline(always)]
-            fn choose(bucket: u32, hints: u32, now: u32, barred: u64) -> u32 {
-                $choose(bucket, hints, now, barred)
-            }
-
-            #[inline(always)]
-            fn rival(key: &lb_common::table::FlowKey<Self>, own: u32) -> u32 {
-                $rival(key, own)
-            }
-
-            #[inline(always)]
-            fn elder_rival(key: &lb_common::table::FlowKey<Self>, own: u32) -> u32 {
-                $elder_rival(key, own)
-            }
-
-            #[inline(always)]
-            fn wins(key: &lb_common::table::FlowKey<Self>, other: u32, slot: u32) -> u32 {
-                $wins(key, other, slot)
-            }
-
-            #[inline(always)]
-            fn write(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
-                $write(key, hit)
-            }
-
-            #[inline(always)]
-            fn publish(key: &lb_common::table::FlowKey<Self>, hit: &mut lb_common::flow_table::Hit<Self>) -> u32 {
-                $publish(key, hit)
-            }
-        }
+        };
     };
 }
 pub(crate) use flow_steps;
