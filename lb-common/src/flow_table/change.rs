@@ -17,7 +17,7 @@ pub(super) fn age_lane(state: u8, now: u32) -> u8 {
 /// Ticks of the coarse clock's step: what was used in this or the last one is young.
 pub(super) const COARSE: u32 = 64;
 
-/// A clock of seven bits; the eighth is set, so that it is neither 0 nor 1 ([`Bucket`]'s lanes).
+/// A clock of seven bits; the eighth is set, so that it is neither 0 nor 1 ([`super::entry::Bucket`]'s lanes).
 #[inline(always)]
 pub(super) fn coarse(now: u32) -> u8 {
     (now / COARSE) as u8 | 0x80

@@ -1,7 +1,6 @@
 //! Insertion: a slot is chosen, taken, written, and made visible once it is the only one of its key.
 
 use super::cell::acquire;
-use super::place::hash;
 use super::{
     ELDER, Entry, FlowTable, Hit, Meta, NONE, Place, PutError, SLOTS, TRIES, WAYS, Words, age_lane, bucket, free,
     known, lanes,
@@ -30,20 +29,11 @@ pub fn insert<A: Addr, T: FlowTable<A> + Configured>(
 /// need is so fetched at once; without it each insertion waits, at its first compare-and-exchange, for its own.
 #[inline(never)]
 pub fn aim<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, hit: &mut Hit<A>) {
-    hit.place = if table.elder() != NONE && table.fills_elder() { elder_place(table, key) } else { place(table, key) };
+    let elder = table.elder() != NONE && table.fills_elder();
+    hit.place = Place::in_either(table, &Words::of(key), elder);
     if let Some(entry) = table.entry(hit.place.home()) {
         entry.fetch();
     }
-}
-
-#[inline(always)]
-fn place<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> Place {
-    Place::of(table, &Words::of(key))
-}
-
-#[inline(always)]
-fn elder_place<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>) -> Place {
-    Place::at(hash(table, &Words::of(key)), table.elder(), ELDER / WAYS)
 }
 
 /// [`insert`] of what was [`aim`]ed.

@@ -290,8 +290,7 @@ pub fn seek_rival<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, elder: 
 
 #[inline(always)]
 fn seek_but<A: Addr, T: FlowTable<A>>(table: &T, key: &FlowKey<A>, elder: bool, own: u32, least: u32) -> u32 {
-    let hash = place::hash(table, &Words::of(key));
-    let place = if elder { Place::at(hash, table.elder(), ELDER / WAYS) } else { Place::at(hash, table.mask(), 0) };
+    let place = Place::in_either(table, &Words::of(key), elder);
     let Some(first) = bucket(table, place.first) else {
         return NONE;
     };

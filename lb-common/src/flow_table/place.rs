@@ -42,7 +42,7 @@ pub struct Place {
 
 /// A key's random number in this table, and in one that it grows from.
 #[inline(always)]
-pub(super) fn hash<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> u64 {
+fn hash<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> u64 {
     let mut sum = 0u64;
     for (i, &word) in words.addrs.as_ref().iter().enumerate() {
         sum = sum.wrapping_add(product(table, i * 2, word));
@@ -58,12 +58,19 @@ impl Place {
     /// Where a key is looked for first.
     #[inline(always)]
     pub fn of<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>) -> Self {
-        Self::at(hash(table, words), table.mask(), 0)
+        Self::in_either(table, words, false)
+    }
+
+    /// Where it is in this table, or in the elder.
+    #[inline(always)]
+    pub(super) fn in_either<A: Addr, T: FlowTable<A>>(table: &T, words: &Words<A>, elder: bool) -> Self {
+        let hash = hash(table, words);
+        if elder { Self::at(hash, table.elder(), ELDER / WAYS) } else { Self::at(hash, table.mask(), 0) }
     }
 
     /// By the hash, in a table of so many buckets (and one), the first of which has this number.
     #[inline(always)]
-    pub(super) fn at(hash: u64, mask: u32, base: u32) -> Self {
+    fn at(hash: u64, mask: u32, base: u32) -> Self {
         // No more than there can be: the compiler then knows which table it is.
         let mask = mask & (ELDER / WAYS - 1);
         Place {

@@ -89,9 +89,25 @@ fn answer<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>) -> Result<(), Dr
 
 /// The link-layer addresses of an answer: destination, source.
 #[inline(always)]
-pub(super) fn turned<P: Packet>(packet: &P) -> Result<[Mac; 2], Drop> {
+fn turned<P: Packet>(packet: &P) -> Result<[Mac; 2], Drop> {
     let [dst, src] = packet.frame().read::<[Mac; 2]>(0).ok_or(Drop::RewriteFailed)?;
     Ok([src, dst])
+}
+
+/// The same of a refusal, where its sender may be told.
+#[inline(always)]
+pub(super) fn told<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    parsed: &Parsed<A>,
+    context: &Context<T>,
+    reason: Drop,
+) -> Result<[Mac; 2], Drop> {
+    let [to, from] = turned(packet)?;
+    // No error about what was sent to many (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
+    if from.0[0] & 1 != 0 || !parsed.has_l4 {
+        return Err(reason);
+    }
+    if context.tables.icmp_permit(context.at.now) { Ok([to, from]) } else { Err(Drop::IcmpRateLimited) }
 }
 
 /// The packet that an ICMP error quotes.
@@ -274,14 +290,7 @@ fn try_refuse<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     reason: Drop,
 ) -> Result<Verdict, Drop> {
-    let [to, from] = turned(packet)?;
-    // No error about what was sent to many (RFC 1122 §3.2.2, RFC 4443 §2.4 (e)).
-    if from.0[0] & 1 != 0 || !parsed.has_l4 {
-        return Err(reason);
-    }
-    if !context.tables.icmp_permit(context.at.now) {
-        return Err(Drop::IcmpRateLimited);
-    }
+    let [to, from] = told(packet, parsed, context, reason)?;
     let quoted_l4 = match parsed.proto {
         TCP => 20,
         UDP => 8,

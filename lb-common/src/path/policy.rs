@@ -1,8 +1,8 @@
 //! Who may open a connection to a service, and whose endpoints it gets: source ranges and traffic policies.
 //!
-//! Invariant: only what has no connection yet is asked. Whoever is of this node (itself, its inside;
-//! pods anywhere count, as for kube-proxy) gets the nearest of all endpoints also where the traffic policy for others is Local, as nobody routes its
-//! packets to the right node. Not here: which endpoints are of this node; the plan says so.
+//! Invariant: only what has no connection yet is asked. Whoever is of this node (itself, its inside; pods anywhere
+//! count, as for kube-proxy) gets the nearest of all endpoints also where the traffic policy for others is Local, as
+//! nobody routes its packets to the right node. Not here: which endpoints are of this node; the plan says so.
 
 use super::parse::{Ip, Parsed};
 use super::{Context, Work, claimed};

@@ -7,7 +7,7 @@
 use zerocopy::FromBytes;
 
 use super::Context;
-use super::icmp::turned;
+use super::icmp::told;
 use super::parse::{Ip, Parsed, Part};
 use crate::apply::{Packet, fold, link};
 use crate::drop::Drop;
@@ -62,13 +62,7 @@ fn try_answer<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     reason: Drop,
 ) -> Result<Verdict, Drop> {
-    let [to, from] = turned(packet)?;
-    if from.0[0] & 1 != 0 {
-        return Err(reason);
-    }
-    if !context.tables.icmp_permit(context.at.now) {
-        return Err(Drop::IcmpRateLimited);
-    }
+    let [to, from] = told(packet, parsed, context, reason)?;
     let acknowledged = packet.frame().read::<u32>(parsed.l4 + 8).ok_or(Drop::RewriteFailed)?;
     packet.resize(parsed.l4 + TCP_LEN)?;
     let key = &parsed.key;
