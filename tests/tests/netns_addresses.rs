@@ -84,13 +84,19 @@ fn shown(rows: &[Value]) -> Vec<String> {
 const TWO: &[&str] =
     &["default 2 used, 1 free", "spare 0 used, 2 free", "192.168.20.100 b: given", "192.168.20.101 a: given"];
 
-#[test]
-fn addresses_outlive_agents_and_tables() {
+/// Two load balancers, of which the one that came first has the first address.
+fn two() -> World {
     let mut world = World::new();
     world.write("cluster/b.yaml", &balancer("b", ""));
     world.start();
     world.write("cluster/a.yaml", &balancer("a", ""));
     world.wait(TWO);
+    world
+}
+
+#[test]
+fn addresses_outlive_agents_and_tables() {
+    let mut world = two();
     // Killed; and all that is pinned gone.
     world.agent.kill();
     world.start();
@@ -143,11 +149,7 @@ fn addresses_outlive_agents_and_tables() {
 
 #[test]
 fn a_broken_store_is_left_alone() {
-    let mut world = World::new();
-    world.write("cluster/b.yaml", &balancer("b", ""));
-    world.start();
-    world.write("cluster/a.yaml", &balancer("a", ""));
-    world.wait(TWO);
+    let mut world = two();
     world.agent.kill();
     let whole = fs::read_to_string(&world.store).unwrap();
     fs::write(&world.store, &whole[..whole.len() / 2]).unwrap();

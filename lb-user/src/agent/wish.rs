@@ -84,13 +84,13 @@ impl Wish {
         let mut addresses = Addresses::read(paths);
         if let Some(manifests) = &mut manifests {
             addresses.recall(manifests, &config, paths);
-        }
-        // Until all services are known nobody's address is another's.
-        if let Some(manifests) = manifests.as_mut().filter(|_| !waits) {
-            let scope = if manifests.are_told() { Scope::Objects(objects.unwrap_or_default()) } else { Scope::All };
-            notices(&manifests.load(&scope, SystemTime::now())?.notices);
-            addresses.keep(Some(manifests));
-            services = manifests.services();
+            // Until all services are known nobody's address is another's.
+            if !waits {
+                let scope = objects.map_or(Scope::All, Scope::Objects);
+                notices(&manifests.load(&scope, SystemTime::now())?.notices);
+                addresses.keep(Some(manifests));
+                services = manifests.services();
+            }
         }
         notices(&config.dns_notices(&services));
         let intent = config.intent(1, services);

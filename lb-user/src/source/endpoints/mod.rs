@@ -100,6 +100,7 @@ pub struct Slice {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Port {
+    /// May be empty.
     pub name: String,
     pub protocol: Protocol,
     pub port: u16,

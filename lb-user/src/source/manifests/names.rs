@@ -9,7 +9,7 @@ use std::sync::Arc;
 use imbl::OrdMap;
 
 use super::document::{Documents, Naming, Service, ServiceName, Slice};
-use crate::intent::Protocol;
+pub use crate::source::endpoints::Port;
 
 /// Everything that has a name.
 #[derive(Clone, Debug, Default)]
@@ -46,14 +46,6 @@ impl Default for Target {
     fn default() -> Self {
         Target::Addresses(Vec::new())
     }
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// May be empty.
-    pub name: String,
-    pub protocol: Protocol,
-    pub port: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
