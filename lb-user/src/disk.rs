@@ -1,7 +1,6 @@
-//! Files that outlive a power cut.
+//! Files that are always whole, the old or the new one: a new one is written beside it and takes its place.
 //!
-//! Invariant: a file is always whole, the old or the new one, whenever the power goes: a new one is written beside
-//! it and synced, takes its place, and the folder is synced before anybody is told.
+//! Invariant: what is to outlive a power cut ([`replace`]) is synced, and so is the folder, before anybody is told.
 
 use std::fs::{self, File};
 use std::io::{Result, Write};
@@ -15,6 +14,13 @@ pub fn replace(path: &Path, text: &[u8]) -> Result<()> {
     file.sync_all()?;
     fs::rename(&beside, path)?;
     File::open(folder(path))?.sync_all()
+}
+
+/// The same without syncing: for what a power cut ends anyway.
+pub fn exchange(path: &Path, text: &[u8]) -> Result<()> {
+    let beside = path.with_extension("new");
+    fs::write(&beside, text)?;
+    fs::rename(beside, path)
 }
 
 /// Makes a folder that outlives a power cut, as what will be in it does.

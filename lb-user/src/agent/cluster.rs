@@ -17,6 +17,7 @@ use super::Agent;
 use super::wish::Wish;
 use crate::apply::Paths;
 use crate::config::Config;
+use crate::disk;
 use crate::source::live::{Access, Api, Feed, Live, News};
 use crate::source::manifests::{Objects, Scope};
 
@@ -63,12 +64,9 @@ impl Source {
         }
     }
 
-    /// Whole or not at all: a new file takes the old one's place.
     fn write(&self, paths: &Paths) -> Result<()> {
-        let (path, beside) = (paths.source(), paths.source().with_extension("new"));
-        fs::write(&beside, serde_json::to_vec(self)?)
-            .and_then(|()| fs::rename(&beside, &path))
-            .with_context(|| format!("writing {}", path.display()))
+        let path = paths.source();
+        disk::exchange(&path, &serde_json::to_vec(self)?).with_context(|| format!("writing {}", path.display()))
     }
 }
 

@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::maps::Paths;
+use crate::disk;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -80,7 +81,7 @@ impl State {
         }
     }
 
-    /// Records a change. Whole or not at all: a new file takes the old one's place.
+    /// Records a change, whole or not at all.
     pub fn change(&mut self, paths: &Paths, change: impl FnOnce(&mut State)) -> Result<()> {
         // Others may have recorded something since, by a copy of their own.
         let old = State::read(paths)?;
@@ -91,10 +92,8 @@ impl State {
             return Ok(());
         }
         let path = paths.state();
-        let beside = path.with_extension("new");
         fs::create_dir_all(&paths.run)
-            .and_then(|()| fs::write(&beside, serde_json::to_vec_pretty(&new)?))
-            .and_then(|()| fs::rename(&beside, &path))
+            .and_then(|()| disk::exchange(&path, &serde_json::to_vec_pretty(&new)?))
             .with_context(|| format!("writing {}", path.display()))?;
         *self = new;
         Ok(())

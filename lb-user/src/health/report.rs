@@ -10,6 +10,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::Target;
+use crate::disk;
 use crate::source::manifests::ServiceName;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -45,8 +46,6 @@ impl Report {
     }
 
     pub fn write(&self, path: &Path) -> io::Result<()> {
-        let beside = path.with_extension("new");
-        fs::write(&beside, serde_json::to_vec(self)?)?;
-        fs::rename(beside, path)
+        disk::exchange(path, &serde_json::to_vec(self)?)
     }
 }
