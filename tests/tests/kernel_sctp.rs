@@ -189,8 +189,8 @@ fn associations(offload: bool) {
     files.write(&service("remote", 11).endpoint(device::pod(2, 11), "edge-2")).unwrap();
     files.write_config(&Files::standard("tc", "xdp")).unwrap();
     let mut agent = Agent::new(&device.lab, &device.dev, &files.config()).unwrap();
-    agent.start().unwrap();
-    agent.wait("backends", |rows| rows.len() == 4).unwrap();
+    agent.start_ready().unwrap();
+    assert_eq!(agent.rows("backends").unwrap().len(), 4);
 
     let (local, remote) = (device::external(100), device::external(101));
     let ways: [Way<'_>; 5] = [

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use stellwerk_tests::netns::{Agent, Lab};
@@ -51,14 +50,7 @@ impl World {
     }
 
     fn start(&mut self) {
-        let ready = |agent: &Agent| agent.log().matches("ready: revision").count();
-        let before = ready(&self.agent);
-        self.agent.start().unwrap();
-        let end = Instant::now() + Duration::from_secs(60);
-        while ready(&self.agent) == before {
-            assert!(self.agent.running() && Instant::now() < end, "{}", self.agent.log_tail());
-            std::thread::sleep(Duration::from_millis(30));
-        }
+        self.agent.start_ready().unwrap();
     }
 
     /// Waits until these are all that have an address, and that wait for one.

@@ -164,8 +164,7 @@ fn what_the_agent_ends_is_logged_and_counted() {
 
     // Its successor knows of them, and counts on.
     lab.agent().kill();
-    lab.agent().start().unwrap();
-    lab.ready().unwrap();
+    lab.agent().start_ready().unwrap();
     assert_eq!((ended(&mut lab, "address"), ended(&mut lab, "ports")), (by_address, 0));
     eventually("there are others", 5, || of(&lab, "203.0.113.22") > 0);
     lab.files.write_config(&nat::config(keys, "snatPorts: 40000-40999\n")).unwrap();

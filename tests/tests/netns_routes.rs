@@ -59,14 +59,7 @@ impl Routed {
     }
 
     fn start(&mut self) {
-        let starts = |agent: &Agent| agent.log().lines().filter(|line| line.starts_with("ready: ")).count();
-        let before = starts(&self.agent);
-        self.agent.start().unwrap();
-        let end = Instant::now() + Duration::from_secs(30);
-        while starts(&self.agent) == before {
-            assert!(Instant::now() < end, "not ready:\n{}", self.agent.log_tail());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        self.agent.start_ready().unwrap();
     }
 
     fn configure(&self, text: &str) {

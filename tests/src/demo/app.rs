@@ -60,8 +60,7 @@ impl App {
         }
         app.files.write(&app.web)?;
         app.files.write_config(&Files::standard("auto", "xdp"))?;
-        app.agent.start()?;
-        app.agent.wait("backends", |rows| rows.len() >= 8)?;
+        app.agent.start_ready()?;
         Ok(app)
     }
 

@@ -72,6 +72,23 @@ impl Agent {
         Ok(())
     }
 
+    /// Starts it and waits until it says that its tables and programs are in force. (The tables alone can be read
+    /// earlier, while packets still take the kernel's ways.)
+    pub fn start_ready(&mut self) -> Result<()> {
+        let readied = |agent: &Agent| agent.log().matches("ready: revision").count();
+        let before = readied(self);
+        self.start()?;
+        let end = Instant::now() + Duration::from_secs(60);
+        while readied(self) == before {
+            super::clean::check()?;
+            if !self.running() || Instant::now() >= end {
+                bail!("the agent isn't ready after at most 60 s:\n{}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
     /// SIGKILL: no word of farewell.
     pub fn kill(&mut self) {
         self.process = None;
@@ -105,6 +122,7 @@ impl Agent {
     pub fn rows(&self, listing: &str) -> Result<Vec<Value>> {
         self.asker().rows(listing)
     }
+
     /// Waits until the rows of a listing are as wanted.
     pub fn wait(&mut self, listing: &str, wanted: impl Fn(&[Value]) -> bool) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(60);

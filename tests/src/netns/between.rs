@@ -46,7 +46,7 @@ impl Between {
         let config = lab.dir().join("stellwerk.yaml");
         std::fs::write(&config, format!("{PORTS}{more}"))?;
         let mut agent = Agent::new(&lab, &dev, &config)?;
-        agent.start()?;
+        agent.start_ready()?;
         let between = Between { agent, dev, a, b, _server: server, lab };
         between.await_state("fast")?;
         Ok(between)

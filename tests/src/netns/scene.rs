@@ -90,7 +90,7 @@ impl Scene {
 
     /// Starts the agent and waits until the tables are as the files say.
     pub fn start_agent(&mut self) -> Result<()> {
-        self.agent.start()?;
+        self.agent.start_ready()?;
         let services = self.services.len();
         self.agent.wait("services", |rows| rows.len() >= services)?;
         let ports = |s: &Service| s.endpoints.iter().map(|e| e.addrs.len()).sum::<usize>() * s.ports.len();

@@ -196,16 +196,7 @@ impl Translated {
     fn start_agent(&mut self, config: &str) -> Result<()> {
         self.files.write_config(config)?;
         let agent = Agent::new(&self.lab, &self.dev, &self.files.config())?;
-        self.agent.insert(agent).start()?;
-        self.ready()
-    }
-
-    /// Waits until the agent has told the kernel of its uplinks.
-    pub fn ready(&mut self) -> Result<()> {
-        let ready = |row: &serde_json::Value| {
-            row["what"] == "nat" && row["name"].as_str().is_some_and(|name| name.contains("eth0"))
-        };
-        self.agent().wait("status", |rows| rows.iter().any(ready))
+        self.agent.insert(agent).start_ready()
     }
 
     /// The agent: in the lab of [`Router::Stellwerk`] alone.
