@@ -93,6 +93,8 @@ reasons! {
         TooBig = "too_big",
         /// an echo request to a service address was answered
         EchoAnswered = "echo_answered",
+        /// whoever asked for the link-layer address of a load balancer was told this node's
+        AddressAnnounced = "address_announced",
         /// an ICMP error was translated
         IcmpTranslated = "icmp_translated",
         /// a fragment followed its first fragment

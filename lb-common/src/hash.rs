@@ -29,6 +29,12 @@ pub fn client<A: Addr>(src: A, service: u32) -> u32 {
     mix(mix(src.fold()) ^ service as u64) as u32
 }
 
+/// The hash of bytes, the same in every version: FNV-1a, mixed.
+pub fn bytes(all: impl IntoIterator<Item = u8>) -> u64 {
+    let step = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    mix(all.into_iter().fold(0xcbf2_9ce4_8422_2325, step))
+}
+
 /// The slot of a row of `count` slots that a hash falls on.
 #[inline(always)]
 pub const fn slot(hash: u32, count: u32) -> u32 {

@@ -10,8 +10,8 @@ use crate::path::parse::Ip;
 use crate::path::{Context, Work, nat, service};
 use crate::port_table::PortTable;
 use crate::table::{
-    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
-    Service, ServiceKey, Settings, Source, Uplink,
+    Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned,
+    PrefixPair, Service, ServiceKey, Settings, Source, Uplink,
 };
 use crate::verdict::{Arrival, Outcome};
 use crate::wire::Addr;
@@ -51,6 +51,8 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     fn route(&self, dst: A) -> Option<u32>;
     /// What an address of ours is.
     fn owned(&self, addr: A) -> Option<Owned>;
+    /// By what this node announces the address, if it does.
+    fn announced(&self, addr: A) -> Option<Announced>;
 
     /// [`service::open`], which the kernel makes a function of its own.
     fn open(&self, work: &mut Work<A>, at: &Arrival, outcome: &mut Outcome) -> bool

@@ -14,7 +14,7 @@ use lb_common::path::Scratch;
 use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
+    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
     PrefixPair, Service, ServiceKey, Settings, Source, Uplink, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
@@ -59,6 +59,13 @@ pub static BACKENDS6: Array<Backend<Ip6>> = Array::with_max_entries(BACKEND_COUN
 pub static OWNED4: LpmTrie<Ip4, Owned> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
 #[map]
 pub static OWNED6: LpmTrie<Ip6, Owned> = LpmTrie::with_max_entries(ROUTE_COUNT, BPF_F_NO_PREALLOC);
+
+/// Addresses that this node announces, and where: the agent writes, ARP requests and neighbour solicitations read; full:
+/// the plan is refused.
+#[map]
+pub static ANNOUNCED4: HashMap<Ip4, Announced> = HashMap::with_max_entries(SERVICE_COUNT, BPF_F_NO_PREALLOC);
+#[map]
+pub static ANNOUNCED6: HashMap<Ip6, Announced> = HashMap::with_max_entries(SERVICE_COUNT, BPF_F_NO_PREALLOC);
 
 /// The agent writes, every packet of a connection reads; full: the plan is refused.
 #[map]

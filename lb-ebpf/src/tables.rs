@@ -14,7 +14,7 @@ use lb_common::path::Work;
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::route::PLACES;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
+    Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
     Service, ServiceKey, Settings, Source, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
@@ -42,6 +42,7 @@ pub trait Family: InArrays {
     const SOURCES: &'static LpmTrie<Source<Self>, u32>;
     const BACKENDS: &'static Array<Backend<Self>>;
     const OWNED: &'static LpmTrie<Self, Owned>;
+    const ANNOUNCED: &'static HashMap<Self, Announced>;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts>;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>>;
@@ -56,6 +57,7 @@ impl Family for Ip4 {
     const SOURCES: &'static LpmTrie<Source<Self>, u32> = &maps::SOURCES4;
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS4;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED4;
+    const ANNOUNCED: &'static HashMap<Self, Announced> = &maps::ANNOUNCED4;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS4;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS4;
@@ -70,6 +72,7 @@ impl Family for Ip6 {
     const SOURCES: &'static LpmTrie<Source<Self>, u32> = &maps::SOURCES6;
     const BACKENDS: &'static Array<Backend<Self>> = &maps::BACKENDS6;
     const OWNED: &'static LpmTrie<Self, Owned> = &maps::OWNED6;
+    const ANNOUNCED: &'static HashMap<Self, Announced> = &maps::ANNOUNCED6;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS6;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS6;
@@ -214,6 +217,12 @@ impl<A: Family> Tables<A> for Kernel {
     #[inline(always)]
     fn owned(&self, addr: A) -> Option<Owned> {
         A::OWNED.get(Key::new(A::BITS, addr)).copied()
+    }
+
+    #[inline(always)]
+    fn announced(&self, addr: A) -> Option<Announced> {
+        // SAFETY: as for services.
+        unsafe { A::ANNOUNCED.get(&addr) }.copied()
     }
 
     #[inline(always)]

@@ -6,6 +6,7 @@
 //! wish means ([`crate::plan`]) and how tables are written ([`crate::apply`]).
 
 mod addresses;
+mod announce;
 mod cluster;
 mod dns;
 mod health;
@@ -33,6 +34,7 @@ use tokio::task::block_in_place;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tracing::{debug, error, info, warn};
 
+use self::announce::Announce;
 use self::cluster::Followed;
 use self::health::{Health, Reports};
 use self::health_check::{Answers, HealthChecks};
@@ -97,6 +99,7 @@ async fn start(options: &Options) -> Result<()> {
     let ends = nat_log.ends();
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
     let (health, reports) = Health::start(&options.paths)?;
+    let announce = Announce::start(&options.paths, &current);
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
@@ -115,6 +118,7 @@ async fn start(options: &Options) -> Result<()> {
         health,
         routes: Routes::new(options.routes.clone(), probed)?,
         health_checks: HealthChecks::default(),
+        announce,
         dns: dns::Dns::start(&options.paths)?,
         retry: None,
         deadline: None,
@@ -186,6 +190,7 @@ struct Agent {
     health: Health,
     routes: Routes,
     health_checks: HealthChecks,
+    announce: Announce,
     dns: dns::Dns,
     /// When to try again what failed.
     retry: Option<Instant>,
@@ -209,6 +214,7 @@ impl Agent {
         self.configure_names();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
+        _ = self.follow_nodes();
         if self.waits() {
             warn!("what is pinned stays in force as it is until the Kubernetes API has told of the cluster");
         }
@@ -249,6 +255,7 @@ impl Agent {
                     block_in_place(|| self.network_changed(now));
                 }
                 1.. = reports.recv_many(&mut told, 4_096) => block_in_place(|| self.probed(std::mem::take(&mut told))),
+                Ok(()) = self.announce.lives.changed() => block_in_place(|| self.settle_announcements()),
                 () = routes::changed(&mut stored) => block_in_place(|| self.stored_routes_changed()),
                 () = at(self.routes.retry) => block_in_place(|| self.settle_routes()),
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
@@ -294,6 +301,9 @@ impl Agent {
             Ok(None) => debug!("what services are made of changed, but not what it means"),
             Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
             Err(error) => error!("refused, and what runs stays:\n{error:#}"),
+        }
+        if self.follow_nodes() {
+            self.settle_announcements();
         }
     }
 

@@ -41,6 +41,8 @@ pub enum Command {
     Services(Listing),
     /// Pools of addresses, and which services have which, or wait for one, and why
     Addresses(Listing),
+    /// Which node announces which load balancer's address, and why
+    Announce(Listing),
     /// Backends, their state and share
     Backends(Listing),
     /// Connections

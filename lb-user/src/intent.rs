@@ -204,6 +204,8 @@ pub struct Traffic {
     pub cluster_ips: Vec<IpAddr>,
     /// Those that are the load balancer's.
     pub balancer_ips: Vec<IpAddr>,
+    /// These are ours to announce, too.
+    pub announced: bool,
     /// externalTrafficPolicy Local: from elsewhere to node ports, load balancers and external addresses.
     pub external_local: bool,
     /// internalTrafficPolicy Local: to cluster IPs.

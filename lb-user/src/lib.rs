@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod agent;
+pub mod announce;
 pub mod apply;
 pub mod check;
 pub mod cli;

@@ -4,6 +4,7 @@
 //! serves both IP versions and all hooks. Invariant: a packet that no table of ours claims leaves as
 //! it came.
 
+mod announce;
 pub mod deliver;
 pub mod flow;
 mod forward;
@@ -24,7 +25,7 @@ use crate::flow_table::{self, Hit};
 use crate::table::{Backend, FlowKey, Owned, Service, Settings, filter};
 use crate::tables::Tables;
 use crate::verdict::{Action, Arrival, Hook, Outcome};
-use crate::wire::header::{ETH_P_IP, ETH_P_IPV6, TCP, TCP_ACK, TCP_SYN, UDP};
+use crate::wire::header::{ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, TCP, TCP_ACK, TCP_SYN, UDP};
 use crate::wire::{Addr, Be16, Ip4, Ip6};
 use parse::{Ip, Parsed, Part};
 use policy::Admission;
@@ -93,6 +94,11 @@ where
     match link.ethertype {
         ETH_P_IP => family(packet, link.l3, &context, || room().map(|scratch| &mut scratch.v4)),
         ETH_P_IPV6 => family(packet, link.l3, &context, || room().map(|scratch| &mut scratch.v6)),
+        ETH_P_ARP if link.l3 == ETH_LEN => {
+            let mut outcome = Outcome::PASS;
+            announce::arp(packet, &context, &mut outcome);
+            outcome
+        }
         _ => Outcome::PASS,
     }
 }
@@ -107,6 +113,13 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     let mut outcome = Outcome::PASS;
     let next = fast(packet, l3, context, &mut outcome);
     if matches!(next, Next::Done) {
+        return outcome;
+    }
+    if A::IS_V6
+        && l3 == ETH_LEN
+        && matches!(next, Next::Special)
+        && announce::solicitation::<A, P, T>(packet, context, &mut outcome)
+    {
         return outcome;
     }
     let Some(work) = room() else {

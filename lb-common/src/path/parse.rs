@@ -98,6 +98,10 @@ pub trait Ip: Addr {
     const SRC: u32;
     /// Offset of the destination address.
     const DST: u32;
+    /// Offset of the TTL, or hop limit.
+    const HOP_LIMIT: u32;
+    /// All hosts on a link (RFC 1112 §4; RFC 4291 §2.7.1).
+    const ALL_NODES: Self;
     /// The protocol number of its ICMP.
     const ICMP: u8;
     /// Length of the header without options.
@@ -166,6 +170,8 @@ struct Header6 {
 impl Ip for Ip4 {
     const SRC: u32 = 12;
     const DST: u32 = 16;
+    const HOP_LIMIT: u32 = 8;
+    const ALL_NODES: Self = Ip4::from_raw(u32::from_ne_bytes([224, 0, 0, 1]));
     const ICMP: u8 = ICMP;
     const LEN: u32 = IP4_LEN;
     const PORT_UNREACHABLE: [u8; 2] = [3, 3];
@@ -271,6 +277,8 @@ impl Ip for Ip4 {
 impl Ip for Ip6 {
     const SRC: u32 = 8;
     const DST: u32 = 24;
+    const HOP_LIMIT: u32 = 7;
+    const ALL_NODES: Self = Ip6::from_raw([0xff02_0000_u32.to_be(), 0, 0, 1_u32.to_be()]);
     const ICMP: u8 = ICMP6;
     const LEN: u32 = IP6_LEN;
     const PORT_UNREACHABLE: [u8; 2] = [1, 4];

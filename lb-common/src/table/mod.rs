@@ -18,11 +18,13 @@ use zerocopy::{FromBytes, Immutable};
 #[expect(unsafe_code, reason = "the map hand-over rests on this proof, which only `plain!` gives")]
 pub unsafe trait Plain: FromBytes + Immutable + Copy + 'static {}
 
-// SAFETY: integers have neither padding nor invalid bits, and an array adds none.
-#[expect(unsafe_code, reason = "integers and arrays of plain values are plain")]
+// SAFETY: integers have neither padding nor invalid bits; an array adds none, nor does a transparent struct of either.
+#[expect(unsafe_code, reason = "integers, arrays of plain values and addresses are plain")]
 mod integers {
     unsafe impl super::Plain for u32 {}
     unsafe impl super::Plain for u64 {}
+    unsafe impl super::Plain for crate::wire::Ip4 {}
+    unsafe impl super::Plain for crate::wire::Ip6 {}
     unsafe impl<T: super::Plain, const N: usize> super::Plain for [T; N] {}
 }
 
@@ -65,6 +67,6 @@ pub mod settings;
 
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use nat::{MappingEvent, PrefixPair, Uplink};
-pub use route::{Group, Link, NextHop, Owned, Prefix};
+pub use route::{Announced, Group, Link, NextHop, Owned, Prefix};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey, Source, SourcePrefix};
 pub use settings::{BOTH, Settings, age};

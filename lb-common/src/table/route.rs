@@ -100,6 +100,17 @@ plain! {
     } size = 4
 }
 
+plain! {
+    /// By what an address that this node announces is reached.
+    pub struct Announced {
+        /// The link that it is announced on,
+        pub link: u32,
+        /// whose address this is.
+        pub mac: Mac,
+        pub pad: u16,
+    } size = 12
+}
+
 impl Owned {
     /// A service's address: echo is answered, other ports are refused.
     pub const VIP: u16 = 1;

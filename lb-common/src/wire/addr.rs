@@ -6,6 +6,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::flow_table::cell::{Cell64, Cells};
+use crate::table::Plain;
 
 /// A 16-bit value in network byte order: a port, a length, an EtherType.
 #[repr(transparent)]
@@ -112,7 +113,8 @@ pub struct Mac(pub [u8; 6]);
 
 /// An address family: what differs between IPv4 and IPv6, so that the path is written once.
 pub trait Addr:
-    Copy
+    Plain
+    + Copy
     + Eq
     + core::hash::Hash
     + Ord

@@ -95,6 +95,7 @@ impl Agent {
         }
         let planned = started.elapsed();
         self.carry_out(&ops)?;
+        self.note_announced();
         self.publish_names();
         debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
@@ -143,10 +144,14 @@ impl Agent {
         let shown = self.health.show(&names, wish);
         let was = |name| shown.get(name).or(before.get(name)).map_or_else(|| wish.ports(name), Vec::as_slice);
         let was: Vec<&ServicePort> = names.iter().flat_map(was).collect();
-        let now = |name| self.health.shown(name).unwrap_or_else(|| wish.ports(name));
-        let now: Vec<&ServicePort> = names.iter().flat_map(now).collect();
-        let ops = planned.update(&was, &now, &mut self.ids, clock).ok()?;
+        let shown = |name| self.health.shown(name).unwrap_or_else(|| wish.ports(name));
+        let now: Vec<&ServicePort> = names.iter().flat_map(shown).collect();
+        let mut changes = planned.update(&was, &now, &mut self.ids, clock).ok()?;
         self.neighbours.replace(&was, &now);
+        let services = names.iter().map(|name| (name, shown(name)));
+        let (mut ops, announced) = self.announce.part(services, planned, wish, &self.network);
+        ops.append(&mut changes);
+        ops.extend(announced);
         Some(ops)
     }
 
@@ -156,8 +161,9 @@ impl Agent {
             self.read_back()?;
         }
         let intent = self.health.intent(&self.wish);
-        let planned = Planned::new(&intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
+        let mut planned = Planned::new(&intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
             .context("refused, and what runs stays")?;
+        self.announce.whole(&intent.services, &mut planned, &self.wish, &self.network);
         let ops = match (&self.held, &self.planned) {
             (Held::Other(real), _) => diff(real, planned.contents()),
             (_, Some(before)) => diff(before.contents(), planned.contents()),
@@ -174,7 +180,7 @@ impl Agent {
         Ok(ops)
     }
 
-    fn carry_out(&mut self, ops: &[Op]) -> Result<()> {
+    pub(super) fn carry_out(&mut self, ops: &[Op]) -> Result<()> {
         match self.kernel.apply_all(ops) {
             Ok(()) => {
                 self.held = Held::Plan;

@@ -3,7 +3,8 @@
 //! Invariant: [`Wish::intent`] is always what some moment's files said and what a plan accepted. A
 //! change is tried and either kept or taken back. Not here: when files are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -107,6 +108,27 @@ impl Wish {
     /// What the configuration says of names.
     pub fn dns(&self) -> Option<&Dns> {
         self.config.dns.as_ref()
+    }
+
+    /// What the configuration says of announcements.
+    pub fn announce(&self) -> &crate::announce::Settings {
+        &self.config.announce
+    }
+
+    /// Other nodes' addresses, and the nodes that don't announce any.
+    pub fn nodes(&self) -> (BTreeMap<String, Vec<IpAddr>>, BTreeSet<String>) {
+        let (mut peers, mut excluded) = (BTreeMap::new(), BTreeSet::new());
+        for (name, node) in self.manifests.iter().flat_map(Manifests::nodes) {
+            if !node.addresses.is_empty() {
+                peers.insert(name.clone(), node.addresses.clone());
+            }
+            if node.excluded {
+                excluded.insert(name.clone());
+            }
+        }
+        peers.extend(self.config.announce.peers.clone());
+        peers.remove(&self.intent.node);
+        (peers, excluded)
     }
 
     pub fn manifests(&self) -> Option<&Path> {

@@ -229,6 +229,7 @@ fn family<'a, A: Addr>(
         FamilyOp::Source(change) => pending.change(&tables.sources, change),
         FamilyOp::Owned(change) => pending.change(&tables.owned, change),
         FamilyOp::Route(_) | FamilyOp::Routes(_) => bail!("routes have a table of their own"),
+        FamilyOp::Announced(change) => pending.change(&tables.announced, change),
         FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
         FamilyOp::EndOutside { addr, plane } => {
             pending.flush()?;
@@ -314,6 +315,7 @@ fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
         sources: tables.sources.entries()?.into_iter().collect(),
         backends: present(tables.backends.entries()?),
         owned: tables.owned.entries()?.into_iter().collect(),
+        announced: tables.announced.entries()?.into_iter().collect(),
         routes: OrdMap::new(),
         uplinks: tables.uplinks.entries()?.into_iter().collect(),
     })

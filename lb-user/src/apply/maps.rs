@@ -15,8 +15,8 @@ use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned, Prefix,
-    PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink, filter,
+    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
+    Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -72,6 +72,8 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, [u32; 2]>("ROUTE_COUNTS", None),
     spec::<Prefix<Ip4>, Owned>("OWNED4", Some(owned)),
     spec::<Prefix<Ip6>, Owned>("OWNED6", Some(owned)),
+    spec::<Ip4, Announced>("ANNOUNCED4", Some(|c| c.services)),
+    spec::<Ip6, Announced>("ANNOUNCED6", Some(|c| c.services)),
     spec::<u32, Cell64>("FIB_ROOT4", None),
     spec::<u32, Cell64>("FIB_ROOT6", None),
     // Arrays of maps; what those hold is the layout.
@@ -179,6 +181,11 @@ impl Paths {
         self.run.join("health.json")
     }
 
+    /// Who announces what.
+    pub fn announce(&self) -> PathBuf {
+        self.run.join("announce.json")
+    }
+
     pub fn lock(&self) -> PathBuf {
         self.run.join("agent.lock")
     }
@@ -259,6 +266,7 @@ pub struct FamilyMaps<A: Addr> {
     pub sources: Table<SourcePrefix<A>, u32>,
     pub backends: Table<u32, Backend<A>>,
     pub owned: Table<Prefix<A>, Owned>,
+    pub announced: Table<A, Announced>,
     pub flows: Flows<A>,
     pub affinity: Table<AffinityKey<A>, Affinity>,
     pub fragments: Table<FragmentKey<A>, FragmentPorts>,
@@ -274,6 +282,7 @@ impl<A: Addr> FamilyMaps<A> {
             sources: Table::open(dir, name("SOURCES4", "SOURCES6"))?,
             backends: Table::open(dir, name("BACKENDS4", "BACKENDS6"))?,
             owned: Table::open(dir, name("OWNED4", "OWNED6"))?,
+            announced: Table::open(dir, name("ANNOUNCED4", "ANNOUNCED6"))?,
             flows: Flows::open(dir, multipliers)?,
             affinity: Table::open(dir, name("AFFINITY4", "AFFINITY6"))?,
             fragments: Table::open(dir, name("FRAGMENTS4", "FRAGMENTS6"))?,

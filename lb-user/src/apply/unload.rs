@@ -16,6 +16,8 @@ use super::pin;
 use super::state::{State, namespace};
 use super::sys;
 use super::sysctl;
+use crate::announce::report::Report;
+use crate::announce::talk;
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, own, release, write};
 
@@ -36,6 +38,8 @@ pub fn unload(paths: &Paths) -> Result<Vec<String>> {
         Ok(count) => done.push(format!("{what}: {count}")),
         Err(error) => failed.push(format!("{what}: {error:#}")),
     };
+    let report = Report::read(&paths.announce()).unwrap_or_default();
+    step("other nodes told that nothing is announced here", Ok(talk::leave(&report)));
     step("programs detached", detach(paths, &state));
     step("qdiscs removed", remove_qdiscs(&state));
     step("pins removed", pin::remove(paths));
@@ -142,7 +146,7 @@ fn remove_switch(state: &State) -> Result<usize> {
 
 /// What is written down there. The folder's name is the pin folder's, and others may have one of that name.
 fn remove_run(paths: &Paths) -> Result<()> {
-    let rewritten = [paths.state(), paths.source(), paths.cluster(), paths.health()];
+    let rewritten = [paths.state(), paths.source(), paths.cluster(), paths.health(), paths.announce()];
     let beside = rewritten.clone().map(|path| path.with_extension("new"));
     for file in rewritten.into_iter().chain(beside).chain([paths.lock(), paths.dns()]) {
         match fs::remove_file(&file) {

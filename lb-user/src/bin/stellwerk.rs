@@ -67,6 +67,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Status(listing) => print(show::status(&paths)?, listing),
         Command::Services(listing) => print(show::services(&paths)?, listing),
+        Command::Announce(listing) => print(show::announce(&paths)?, listing),
         Command::Addresses(listing) => print(show::addresses(&paths)?, listing),
         Command::Backends(listing) => print(show::backends(&paths)?, listing),
         Command::Flows(flows) => print(show::flows(&paths, flows.nat)?, &flows.listing),

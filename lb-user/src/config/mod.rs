@@ -5,6 +5,7 @@
 //! Not here: what only the kernel knows ([`verify`]) and what the cluster wants
 //! ([`crate::source::manifests`]).
 
+mod announce;
 mod api;
 mod at;
 mod check;
@@ -28,6 +29,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::address::Pool;
+use crate::announce::Settings as Announcements;
 use crate::health::Check;
 use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, Tuning};
 
@@ -76,6 +78,8 @@ pub struct Config {
     pub draining: Duration,
     /// Load balancers without a class are ours, too.
     pub classless: bool,
+    /// How load balancers' addresses are announced.
+    pub announce: Announcements,
     /// The cluster's names, where they are answered here.
     pub dns: Option<Dns>,
     pub tuning: Tuning,

@@ -16,7 +16,8 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, api, dns, nat, pools, publish, routes};
+use super::{Config, Places, announce, api, dns, nat, pools, publish, routes};
+use crate::announce::Settings as Announcements;
 use crate::health::check::{self as probing, Check};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, Tuning};
 use crate::source::manifests::ServiceName;
@@ -51,6 +52,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "endpoints",
     "classlessLoadBalancers",
     "healthChecks",
+    "announce",
     "dns",
 ];
 const TIMEOUT_KEYS: &[&str] = &[
@@ -92,6 +94,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         api: None,
         classless: true,
         checks: BTreeMap::new(),
+        announce: Announcements::default(),
         dns: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
@@ -143,7 +146,7 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
     }
 }
 
-fn node_name(text: &str) -> Result<String, String> {
+pub(super) fn node_name(text: &str) -> Result<String, String> {
     let fits =
         !text.is_empty() && text.len() <= 253 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-._".contains(c));
     if fits { Ok(text.to_owned()) } else { Err(String::new()) }
@@ -268,6 +271,9 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     }
     if let Some(at) = at.get("classlessLoadBalancers") {
         config.classless = at.value(log, "true or false", value::boolean).unwrap_or(true);
+    }
+    if let Some(at) = at.get("announce") {
+        config.announce = announce::announce(&at, &config.node, log);
     }
     if let Some(at) = at.get("dns") {
         config.dns = dns::dns(config, &at, log);

@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
 use lb_common::table::{
-    Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink,
+    Announced, Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings,
+    SourcePrefix, Uplink,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -58,6 +59,8 @@ pub struct Family<A: Addr> {
     pub sources: BTreeMap<SourcePrefix<A>, u32>,
     pub backends: BTreeMap<u32, Backend<A>>,
     pub owned: BTreeMap<Prefix<A>, Owned>,
+    /// Addresses that this node announces.
+    pub announced: BTreeMap<A, Announced>,
     /// Next hop index by prefix.
     pub routes: OrdMap<Prefix<A>, u32>,
     /// Links that lead out, by index.
@@ -104,6 +107,7 @@ pub enum FamilyOp<A: Addr> {
     Source(Change<SourcePrefix<A>, u32>),
     Backend(Change<u32, Backend<A>>),
     Owned(Change<Prefix<A>, Owned>),
+    Announced(Change<A, Announced>),
     Route(Change<Prefix<A>, u32>),
     /// All routes at once, in place of those that are there.
     Routes(OrdMap<Prefix<A>, u32>),

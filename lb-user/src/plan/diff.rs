@@ -2,7 +2,7 @@
 //!
 //! Things come before what points to them and go after it: filter bits, next hops, routes,
 //! backends, rows, settings, hooks of links without any, source ranges, services, owned addresses, hooks that
-//! change on the way in; services, source ranges, owned addresses, backends, next hops, filter bits, hooks on
+//! change, announced addresses on the way in; announced addresses, services, source ranges, owned addresses, backends, next hops, filter bits, hooks on
 //! the way out. A link gets its first programs before there are services: else one link would translate
 //! what goes to a service, while the answer passes another as it came. A link that carries an older
 //! agent's programs keeps them until the tables are full. Translation between inside and outside comes
@@ -64,7 +64,11 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
         ops.push(Op::Settings(to.settings));
     }
     ops.extend(hooks(false));
+    set(&from.v4.announced, &to.v4.announced, &mut ops, |c| Op::V4(FamilyOp::Announced(c)));
+    set(&from.v6.announced, &to.v6.announced, &mut ops, |c| Op::V6(FamilyOp::Announced(c)));
 
+    remove(&from.v4.announced, &to.v4.announced, &mut ops, |c| Op::V4(FamilyOp::Announced(c)));
+    remove(&from.v6.announced, &to.v6.announced, &mut ops, |c| Op::V6(FamilyOp::Announced(c)));
     remove(&from.links, &to.links, &mut ops, Op::Link);
     leave(&from.v4, &to.v4, &mut ops, Op::V4);
     leave(&from.v6, &to.v6, &mut ops, Op::V6);

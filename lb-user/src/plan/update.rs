@@ -9,14 +9,15 @@
 //! Not here: other changes of the network or of anything else that is wished for. They need a new plan.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::mem::replace;
 use std::net::IpAddr;
 use std::time::SystemTime;
 
 use lb_common::table::filter::BITS;
-use lb_common::table::{Owned, Prefix, Service, ServiceKey, SourcePrefix};
+use lb_common::table::{Announced, Owned, Prefix, Service, ServiceKey, SourcePrefix};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
 
-use super::contents::{Contents, Family, Op};
+use super::contents::{Change, Contents, Family, FamilyOp, Op};
 use super::diff::diff;
 use super::error::PlanError;
 use super::ids::Ids;
@@ -161,6 +162,23 @@ impl Planned {
         Some(diff(&before, &self.network_part()))
     }
 
+    /// Has these addresses announced and no others: the operations that withdraw some, which come before any others,
+    /// and those that announce some, which come behind all others.
+    pub fn announce(&mut self, wanted: &BTreeMap<IpAddr, Announced>) -> (Vec<Op>, Vec<Op>) {
+        let mut before = self.empty();
+        let mut after = self.empty();
+        (after.v4.announced, after.v6.announced) = (of_family(wanted), of_family(wanted));
+        before.v4.announced = replace(&mut self.contents.v4.announced, after.v4.announced.clone());
+        before.v6.announced = replace(&mut self.contents.v6.announced, after.v6.announced.clone());
+        let withdraws = |op: &Op| {
+            matches!(
+                op,
+                Op::V4(FamilyOp::Announced(Change::Remove(_))) | Op::V6(FamilyOp::Announced(Change::Remove(_)))
+            )
+        };
+        diff(&before, &after).into_iter().partition(withdraws)
+    }
+
     /// What routes alone bear on.
     fn network_part(&self) -> Contents {
         let Contents { next_hops, groups, v4, v6, .. } = &self.contents;
@@ -266,6 +284,10 @@ impl Planned {
         exchange_family(v4, before.v4, after.v4);
         exchange_family(v6, before.v6, after.v6);
     }
+}
+
+fn of_family<A: Addr>(all: &BTreeMap<IpAddr, Announced>) -> BTreeMap<A, Announced> {
+    all.iter().filter_map(|(addr, by)| Some((A::from_ip(*addr)?, *by))).collect()
 }
 
 fn exchange<K: Ord, V>(table: &mut BTreeMap<K, V>, before: BTreeMap<K, V>, after: BTreeMap<K, V>) {

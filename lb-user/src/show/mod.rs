@@ -4,6 +4,7 @@
 //! nothing is changed by looking. `docs/json.md` describes the fields.
 
 mod addresses;
+mod announce;
 mod cell;
 mod flows;
 mod nat;
@@ -22,6 +23,7 @@ use lb_common::drop::{Drop as Reason, Note};
 use lb_common::table::NextHop;
 
 pub use addresses::addresses;
+pub use announce::announce;
 pub(crate) use cell::Cell;
 pub use flows::flows;
 pub use nat::{nat_flows, nat_status, nat_top};

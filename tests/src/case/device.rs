@@ -74,6 +74,10 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
             world.vips.extend(names.iter().map(|n| n.to_string()));
             Ok(())
         }
+        ("announced", [link, names @ ..]) => {
+            world.announced.extend(names.iter().map(|name| (link.to_string(), name.to_string())));
+            Ok(())
+        }
         ("service", [proto, rest @ ..]) => service(world, proto, rest),
         ("set", pairs) => each_number(pairs, |key, value| {
             world.settings.insert(key.into(), value);

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use lb_common::table::{
-    self, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink,
+    self, Announced, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink,
     filter,
 };
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
@@ -92,6 +92,8 @@ pub struct World {
     pub forwards: Vec<(String, u16)>,
     pub unused: Vec<(IpAddr, u32)>,
     pub vips: Vec<String>,
+    /// Links, and the hosts whose addresses are announced on them.
+    pub announced: Vec<(String, String)>,
     pub services: Vec<ServiceLine>,
     /// Subnets of the inside, and those that the inside reaches as it is.
     pub insides: Vec<(IpAddr, u32)>,
@@ -296,6 +298,10 @@ impl World {
         }
         for vip in &self.vips {
             self.own(vip, &mut family, contents)?;
+        }
+        for (link, host) in &self.announced {
+            let (link, addr) = (self.link(link)?, self.addr::<A>(host)?);
+            family.announced.insert(addr, Announced { link: link.index, mac: Mac(link.mac), pad: 0 });
         }
         for (net, len) in &self.unused {
             let addr = A::from_ip(*net).ok_or("ranges are of one IP version")?;

@@ -184,6 +184,7 @@ impl Fake {
                 family.routes = all.clone();
                 Ok(())
             }
+            FamilyOp::Announced(op) => change(&mut family.announced, op, ("announced", capacity.services)),
             FamilyOp::Uplink(op) => change(&mut family.uplinks, op, ("uplinks", 64)),
             FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => Ok(()),
         }

@@ -20,7 +20,7 @@ use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, FlowTable};
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name, NextHop,
+    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name, NextHop,
     Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Source, SourcePrefix, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
@@ -349,6 +349,10 @@ impl<A: InFake> Tables<A> for Fake {
 
     fn owned(&self, addr: A) -> Option<Owned> {
         longest(A::family(self).owned.iter(), addr)
+    }
+
+    fn announced(&self, addr: A) -> Option<Announced> {
+        A::family(self).announced.get(&addr).copied()
     }
 
     fn uplink(&self, ifindex: u32) -> Option<&Uplink<A>> {

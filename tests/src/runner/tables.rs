@@ -26,11 +26,13 @@ fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) ->
     if from.routes != to.routes {
         added.push(op(FamilyOp::Routes(to.routes.clone())));
     }
+    added.extend(sets(&from.announced, &to.announced, |c| op(FamilyOp::Announced(c))));
     added.extend(sets(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     let mut removed = removals(&from.services, &to.services, |c| op(FamilyOp::Service(c)));
     removed.extend(removals(&from.sources, &to.sources, |c| op(FamilyOp::Source(c))));
     removed.extend(removals(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c))));
     removed.extend(removals(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
+    removed.extend(removals(&from.announced, &to.announced, |c| op(FamilyOp::Announced(c))));
     removed.extend(removals(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
     (added, removed)
 }

@@ -208,6 +208,7 @@ fn family<A: Addr>(
         FamilyOp::Route(Change::Set(prefix, index)) => drop(family.routes.insert(*prefix, *index)),
         FamilyOp::Route(Change::Remove(prefix)) => drop(family.routes.remove(prefix)),
         FamilyOp::Routes(all) => family.routes = all.clone(),
+        FamilyOp::Announced(change) => apply(&mut family.announced, change),
         FamilyOp::Uplink(change) => apply(&mut family.uplinks, change),
         FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => {}
     }

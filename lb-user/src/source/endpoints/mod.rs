@@ -85,6 +85,10 @@ pub struct ContainerPort {
 pub struct Node {
     /// The label topology.kubernetes.io/zone.
     pub zone: Option<String>,
+    /// The label node.kubernetes.io/exclude-from-external-load-balancers: it announces no addresses.
+    pub excluded: bool,
+    /// Those of type InternalIP.
+    pub addresses: Vec<IpAddr>,
 }
 
 /// By name.

@@ -81,7 +81,7 @@ fn show(slices: &[Slice]) -> Vec<String> {
 fn check(name: &str, wish: &str, pods: &[&str], nodes: &[(&str, &str)], want: &[&str]) {
     let pods: Vec<Pod> = pods.iter().map(|text| pod(text)).collect();
     let zone = |zone: &str| Some(zone.to_owned()).filter(|z| !z.is_empty());
-    let nodes = nodes.iter().map(|(name, z)| ((*name).to_owned(), Node { zone: zone(z) })).collect();
+    let nodes = nodes.iter().map(|(name, z)| ((*name).to_owned(), Node { zone: zone(z), ..Node::default() })).collect();
     assert_eq!(show(&slices(&service(wish), &pods, &nodes)), want, "{name}");
 }
 

@@ -53,7 +53,7 @@ pub(super) fn join(
             .notices
             .push(service.said.message(format!("Service {} has no address: it gives no clusterIP", service.name)));
     }
-    let traffic = traffic(service, given);
+    let traffic = traffic(service, given, moment.rules.classless);
     let ends = moment.now + moment.rules.draining;
     let deadline = |at: (IpAddr, u16)| before.and_then(|b| b.deadlines.get(&at)).copied().unwrap_or(ends);
     for port in &service.ports {
@@ -100,8 +100,9 @@ pub(super) fn join(
 }
 
 /// With the load balancer's addresses that are ours to give.
-fn traffic(service: &Service, given: &[IpAddr]) -> Traffic {
-    let mut traffic = service.traffic.clone();
+fn traffic(service: &Service, given: &[IpAddr], classless: bool) -> Traffic {
+    let announced = service.balancer(classless).is_some();
+    let mut traffic = Traffic { announced, ..service.traffic.clone() };
     traffic.balancer_ips.extend(given.iter().copied().filter(|addr| !service.addresses.contains(addr)));
     traffic
 }

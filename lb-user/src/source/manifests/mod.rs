@@ -37,7 +37,7 @@ use crate::address::{Leases, Outcome, Pool, Waiting};
 use crate::config::{self, Error, Errors};
 use crate::health::Check;
 use crate::intent::{Protocol, ServicePort, ServiceRange};
-use crate::source::endpoints::{Labels, Node};
+use crate::source::endpoints::{Labels, Node, Nodes};
 
 /// What the configuration says of services.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -198,6 +198,11 @@ impl Manifests {
     /// How services say that their endpoints are probed; None: not at all.
     pub fn checks(&self) -> &BTreeMap<ServiceName, Option<Arc<Check>>> {
         &self.checks
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> &Nodes {
+        &self.index.nodes
     }
 
     /// What names stand for.

@@ -69,10 +69,23 @@ fn is_ready(status: &At<'_>, log: &mut Log) -> bool {
     conditions.iter().any(|at| is(at, "type", "Ready") && (is(at, "status", "True") || is(at, "status", "true")))
 }
 
+/// A node's, by which others of the cluster reach it.
+fn internal_addresses(node: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
+    let right = "an address such as 192.168.1.1 or fd00::1";
+    let Some(status) = node.get("status") else { return Vec::new() };
+    let Some(list) = status.get("addresses") else { return Vec::new() };
+    let list = list.list(log, "a list of addresses, such as [{ type: InternalIP, address: 192.168.1.1 }]");
+    let internal = list.iter().filter(|at| at.get("type").is_some_and(|at| at.node.text() == Some("InternalIP")));
+    internal.filter_map(|at| at.require(log, "address", right)?.value(log, right, config::address)).collect()
+}
+
 pub(super) fn read_node(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Node>> {
     let name = metadata(at, log)?.name;
-    let zone = labels(at, log).remove("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty());
-    Some(Placed { name, object: Node { zone }, said: Said::new(log, at) })
+    let mut labels = labels(at, log);
+    let zone = labels.remove("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty());
+    let excluded = labels.contains_key("node.kubernetes.io/exclude-from-external-load-balancers");
+    let addresses = internal_addresses(at, log);
+    Some(Placed { name, object: Node { zone, excluded, addresses }, said: Said::new(log, at) })
 }
 
 pub(super) fn read_namespace(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Labels>> {

@@ -22,6 +22,7 @@ pub(super) fn read(
     Traffic {
         cluster_ips,
         balancer_ips,
+        announced: false,
         external_local,
         internal_local: is_local(spec, "internalTrafficPolicy", log),
         sources: sources(spec, kind, log),

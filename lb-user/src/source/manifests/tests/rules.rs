@@ -196,7 +196,7 @@ fn traffic_policies_and_source_ranges() {
         let mut manifests = Manifests::new(folder.0.clone(), rules());
         manifests.load(&Scope::All, at(0)).unwrap();
         let [port] = &manifests.services()[..] else { panic!("{spec}: no service") };
-        let Traffic { cluster_ips, balancer_ips, external_local, internal_local, sources, health_check } =
+        let Traffic { cluster_ips, balancer_ips, announced: _, external_local, internal_local, sources, health_check } =
             &port.traffic;
         let list = |of: Vec<String>| of.join(" ");
         let addrs = |of: &[IpAddr]| list(of.iter().map(ToString::to_string).collect());
