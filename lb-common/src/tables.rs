@@ -30,7 +30,7 @@ pub trait Common: Configured {
     fn next_hop(&self, index: u32) -> Option<NextHop>;
     /// The next hop in a place of a group ([`crate::table::route::PLACES`]).
     fn member(&self, group: u32, place: u32) -> Option<u32>;
-    /// The link, if packets from there are forwarded or it leads to the inside.
+    /// The link, if it leads to other hosts or to the inside.
     fn link(&self, ifindex: u32) -> Option<Link>;
     /// Takes one of this tick-second's ICMP errors; false when they are used up.
     fn icmp_permit(&self, now: u32) -> bool;

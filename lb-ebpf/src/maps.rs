@@ -73,8 +73,8 @@ pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
 /// Groups of next hops that are as good: as above.
 #[map]
 pub static GROUPS: Array<Group> = Array::with_max_entries(64, 0);
-/// Links that packets are forwarded from, or that lead to the inside, by index: the agent writes, packets of no
-/// connection read; full: the plan is refused.
+/// Links that lead to other hosts or to the inside, by index: the agent writes, packets of no connection read; full:
+/// the plan is refused.
 #[map]
 pub static LINKS: HashMap<u32, Link> = HashMap::with_max_entries(4_096, 0);
 

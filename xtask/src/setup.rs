@@ -23,6 +23,8 @@ pub const NET: &[Tool] = &[
     ("sysctl", "procps"),
     ("bird", "bird2"),
     ("dig", "bind9-dnsutils"),
+    ("arping", "iputils-arping"),
+    ("ndisc6", "ndisc6"),
     ("dnsmasq", "dnsmasq-base"),
 ];
 

@@ -22,11 +22,11 @@ use zerocopy::FromZeros;
 use crate::apply::Packet;
 use crate::drop::Drop;
 use crate::flow_table::{self, Hit};
-use crate::table::{Backend, FlowKey, Owned, Service, Settings, filter};
-use crate::tables::Tables;
+use crate::table::{Backend, FlowKey, Link, Owned, Service, Settings, filter};
+use crate::tables::{Common, Tables};
 use crate::verdict::{Action, Arrival, Hook, Outcome};
 use crate::wire::header::{ETH_LEN, ETH_P_ARP, ETH_P_IP, ETH_P_IPV6, TCP, TCP_ACK, TCP_SYN, UDP};
-use crate::wire::{Addr, Be16, Ip4, Ip6};
+use crate::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use parse::{Ip, Parsed, Part};
 use policy::Admission;
 
@@ -146,12 +146,21 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     outcome
 }
 
-/// What the fast path has found, found again for the slow stages: cheaper than to keep it for them.
+/// What the fast path has found, found again for the slow stages: cheaper than to keep it for them. False: it isn't
+/// ours.
 #[inline(never)]
-fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, l3: u32, context: &Context<T>, work: &mut Work<A>) -> bool {
+fn parse_into<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    l3: u32,
+    context: &Context<T>,
+    work: &mut Work<A>,
+) -> bool {
     // Handed over by reference for certain: pointers into a packet that the compiler hands to a function
     // by value lose their upper halves.
     let packet = core::hint::black_box(packet);
+    if is_for_another(packet, context) {
+        return false;
+    }
     match parse::packet(&packet.frame(), l3, context.at.tagged as u32) {
         Some(parsed) => {
             work.parsed = parsed;
@@ -159,6 +168,19 @@ fn parse_into<A: Ip, P: Packet, T>(packet: &mut P, l3: u32, context: &Context<T>
         }
         None => false,
     }
+}
+
+/// Whether another host is meant: a switch that doesn't know where that is sends its packets to all.
+#[inline(always)]
+fn is_for_another<P: Packet, T: Common>(packet: &P, context: &Context<T>) -> bool {
+    if context.at.hook == Hook::Egress {
+        return false;
+    }
+    let Some(link) = context.tables.link(context.at.ifindex).filter(|link| link.flags & Link::PORT != 0) else {
+        return false;
+    };
+    let to = packet.frame().read::<Mac>(0).unwrap_or_default();
+    to != link.mac && to.0[0] & 1 == 0
 }
 
 /// Where a packet goes behind the fast path.

@@ -67,7 +67,7 @@ pub const PLACES: usize = 256;
 pub type Group = [u32; PLACES];
 
 plain! {
-    /// A link whose packets are forwarded without the kernel, or which leads to the inside.
+    /// A link that leads to other hosts or to the inside.
     pub struct Link {
         /// Its own address: what is addressed to another is not ours to forward.
         pub mac: Mac,
@@ -87,6 +87,8 @@ impl Link {
     pub const LOOSE4: u16 = 8;
     /// It leads to the inside: who sends from there is a pod of this node, or the like.
     pub const INSIDE: u16 = 16;
+    /// It leads to other hosts: what opens a connection is for us if it is addressed to this link.
+    pub const PORT: u16 = 32;
 }
 
 plain! {

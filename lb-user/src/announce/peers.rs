@@ -86,15 +86,16 @@ impl Peers {
         }
     }
 
-    /// A datagram came. False: from nobody whom we know by this name and address.
-    pub fn heard(&mut self, from: IpAddr, node: &str, word: Word, now: Instant) -> bool {
-        let Some(peer) = self.0.get_mut(node).filter(|peer| peer.addresses.contains(&from)) else { return false };
+    /// A datagram came; whether its node was of another life before. None: from nobody whom we know by this name and
+    /// address.
+    pub fn heard(&mut self, from: IpAddr, node: &str, word: Word, now: Instant) -> Option<bool> {
+        let peer = self.0.get_mut(node).filter(|peer| peer.addresses.contains(&from))?;
         (peer.heard, peer.sign) = (now, now);
-        peer.life = match word {
+        let life = match word {
             Word::Here => Life::Alive,
             Word::Leaving => Life::Gone,
         };
-        true
+        Some(std::mem::replace(&mut peer.life, life) != life)
     }
 
     /// An answer to an echo came.
@@ -162,10 +163,10 @@ mod tests {
             for (ms, what, want) in *steps {
                 let now = start + Duration::from_millis(*ms);
                 match *what {
-                    "here" => assert!(peers.heard(AT, "b", Word::Here, now)),
-                    "leaving" => assert!(peers.heard(AT, "b", Word::Leaving, now)),
-                    "stranger" => assert!(!peers.heard(AT, "c", Word::Here, now)),
-                    "imposter" => assert!(!peers.heard([192, 168, 20, 12].into(), "b", Word::Here, now)),
+                    "here" => assert!(peers.heard(AT, "b", Word::Here, now).is_some()),
+                    "leaving" => assert_eq!(peers.heard(AT, "b", Word::Leaving, now), Some(true)),
+                    "stranger" => assert_eq!(peers.heard(AT, "c", Word::Here, now), None),
+                    "imposter" => assert_eq!(peers.heard([192, 168, 20, 12].into(), "b", Word::Here, now), None),
                     "echo" => peers.answered(AT, now),
                     _ => {}
                 }

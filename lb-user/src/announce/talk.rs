@@ -82,18 +82,13 @@ async fn talk(
         tokio::select! {
             changed = wanted.changed() => return changed.is_err(),
             _ = beat.tick() => {
-                if let Some(word) = now.word {
-                    let text = word.text(&now.node);
-                    for addr in peers.addresses() {
-                        sockets.send(addr, now.port, text.as_bytes());
-                    }
-                }
+                peers.addresses().for_each(|addr| sockets.say(now, addr));
                 let time = Instant::now();
                 peers.quiet(time).for_each(|addr| sockets.ask(addr));
                 peers.tick(time);
             }
-            got = receive(&sockets.v4, &mut v4) => heard(peers, got, &v4),
-            got = receive(&sockets.v6, &mut v6) => heard(peers, got, &v6),
+            got = receive(&sockets.v4, &mut v4) => heard(now, sockets, peers, got, &v4),
+            got = receive(&sockets.v6, &mut v6) => heard(now, sockets, peers, got, &v6),
             (len, from) = receive(&sockets.echo4, &mut echo4) => {
                 // IPv4's raw sockets give the IP header, too.
                 let start = usize::from(echo4[0] & 0xf) * 4;
@@ -111,10 +106,13 @@ async fn talk(
     }
 }
 
-fn heard(peers: &mut Peers, (len, from): (usize, IpAddr), datagram: &[u8]) {
+fn heard(now: &Wanted, sockets: &Sockets, peers: &mut Peers, (len, from): (usize, IpAddr), datagram: &[u8]) {
     let said = Word::parse(&datagram[..len]);
-    if !said.is_some_and(|(node, word)| peers.heard(from, node, word, Instant::now())) {
-        debug!("{from} says nothing that a node would which we know");
+    match said.and_then(|(node, word)| peers.heard(from, node, word, Instant::now())) {
+        // Who has just come is to know of this node before it thinks itself alone.
+        Some(true) => sockets.say(now, from),
+        Some(false) => {}
+        None => debug!("{from} says nothing that a node would which we know"),
     }
 }
 
@@ -180,9 +178,10 @@ impl Sockets {
         })
     }
 
-    fn send(&self, to: IpAddr, port: u16, text: &[u8]) {
+    fn say(&self, now: &Wanted, to: IpAddr) {
+        let Some(text) = now.word.map(|word| word.text(&now.node)) else { return };
         let socket = if to.is_ipv4() { &self.v4 } else { &self.v6 };
-        if let Err(error) = socket.try_send_to(text, SocketAddr::new(to, port)) {
+        if let Err(error) = socket.try_send_to(text.as_bytes(), SocketAddr::new(to, now.port)) {
             debug!("to node {to}: {error}");
         }
     }

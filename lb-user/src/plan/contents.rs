@@ -20,7 +20,7 @@ pub struct Contents {
     pub next_hops: BTreeMap<u32, NextHop>,
     /// Groups of next hops that are as good.
     pub groups: BTreeMap<u32, Group>,
-    /// Links that packets are forwarded from, or that lead to the inside, by index.
+    /// Links that lead to other hosts or to the inside, by index.
     pub links: BTreeMap<u32, Link>,
     /// Names of service ids, for people.
     pub names: BTreeMap<u32, Name>,

@@ -48,13 +48,14 @@ pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> 
     network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
 }
 
-/// Links that packets are forwarded from without the kernel, and those that lead to the inside.
+/// Links that lead to other hosts, and those that lead to the inside; whether packets are forwarded from there.
 pub(super) fn links(intent: &Intent, network: &Network) -> BTreeMap<u32, table::Link> {
     let of = |link: &Link| {
         let role = role(intent, link);
         let inside = if role == Role::Inside { table::Link::INSIDE } else { 0 };
         let forwards = if matches!(role, Role::Port(_) | Role::Inside) { forwards(intent, network, link) } else { 0 };
-        let flags = inside | forwards;
+        let port = if matches!(role, Role::Port(_)) && link.mac.is_some() { table::Link::PORT } else { 0 };
+        let flags = inside | port | forwards;
         (flags != 0).then_some(table::Link { mac: Mac(link.mac.unwrap_or_default()), flags })
     };
     network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()

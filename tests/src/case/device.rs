@@ -31,10 +31,11 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
             Ok(())
         }
         ("inside", [link]) => {
-            match world.forwards.iter_mut().find(|(name, _)| name == link) {
-                Some((_, flags)) => *flags |= table::Link::INSIDE,
-                None => world.forwards.push(((*link).into(), table::Link::INSIDE)),
-            }
+            flag(world, link, table::Link::INSIDE);
+            Ok(())
+        }
+        ("port", [link]) => {
+            flag(world, link, table::Link::PORT);
             Ok(())
         }
         ("unused", [net4, net6]) => {
@@ -219,4 +220,11 @@ fn each_number(pairs: &[&str], mut with: impl FnMut(&str, u32) -> Built<()>) -> 
         with(key, value.parse().map_err(|_| format!("{pair}: no number"))?)?;
     }
     Ok(())
+}
+
+fn flag(world: &mut World, link: &str, flag: u16) {
+    match world.forwards.iter_mut().find(|(name, _)| name == link) {
+        Some((_, flags)) => *flags |= flag,
+        None => world.forwards.push((link.into(), flag)),
+    }
 }

@@ -20,8 +20,8 @@ use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, FlowTable};
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name, NextHop,
-    Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Source, SourcePrefix, Uplink,
+    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name,
+    NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Source, SourcePrefix, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};

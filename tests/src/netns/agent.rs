@@ -62,6 +62,13 @@ impl Agent {
         })
     }
 
+    /// One of several of a lab.
+    pub fn named(self, name: &str) -> Agent {
+        let pins = self.pins.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let log = self.log.with_file_name(format!("agent-{name}.log"));
+        Agent { pins: self.pins.with_file_name(format!("{pins}-{name}")), log, ..self }
+    }
+
     /// Starts it; the log goes on where it was.
     pub fn start(&mut self) -> Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).context("the agent's log")?;

@@ -20,6 +20,8 @@ pub struct Service {
     pub external: Vec<IpAddr>,
     /// ClientIP affinity, in seconds.
     pub affinity: Option<u32>,
+    /// externalTrafficPolicy Local
+    pub external_local: bool,
     pub endpoints: Vec<Endpoint>,
 }
 
@@ -51,7 +53,8 @@ impl Service {
     pub fn tcp(name: &str, port: u16, target: u16, cluster: Twin) -> Service {
         let ports = vec![ServicePort { protocol: "TCP", port, target, node_port: None }];
         let cluster = cluster.both().to_vec();
-        Service { name: name.into(), ports, cluster, external: Vec::new(), affinity: None, endpoints: Vec::new() }
+        let (external, endpoints) = (Vec::new(), Vec::new());
+        Service { name: name.into(), ports, cluster, external, affinity: None, external_local: false, endpoints }
     }
 
     /// The same on UDP, too.
@@ -90,6 +93,9 @@ impl Service {
                 text,
                 "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{ clientIP: {{ timeoutSeconds: {seconds} }} }}\n"
             );
+        }
+        if self.external_local {
+            text.push_str("  externalTrafficPolicy: Local\n");
         }
         text.push_str("  ports:\n");
         for ServicePort { protocol, port, target, node_port } in &self.ports {
@@ -190,7 +196,8 @@ impl Files {
         self.replace(&format!("cluster/{}-v6.yaml", service.name), &service.slice_yaml(false))
     }
 
-    fn replace(&self, name: &str, text: &str) -> Result<()> {
+    /// Writes a file whole.
+    pub fn replace(&self, name: &str, text: &str) -> Result<()> {
         let new = self.dir.join("next");
         std::fs::write(&new, text).context("writing a configuration file")?;
         std::fs::rename(&new, self.dir.join(name)).with_context(|| format!("replacing {name}"))

@@ -14,6 +14,7 @@ pub mod device;
 pub mod ethtool;
 pub mod lab;
 pub mod nat;
+pub mod nodes;
 pub mod ns;
 pub mod pass;
 pub mod probe;

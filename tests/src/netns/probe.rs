@@ -129,6 +129,11 @@ fn connect(source: Option<IpAddr>, target: SocketAddr) -> Result<TcpStream> {
     Ok(socket.into())
 }
 
+/// Whether somebody takes a TCP connection, within this time.
+pub fn connects(from: &From, target: SocketAddr, patience: Duration) -> bool {
+    from.ns.run(|| TcpStream::connect_timeout(&target, patience).is_ok()).unwrap_or(false)
+}
+
 /// A whole TCP conversation.
 pub fn tcp(from: &From, target: SocketAddr, length: usize) -> Result<Greeting> {
     let mut talk = Talk::open(from, target)?;
