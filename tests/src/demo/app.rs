@@ -60,6 +60,8 @@ impl App {
         }
         app.files.write(&app.web)?;
         app.files.write_config(&Files::standard("auto", "xdp"))?;
+        // As in a house: nobody has a route to service addresses, and whoever wants one asks for it on the network.
+        app.device.client.ip("route del 192.168.20.96/27\nroute del fd00:20::1:0/112")?;
         app.agent.start_ready()?;
         Ok(app)
     }

@@ -9,8 +9,8 @@
 //!  (pod 172.27.2.11)       (Port3) 192.168.20.10
 //! ```
 //!
-//! Every address has an IPv6 twin (the functions below). Nobody announces service addresses on Port3
-//! yet, so the client's network has a route for them; from Port2's side a router would have one anyway.
+//! Every address has an IPv6 twin (the functions below). Port3's network has routes to service addresses, so that whoever
+//! routes in stellwerk's place can be measured beside it; from Port2's side a router would have one anyway.
 
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;

@@ -233,6 +233,18 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cluster: { announce: { enabled: yes, port: 0, peers: { n: 10.0.0.1, 'a b': 10.0.0.2, n2: 10.0.0.3, n3: [10.0.0.3, x] }, lease: 1 } }",
+        &[
+            "c.yaml:3:33: cluster.announce.enabled: `yes` is not true or false",
+            "c.yaml:3:44: cluster.announce.port: `0` is too small; expected a port number from 1 to 65535",
+            "c.yaml:3:59: cluster.announce.peers.n: `n` is this node; expected others",
+            "c.yaml:3:76: cluster.announce.peers.a b: `a b` is not a node's name; expected a map of nodes' names to their addresses, such as edge-2: 192.168.20.11",
+            "c.yaml:3:104: cluster.announce.peers.n3: 10.0.0.3 is the address of n2, too; expected one of its own",
+            "c.yaml:3:115: cluster.announce.peers.n3[1]: `x` is not an address such as 192.168.1.1 or fd00::1",
+            "c.yaml:3:121: cluster.announce.lease: unknown key; expected one of enabled, peers, port",
+        ],
+    ),
+    (
         "cluster: { healthChecks: { web: tcp, default/a: ping, default/b: tcp fall=0, default/c: off } }",
         &[
             "c.yaml:3:33: cluster.healthChecks.web: `web` is not a service's name such as default/web",

@@ -312,14 +312,18 @@ fn links_forward_where_the_kernel_does_and_has_no_policy() {
     let flags = |network: &Network| -> Vec<(u32, u16)> {
         plan(&intent(vec![]), network).links.iter().map(|(&link, l)| (link, l.flags)).collect()
     };
-    let (v4, v6, inside) = (Link::FORWARDS4, Link::FORWARDS6, Link::INSIDE);
-    assert_eq!(flags(&network), [(ETH0, v4 | v6 | Link::LOOSE4), (ETH1, v4 | Link::STRICT4), (BR, v6 | inside)]);
+    let (v4, v6, inside, port) = (Link::FORWARDS4, Link::FORWARDS6, Link::INSIDE, Link::PORT);
+    let want = [(ETH0, port | v4 | v6 | Link::LOOSE4), (ETH1, port | v4 | Link::STRICT4), (BR, v6 | inside)];
+    assert_eq!(flags(&network), want);
     network.policy = [true, false];
-    assert_eq!(flags(&network), [(ETH0, v6), (BR, v6 | inside)]);
+    assert_eq!(flags(&network), [(ETH0, port | v6), (ETH1, port), (BR, v6 | inside)]);
     let mut wish = intent(vec![]);
     wish.tuning.fast_forwarding = false;
     let links = plan(&wish, &network).links;
-    assert_eq!(links.into_iter().map(|(link, l)| (link, l.flags)).collect::<Vec<_>>(), [(BR, inside)]);
+    assert_eq!(
+        links.into_iter().map(|(link, l)| (link, l.flags)).collect::<Vec<_>>(),
+        [(ETH0, port), (ETH1, port), (BR, inside)]
+    );
 }
 
 #[test]
