@@ -119,6 +119,7 @@ async fn start(options: &Options) -> Result<()> {
         routes: Routes::new(options.routes.clone(), probed)?,
         health_checks: HealthChecks::default(),
         announce,
+        gives: false,
         dns: dns::Dns::start(&options.paths)?,
         retry: None,
         deadline: None,
@@ -191,6 +192,8 @@ struct Agent {
     routes: Routes,
     health_checks: HealthChecks,
     announce: Announce,
+    /// It is this node that gives addresses to a live cluster's services.
+    gives: bool,
     dns: dns::Dns,
     /// When to try again what failed.
     retry: Option<Instant>,
@@ -215,6 +218,7 @@ impl Agent {
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
         _ = self.follow_nodes();
+        self.settle_giver();
         if self.waits() {
             warn!("what is pinned stays in force as it is until the Kubernetes API has told of the cluster");
         }
@@ -304,6 +308,8 @@ impl Agent {
         }
         if self.follow_nodes() {
             self.settle_announcements();
+        } else {
+            self.settle_giver();
         }
     }
 

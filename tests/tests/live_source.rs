@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use harness::*;
 use lb_user::source::live::{Access, Api, Live, News};
-use lb_user::source::manifests::{Manifests, Objects, Scope};
+use lb_user::source::manifests::{Manifests, Objects, Scope, ServiceName};
 use serde_json::{Value, json};
 use stellwerk_tests::fake_api::{FakeApi, Streams};
 
@@ -308,7 +308,16 @@ fn the_role_is_what_is_used() {
     api.change_faults(|faults| faults.streams = Streams::Refused);
     let mut agent = Agent::start(&api, true);
     agent.follows(&api);
+    let name = ServiceName { namespace: "x".into(), name: "a".into() };
+    agent.live.say([(name, vec!["192.168.20.100".parse().unwrap()])].into());
+    agent.until("the status is written", |_| api.asked().iter().any(|asked| asked.method == "PATCH"));
     for asked in api.asked() {
+        if asked.method == "PATCH" {
+            assert_eq!(asked.path, "/api/v1/namespaces/x/services/a/status");
+            assert_eq!((asked.says("fieldManager"), asked.says("force")), (Some("stellwerk"), Some("true")));
+            used.insert((String::new(), "services/status".into(), "patch".into()));
+            continue;
+        }
         assert_eq!(asked.method, "GET");
         let words: Vec<&str> = asked.path.trim_start_matches('/').split('/').collect();
         let (group, resource) = match words[..] {

@@ -170,3 +170,69 @@ fn an_api_takes_the_place_of_manifests() {
     wait_for(&mut scene, "files");
     talks(&scene, Which::Local);
 }
+
+/// Services get addresses, and their status says which: that is what counts from then on, also for an agent that knows
+/// nothing else.
+#[test]
+fn addresses_are_said_in_the_status() {
+    let (mut scene, api) = open();
+    let balancer = |name: &str, host: u8, pool: Option<&str>| {
+        let annotations = pool.map_or(json!({}), |pool| json!({ "stellwerk.io/address-pool": pool }));
+        let cluster = device::cluster(host).both();
+        json!({
+            "apiVersion": "v1", "kind": "Service",
+            "metadata": { "name": name, "namespace": "default", "annotations": annotations },
+            "spec": {
+                "type": "LoadBalancer", "clusterIP": cluster[0], "clusterIPs": cluster, "ipFamilies": ["IPv4", "IPv6"],
+                "ports": [{ "name": "tcp", "port": 80, "targetPort": 8080 }],
+            },
+        })
+    };
+    let pools = |second: &str| of_api() + &format!("  pools: {{ second: {{ addresses: [{second}] }} }}\n");
+    scene.files.write_config(&pools("192.168.20.122-192.168.20.125")).unwrap();
+    api.put_all([balancer("a", 61, None), balancer("b", 62, Some("second"))]);
+    scene.start_agent().unwrap();
+    let said = |api: &FakeApi, name: &str| -> Vec<String> {
+        let service = api.get("services", "default", name).unwrap();
+        let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
+        ingress.iter().map(|at| format!("{} {}", at["ip"].as_str().unwrap(), at["ipMode"].as_str().unwrap_or("-"))).collect()
+    };
+    let until = |what: &str, scene: &Scene, met: &dyn Fn() -> bool| {
+        let end = Instant::now() + Duration::from_secs(10);
+        while !met() {
+            assert!(Instant::now() < end, "{what}\n{}", scene.agent.log_tail());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    until("an address of each family is said", &scene, &|| said(&api, "a").len() == 2 && said(&api, "b").len() == 1);
+    assert_eq!(said(&api, "b"), ["192.168.20.122 VIP"]);
+    let first = said(&api, "a");
+    assert!(first.iter().all(|at| at.ends_with(" VIP")), "{first:?}");
+    let manager = api.get("services", "default", "a").unwrap()["metadata"]["managedFields"][0]["manager"].clone();
+    assert_eq!(manager, "stellwerk");
+
+    // Another node's agent, or one that lost its disk, takes what the status says, though a lower one is free.
+    scene.agent.stop();
+    let kept = std::path::Path::new("/var/lib").join(scene.device.lab.id()).join("addresses.json");
+    std::fs::remove_file(&kept).unwrap();
+    scene.agent.command(&["unload"]).unwrap();
+    let mut moved = api.get("services", "default", "b").unwrap();
+    moved["status"]["loadBalancer"]["ingress"] = json!([{ "ip": "192.168.20.124" }]);
+    api.put(moved);
+    scene.start_agent().unwrap();
+    let named = |rows: &[Value], addr: &str| rows.iter().any(|row| row["what"] == "address" && row["name"] == addr);
+    scene.agent.wait("addresses", |rows| named(rows, "192.168.20.124") && !named(rows, "192.168.20.122")).unwrap();
+    assert_eq!((said(&api, "a"), said(&api, "b").len()), (first, 1));
+
+    // A pool that is edited takes what doesn't fit any more, and the status follows.
+    scene.files.write_config(&pools("192.168.20.126")).unwrap();
+    until("the status follows the pool", &scene, &|| said(&api, "b") == ["192.168.20.126 VIP"]);
+
+    // What no pool has is another's doing, and stays.
+    let mut foreign = balancer("c", 63, None);
+    foreign["status"] = json!({ "loadBalancer": { "ingress": [{ "ip": "198.51.100.77" }] } });
+    api.put(foreign.clone());
+    scene.agent.wait("services", |rows| rows.iter().any(|row| row["name"] == "default/c:tcp")).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(api.get("services", "default", "c").unwrap()["status"], foreign["status"]);
+}

@@ -14,6 +14,8 @@ use crate::apply::{Maps, Paths};
 use crate::config::{Config, contains};
 use crate::source::manifests::{Manifests, ServiceName};
 
+pub const GIVER_UNKNOWN: &str = "it is not known yet which node gives addresses";
+
 pub struct Addresses {
     path: PathBuf,
     /// What is on disk; None: nothing yet.
@@ -48,9 +50,15 @@ impl Addresses {
             Some(stored) => manifests.remember(stored.leases.clone()),
             None => manifests.remember(pinned(config, paths)),
         }
-        if let Some(why) = &self.broken {
-            manifests.freeze(why.clone());
-        }
+        // In a live cluster one node gives addresses, and which one is known soon.
+        let elsewhere = config.api.is_some().then(|| GIVER_UNKNOWN.to_owned());
+        _ = self.freeze(manifests, elsewhere);
+    }
+
+    /// Whether anybody gets an address who names none: not while the store is broken, or `elsewhere` another node gives
+    /// them. True: that is another answer than before.
+    pub fn freeze(&self, manifests: &mut Manifests, elsewhere: Option<String>) -> bool {
+        manifests.freeze(self.broken.clone().or(elsewhere))
     }
 
     /// Writes what changed, if anything did.

@@ -3,7 +3,8 @@
 //! Invariant: an address is announced once its services are in force and withdrawn before they leave, and who had been
 //! sending to another node is told. Not here: who announces what ([`crate::announce`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 
 use lb_common::wire::Addr;
@@ -13,7 +14,7 @@ use tracing::{error, info, warn};
 use super::Agent;
 use super::planning::Held;
 use super::wish::Wish;
-use crate::announce::demand::{self, Demands};
+use crate::announce::demand::{self, Demand, Demands};
 use crate::announce::gratuitous::{self, All};
 use crate::announce::own::{Nodes, choose};
 use crate::announce::peers::{Life, Word};
@@ -89,20 +90,33 @@ impl Announce {
         _ = planned.announce(&self.wanted(wish, network));
     }
 
+    /// The nodes, as they are seen now.
+    fn nodes(&self, wish: &Wish) -> Nodes {
+        let (peers, excluded) = wish.nodes();
+        let lives = self.lives.borrow();
+        let life = |name: &String| lives.get(name).copied().unwrap_or(Life::Unknown);
+        let peers = peers.into_keys().map(|name| (name.clone(), life(&name))).collect();
+        Nodes { own: wish.intent.node.clone(), peers, excluded }
+    }
+
+    /// The node that gives addresses to a live cluster's services; `gives`: this one does now.
+    pub fn giver(&self, wish: &Wish, gives: bool) -> Option<String> {
+        let mut nodes = Nodes { excluded: BTreeSet::new(), ..self.nodes(wish) };
+        let others = nodes.peers.values().any(|life| *life != Life::Gone);
+        if others && !wish.announce().enabled {
+            // It tells nobody that it is there.
+            nodes.excluded.insert(nodes.own.clone());
+        }
+        choose(IpAddr::V6(Ipv6Addr::UNSPECIFIED), &Demand::default(), &nodes, gives).owner
+    }
+
     /// What is to be announced here.
     fn wanted(&mut self, wish: &Wish, network: &Network) -> All {
         let (intent, settings) = (&wish.intent, wish.announce());
         let mut demands = Demands::new();
         self.asked.values().for_each(|asks| demand::join(&mut demands, asks));
         let places = places(intent, network);
-        let (peers, excluded) = wish.nodes();
-        let lives = self.lives.borrow();
-        let life = |name: &str| lives.get(name).copied().unwrap_or(Life::Unknown);
-        let nodes = Nodes {
-            own: intent.node.clone(),
-            peers: peers.keys().map(|name| (name.clone(), life(name))).collect(),
-            excluded,
-        };
+        let nodes = self.nodes(wish);
         let held = self.held.borrow();
         let mut all = All::new();
         let mut rows = Vec::new();
@@ -125,11 +139,15 @@ impl Announce {
             }
             rows.push(row);
         }
-        let peer = |(name, addresses)| (String::clone(name), Peer { addresses, state: life(name) });
+        let peers = wish.nodes().0.into_iter();
+        let peer = |(name, addresses)| {
+            let state = nodes.peers.get(&name).copied().unwrap_or(Life::Unknown);
+            (name, Peer { addresses, state })
+        };
         self.report = Report {
             node: intent.node.clone(),
             port: settings.port,
-            peers: peers.iter().map(|(name, addresses)| (name, addresses.clone())).map(peer).collect(),
+            peers: peers.map(peer).collect(),
             addresses: rows,
         };
         all
@@ -175,7 +193,8 @@ impl Agent {
 
     /// Other nodes are there, or other ones are wished for.
     pub(super) fn settle_announcements(&mut self) {
-        self.follow_nodes();
+        _ = self.follow_nodes();
+        self.settle_giver();
         let Some(planned) = self.planned.as_mut().filter(|_| !self.behind && matches!(self.held, Held::Plan)) else {
             return self.replan_or_retry(None);
         };

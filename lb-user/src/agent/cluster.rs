@@ -14,11 +14,12 @@ use tokio::time::{Instant, timeout_at};
 use tracing::{error, info, warn};
 
 use super::Agent;
+use super::addresses::GIVER_UNKNOWN;
 use super::wish::Wish;
 use crate::apply::Paths;
 use crate::config::Config;
 use crate::disk;
-use crate::source::live::{Access, Api, Feed, Live, News};
+use crate::source::live::{Access, Api, Feed, Live, News, Statuses};
 use crate::source::manifests::{Objects, Scope};
 
 /// How long a start waits for an API of which nothing is known, so that it serves from the first moment on.
@@ -152,6 +153,31 @@ impl Agent {
         // After the kernel has it.
         if let (Some(followed), Scope::Objects(objects)) = (&mut self.followed, scope) {
             followed.live.keep(&objects);
+        }
+    }
+
+    /// Gives addresses to services, if it is this node that does, and has their status say so.
+    pub(super) fn settle_giver(&mut self) {
+        if self.followed.is_none() {
+            return;
+        }
+        let giver = self.announce.giver(&self.wish, self.gives);
+        self.gives = giver.as_ref() == Some(&self.wish.intent.node);
+        let elsewhere = match giver {
+            _ if self.gives => None,
+            Some(other) => Some(format!("node {other} gives addresses")),
+            None => Some(GIVER_UNKNOWN.to_owned()),
+        };
+        // Nothing is given to services of which not all are known.
+        if !self.wish.waits() && self.wish.leave_giving(elsewhere) {
+            match self.wish.manifests_changed(&Scope::Objects(Objects::new())) {
+                Ok(None) => {}
+                Ok(undo) => self.replan_or_retry(undo),
+                Err(error) => return error!("giving addresses to services: {error:#}"),
+            }
+        }
+        if let Some(followed) = &self.followed {
+            followed.live.say(if self.gives { self.wish.unsaid() } else { Statuses::new() });
         }
     }
 

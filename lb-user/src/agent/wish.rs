@@ -17,7 +17,7 @@ use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
 use crate::intent::{Intent, ServicePort};
 use crate::route::StaticRoute;
-use crate::source::live::Access;
+use crate::source::live::{Access, Statuses};
 use crate::source::manifests::names::Names;
 use crate::source::manifests::{Manifests, Objects, Scope, ServiceName, Update};
 use crate::source::netlink::Mirror;
@@ -108,6 +108,17 @@ impl Wish {
     /// What the configuration says of names.
     pub fn dns(&self) -> Option<&Dns> {
         self.config.dns.as_ref()
+    }
+
+    /// Why this node gives no addresses to services, if another one does; whether that is new.
+    pub fn leave_giving(&mut self, elsewhere: Option<String>) -> bool {
+        let Some(manifests) = &mut self.manifests else { return false };
+        self.addresses.freeze(manifests, elsewhere)
+    }
+
+    /// What a live cluster's services have, and their status doesn't say.
+    pub fn unsaid(&self) -> Statuses {
+        self.manifests.as_ref().map(Manifests::unsaid).unwrap_or_default()
     }
 
     /// What the configuration says of announcements.

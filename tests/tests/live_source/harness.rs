@@ -54,7 +54,7 @@ pub fn as_manifests(api: &FakeApi) -> Vec<ServicePort> {
 /// An agent, as far as its source goes.
 pub struct Agent {
     // Before the runtime that it lives in.
-    live: Live,
+    pub live: Live,
     feed: Feed,
     pub manifests: Manifests,
     pub api: Api,

@@ -24,7 +24,7 @@ const fn core(kind: &'static str, plural: &'static str) -> Kind {
     Kind { group: "/api/v1", version: "v1", kind, plural }
 }
 
-const ALWAYS: [Kind; 3] = [
+const ALWAYS: [Kind; 4] = [
     core("Service", "services"),
     Kind {
         group: "/apis/discovery.k8s.io/v1",
@@ -33,6 +33,7 @@ const ALWAYS: [Kind; 3] = [
         plural: "endpointslices",
     },
     core("Node", "nodes"),
+    core("Namespace", "namespaces"),
 ];
 const PODS: Kind = core("Pod", "pods");
 

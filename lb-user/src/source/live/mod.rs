@@ -3,7 +3,7 @@
 //! Each kind of object is listed and watched by a task of its own ([`follow`]); what they hear gathers until the
 //! agent takes it ([`gather`]), and is read as if a file said it ([`super::manifests`]): the same objects give the
 //! same services. Invariant: while the API is away nothing changes; what it said last outlives the agent
-//! ([`store`]). Not here: writing to the API.
+//! ([`store`]). Of what is written to it [`write`] tells.
 
 mod backoff;
 mod client;
@@ -11,14 +11,17 @@ mod follow;
 mod gather;
 pub mod kind;
 mod store;
+mod write;
 
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 pub use client::Access;
 pub use gather::{Api, Away, News};
+pub use write::Statuses;
 
 use self::follow::Follower;
 use self::gather::Shared;
@@ -32,6 +35,7 @@ pub struct Live {
     shared: Arc<Shared>,
     tasks: Vec<AbortHandle>,
     store: Store,
+    statuses: watch::Sender<Statuses>,
 }
 
 /// Where news come from.
@@ -52,8 +56,10 @@ impl Live {
         let known = kept.iter().filter_map(|(said, object)| Some((said.clone(), kind::identity(object.as_deref()?))));
         let shared = Arc::new(Shared::new(kind::watched(access.pods), known.collect()));
         let follow = |kind| tokio::spawn(Follower::new(access.clone(), kind, shared.clone()).run()).abort_handle();
-        let tasks = kind::watched(access.pods).map(follow).collect();
-        (Live { access, shared, tasks, store }, kept)
+        let mut tasks: Vec<AbortHandle> = kind::watched(access.pods).map(follow).collect();
+        let (statuses, wanted) = watch::channel(Statuses::new());
+        tasks.push(tokio::spawn(write::run(access.clone(), wanted)).abort_handle());
+        (Live { access, shared, tasks, store, statuses }, kept)
     }
 
     pub fn access(&self) -> &Access {
@@ -62,6 +68,15 @@ impl Live {
 
     pub fn feed(&self) -> Feed {
         Feed(self.shared.clone())
+    }
+
+    /// Has these services' status say these addresses.
+    pub fn say(&self, statuses: Statuses) {
+        self.statuses.send_if_modified(|old| {
+            let other = *old != statuses;
+            *old = statuses;
+            other
+        });
     }
 
     /// Keeps what was taken, for the next agent.

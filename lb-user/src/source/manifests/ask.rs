@@ -18,13 +18,14 @@ const CLASS: &str = "stellwerk.io/stellwerk";
 const PREFIXES: [&str; 3] = ["stellwerk.io", "metallb.io", "metallb.universe.tf"];
 const ADDRESSES: &str = "one address of each family, such as 192.168.20.100 or 192.168.20.100,fd00:20::100";
 
-/// None for load balancers of another class. `settled`: its status has addresses.
+/// None for load balancers of another class. `status` are the addresses in its status, and whether there are such of a
+/// proxy.
 pub(super) fn balancer(
     at: &At<'_>,
     spec: &At<'_>,
     families: &[bool],
     ports: &[ServicePort],
-    settled: bool,
+    (status, proxied): (&[IpAddr], bool),
     log: &mut Log,
 ) -> Option<Balancer> {
     let class = spec.get("loadBalancerClass").and_then(|at| at.string(log, "a class of load balancers"));
@@ -33,7 +34,6 @@ pub(super) fn balancer(
     }
     let wish = match addresses(at, spec, families, log) {
         Some(asked) => Wish::These(asked),
-        None if settled => Wish::None,
         None => Wish::Any(families.to_vec()),
     };
     let text = |text: &str| Ok(text.to_owned());
@@ -46,7 +46,8 @@ pub(super) fn balancer(
         ports: ports.iter().map(|p| format!("{}/{}", p.port, index::protocol(p.protocol))).collect(),
     };
     let pool = annotation(at, &PREFIXES, "address-pool", "a pool's name", log, text);
-    Some(Balancer { classless: class.is_none(), wish, pool, terms, labels: labels(at, log) })
+    let (classless, labels) = (class.is_none(), labels(at, log));
+    Some(Balancer { classless, wish, status: status.to_vec(), proxied, pool, terms, labels })
 }
 
 /// loadBalancerIP, or the annotation in its place.

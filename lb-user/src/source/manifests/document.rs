@@ -111,6 +111,10 @@ pub(super) enum Naming {
 pub(super) struct Balancer {
     pub classless: bool,
     pub wish: Wish,
+    /// Its status' addresses,
+    pub status: Vec<IpAddr>,
+    /// and whether it has others that somebody in front of us answers for (ipMode Proxy).
+    pub proxied: bool,
     pub pool: Option<String>,
     pub terms: Terms,
     /// The service's.
@@ -119,12 +123,17 @@ pub(super) struct Balancer {
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Wish {
-    /// Nothing: its status has addresses.
-    None,
     /// Those that it names.
     These(Vec<IpAddr>),
     /// Any of each family here (true = IPv4), or of the first pool's first family where the list is empty.
     Any(Vec<bool>),
+}
+
+impl Balancer {
+    /// Somebody has given it addresses.
+    pub fn is_settled(&self) -> bool {
+        self.proxied || !self.status.is_empty()
+    }
 }
 
 impl Service {

@@ -47,7 +47,9 @@ pub(super) fn join(
     }
     let mut addresses = service.addresses.clone();
     addresses.extend(given.iter().filter(|addr| !service.addresses.contains(addr)));
-    let asks = service.balancer(moment.rules.classless).is_some_and(|balancer| balancer.wish != Wish::None);
+    let asks = service
+        .balancer(moment.rules.classless)
+        .is_some_and(|balancer| matches!(balancer.wish, Wish::These(_)) || !balancer.is_settled());
     if addresses.is_empty() && !asks && service.ports.iter().all(|p| p.node_port.is_none()) {
         joined
             .notices

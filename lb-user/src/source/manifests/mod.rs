@@ -175,9 +175,26 @@ impl Manifests {
         self.leases = leases;
     }
 
-    /// Before the first load: nobody who names no address gets another one than he had, and why.
-    pub fn freeze(&mut self, why: String) {
-        self.frozen = Some(why);
+    /// Why nobody who names no address gets another one than he had, from the next load on; None: one does. Whether
+    /// that is new.
+    pub fn freeze(&mut self, why: Option<String>) -> bool {
+        let other = self.frozen != why;
+        self.all |= other;
+        self.frozen = why;
+        other
+    }
+
+    /// Services of a live cluster whose status doesn't say the addresses that they have, and these.
+    pub fn unsaid(&self) -> BTreeMap<ServiceName, Vec<IpAddr>> {
+        let mut unsaid = BTreeMap::new();
+        for (name, lease) in &self.leases {
+            let service = self.index.services.get(name).and_then(|list| list.first());
+            let Some(balancer) = service.and_then(|s| s.balancer(self.rules.classless)) else { continue };
+            if BTreeSet::from_iter(&balancer.status) != BTreeSet::from_iter(&lease.addresses) {
+                unsaid.insert(name.clone(), lease.addresses.clone());
+            }
+        }
+        unsaid
     }
 
     /// Which load balancer has what,
@@ -333,8 +350,13 @@ impl Manifests {
         if !self.all && asks(old) == asks(new) && namespaces(old) == namespaces(new) {
             return None;
         }
-        let (incomplete, frozen) = (self.files.any_refused(), self.frozen.as_deref());
-        let outcome = allocate::allocate(&self.index, &self.rules, &self.leases, incomplete, frozen);
+        let order = allocate::Order {
+            had: &self.leases,
+            incomplete: self.files.any_refused(),
+            frozen: self.frozen.as_deref(),
+            live: self.are_told(),
+        };
+        let outcome = allocate::allocate(&self.index, &self.rules, &order);
         let given = |leases: &Leases, name: &ServiceName| leases.get(name).map(|lease| lease.addresses.clone());
         let both = outcome.leases.keys().chain(self.leases.keys());
         affected.extend(both.filter(|name| given(&outcome.leases, name) != given(&self.leases, name)).cloned());

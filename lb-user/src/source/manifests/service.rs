@@ -48,14 +48,14 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     let (external, proxied) = ingress(at, log);
     let traffic = traffic::read(&spec, &kind, cluster_ips.clone(), external.clone(), log);
     let mut addresses = cluster_ips;
-    let settled = proxied || !external.is_empty();
-    addresses.extend(external);
+    addresses.extend(external.iter().copied());
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));
     let mut seen = HashSet::new();
     addresses.retain(|addr| seen.insert(*addr));
     let (ports, targets): (Vec<_>, Vec<_>) = service_ports(&spec, headless, log).into_iter().unzip();
     let is_balancer = kind == "LoadBalancer" && balanced;
-    let balancer = is_balancer.then(|| ask::balancer(at, &spec, &families, &ports, settled, log)).flatten();
+    let balancer =
+        is_balancer.then(|| ask::balancer(at, &spec, &families, &ports, (&external, proxied), log)).flatten();
     let selection = Selection {
         service: name.name.clone(),
         selector: spec.get("selector").map_or(Labels::new(), |at| strings(&at, log)),
