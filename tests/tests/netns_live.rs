@@ -195,7 +195,10 @@ fn addresses_are_said_in_the_status() {
     let said = |api: &FakeApi, name: &str| -> Vec<String> {
         let service = api.get("services", "default", name).unwrap();
         let ingress = service["status"]["loadBalancer"]["ingress"].as_array().cloned().unwrap_or_default();
-        ingress.iter().map(|at| format!("{} {}", at["ip"].as_str().unwrap(), at["ipMode"].as_str().unwrap_or("-"))).collect()
+        ingress
+            .iter()
+            .map(|at| format!("{} {}", at["ip"].as_str().unwrap(), at["ipMode"].as_str().unwrap_or("-")))
+            .collect()
     };
     let until = |what: &str, scene: &Scene, met: &dyn Fn() -> bool| {
         let end = Instant::now() + Duration::from_secs(10);

@@ -23,7 +23,7 @@ pub const PATIENCE: u32 = 20 * 60;
 const FUZZ_SECONDS: u32 = 30;
 
 /// Tests that do ten times as much in a release build, and are only then worth their name.
-const LARGE: [&str; 2] = ["fib", "flow_table"];
+const LARGE: [&str; 3] = ["cluster_churn", "fib", "flow_table"];
 
 /// Files of the tests crate whose tests need root begin so.
 const ROOT_PREFIXES: [&str; 2] = ["kernel_", "netns_"];

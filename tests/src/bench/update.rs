@@ -1,10 +1,11 @@
-//! `bench update`: how long it takes from the files into the kernel, with the agent's real process.
+//! `bench update`: how long it takes from manifests, or from a Kubernetes API, into the kernel, and what it costs, with
+//! the agent's real process. The API is a small one in this process, on the same cores.
 //!
 //! Invariant: what is waited for is the kernel's own table, read by its pin: nothing that the agent says.
 
 use std::fmt::Write as _;
 use std::fs::File;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,6 +15,8 @@ use lb_common::wire::header::TCP;
 use lb_common::wire::{Be16, Ip4};
 use lb_user::apply::table::Table;
 use lb_user::apply::{Maps, Paths};
+use serde_json::Value;
+use stellwerk_tests::fake_api::FakeApi;
 use stellwerk_tests::netns::clean::{self, Proc};
 use stellwerk_tests::netns::{Lab, Ns};
 
@@ -21,12 +24,23 @@ use super::report::{Reach, Report, Row};
 use super::series::{median, quantile};
 
 const SERVICES: u32 = 10_000;
+/// Of the smaller cluster, for what memory a service costs.
+const FEW: u32 = 1_000;
 const ENDPOINTS: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where services come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum By {
+    Manifests,
+    Api,
+}
 
 struct World {
     // Ends before the namespace that it is in.
     agent: Proc,
+    api: Option<FakeApi>,
+    services: u32,
     paths: Paths,
     dir: PathBuf,
     _dev: Ns,
@@ -35,25 +49,34 @@ struct World {
 }
 
 pub fn run(quick: bool) -> Result<Report> {
-    let (world, first) = World::start()?;
-    let mut rows = vec![
-        Row::new("full load, from the agent's start", first.as_secs_f64(), "s")
-            .reach(Reach::AtMost(3.0))
-            .verdict("services", SERVICES)
-            .verdict("endpoints", SERVICES * ENDPOINTS),
-    ];
-    let times = world.changes(if quick { 100 } else { 1000 })?;
-    let p99 = quantile(&times, 0.99);
-    rows.push(Row::new("one endpoint's change, p50", median(&times), "ms").verdict("changes", times.len() as u64));
-    rows.push(
-        Row::new("one endpoint's change, p99", p99, "ms")
-            .reach(Reach::AtMost(5.0))
-            .verdict("changes", times.len() as u64),
-    );
-    rows.push(Row::new("memory of the agent", world.agent_memory("VmRSS:")?, "MB"));
-    rows.push(Row::new("memory of the agent, most", world.agent_memory("VmHWM:")?, "MB"));
-    rows.push(Row::new("memory of the maps", world.map_memory()?, "MB"));
-    world.stop()?;
+    let mut rows = Vec::new();
+    for by in [By::Manifests, By::Api] {
+        let (world, first) = World::start(by, SERVICES)?;
+        let name = |what: &str| format!("{}: {what}", if by == By::Manifests { "manifests" } else { "API" });
+        let load = Row::new(name("full load, from the agent's start"), first.as_secs_f64(), "s");
+        let load = load.verdict("services", SERVICES).verdict("endpoints", SERVICES * ENDPOINTS);
+        // An API that lists its objects in this very process is not what the reach is about.
+        rows.push(if by == By::Manifests { load.reach(Reach::AtMost(3.0)) } else { load });
+        rows.push(Row::new(name("the agent's processor time for that"), world.agent_time()?, "s"));
+        let before = world.agent_time()?;
+        let times = world.changes(if quick { 100 } else { 1000 })?;
+        let count = times.len() as u64;
+        let each = (world.agent_time()? - before) * 1e3 / count as f64;
+        rows.push(Row::new(name("one endpoint's change, p50"), median(&times), "ms").verdict("changes", count));
+        let p99 = Row::new(name("one endpoint's change, p99"), quantile(&times, 0.99), "ms");
+        rows.push(p99.reach(Reach::AtMost(5.0)).verdict("changes", count));
+        rows.push(Row::new(name("the agent's processor time for a change"), each, "ms"));
+        rows.push(Row::new(name("memory of the agent"), world.agent_memory("VmRSS:")?, "MB"));
+        rows.push(Row::new(name("memory of the agent, most"), world.agent_memory("VmHWM:")?, "MB"));
+        if by == By::Manifests {
+            rows.push(Row::new("memory of the maps", world.map_memory()?, "MB"));
+        }
+        world.stop()?;
+        let (few, _) = World::start(by, FEW)?;
+        let memory = Row::new(name("memory of the agent, 1,000 services"), few.agent_memory("VmRSS:")?, "MB");
+        rows.push(memory.verdict("services", FEW));
+        few.stop()?;
+    }
     Ok(Report { bench: "update", rows })
 }
 
@@ -86,16 +109,27 @@ fn manifest(service: u32, moved: bool) -> String {
     text
 }
 
-fn config() -> &'static str {
-    "node: edge-1\n\
-     ports:\n  Port3: { interface: eth1, compute: true }\n\
-     cluster:\n  podSubnet: 10.64.0.0/10\n  serviceSubnet: 172.28.0.0/16\n  manifests: ./cluster\n\
-     capacity: { backends: 262144, slots: 16777216 }\n"
+fn config(by: By) -> String {
+    let source = match by {
+        By::Manifests => "manifests: ./cluster",
+        By::Api => "kubeconfig: ./kubeconfig",
+    };
+    format!(
+        "node: edge-1\n\
+         ports:\n  Port3: {{ interface: eth1, compute: true }}\n\
+         cluster:\n  podSubnet: 10.64.0.0/10\n  serviceSubnet: 172.28.0.0/16\n  {source}\n\
+         capacity: {{ backends: 262144, slots: 16777216 }}\n"
+    )
+}
+
+/// The same as objects.
+fn objects(service: u32, moved: bool) -> Result<Vec<Value>> {
+    Ok(serde_saphyr::from_multiple(&manifest(service, moved))?)
 }
 
 impl World {
-    /// Writes all files, starts the agent and waits until its last service is in the kernel.
-    fn start() -> Result<(World, Duration)> {
+    /// Makes all services, starts the agent and waits until its last service is in the kernel.
+    fn start(by: By, services: u32) -> Result<(World, Duration)> {
         let lab = Lab::new()?;
         let (dev, far) = (lab.ns("dev")?, lab.ns("far")?);
         lab.wire((&dev, "eth1"), (&far, "eth0"))?;
@@ -103,9 +137,16 @@ impl World {
         far.ip("addr add 192.168.20.11/24 dev eth0")?;
         let dir = lab.dir().to_owned();
         std::fs::create_dir(dir.join("cluster"))?;
-        std::fs::write(dir.join("stellwerk.yaml"), config())?;
-        for service in 0..SERVICES {
-            replace(&dir, service)?;
+        std::fs::write(dir.join("stellwerk.yaml"), config(by))?;
+        let mut api = None;
+        if by == By::Api {
+            let served = FakeApi::serve(dev.run(|| TcpListener::bind("127.0.0.1:0"))??)?;
+            let all: Vec<Vec<Value>> = (0..services).map(|service| objects(service, false)).collect::<Result<_>>()?;
+            served.put_all(all.into_iter().flatten());
+            served.kubeconfig(&dir)?;
+            api = Some(served);
+        } else {
+            (0..services).try_for_each(|service| replace(&dir, service))?;
         }
         let log = std::fs::File::create(dir.join("agent.log"))?;
         let mut command = dev.command(binary()?);
@@ -113,14 +154,15 @@ impl World {
         command.stdout(log.try_clone()?).stderr(log);
         let begin = Instant::now();
         let agent = Proc::start(&mut command)?;
-        let mut world = World { agent, paths: Paths::new(lab.pins()), dir, _dev: dev, _far: far, _lab: lab };
+        let paths = Paths::new(lab.pins());
+        let mut world = World { agent, api, services, paths, dir, _dev: dev, _far: far, _lab: lab };
         world.wait_for_all(begin)?;
         Ok((world, begin.elapsed()))
     }
 
     /// What the last service owns is written behind all services.
     fn wait_for_all(&mut self, begin: Instant) -> Result<()> {
-        let last = Prefix { len: 32, addr: Ip4::from(address(SERVICES - 1)) };
+        let last = Prefix { len: 32, addr: Ip4::from(address(self.services - 1)) };
         loop {
             clean::check()?;
             if !self.agent.alive() || begin.elapsed() > PATIENCE {
@@ -131,14 +173,14 @@ impl World {
                 && maps.v4.owned.get(&last)?.is_some_and(|owned| owned.kind == Owned::VIP)
             {
                 let services = maps.v4.services.entries()?.len();
-                ensure!(services == SERVICES as usize, "{services} services are in the kernel");
+                ensure!(services == self.services as usize, "{services} services are in the kernel");
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Milliseconds from a file's replacement to the service's new row.
+    /// Milliseconds from a file's replacement, or an object's change, to the service's new row.
     fn changes(&self, count: u32) -> Result<Vec<f64>> {
         let table: Table<ServiceKey<Ip4>, Service> = Table::open(&self.paths.maps(), "SERVICES4")?;
         // What came with the start has settled: the neighbours, the first sweep.
@@ -150,11 +192,7 @@ impl World {
             let service = i * 7_919 % SERVICES;
             let key = key(service);
             let before = table.get(&key)?.context("the service is there")?.first;
-            let new = write(&self.dir, service, true)?;
-            // Else a disk's file system writes it out within rename(2), before it tells of it.
-            File::open(&new)?.sync_all()?;
-            let begin = Instant::now();
-            rename(&self.dir, service, &new)?;
+            let begin = self.change(service)?;
             while table.get(&key)?.is_none_or(|s| s.first == before) {
                 ensure!(begin.elapsed() < PATIENCE, "a change of s{service} never came");
                 std::thread::sleep(Duration::from_micros(50));
@@ -163,6 +201,31 @@ impl World {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(times)
+    }
+
+    /// Moves an endpoint of a service; when that was.
+    fn change(&self, service: u32) -> Result<Instant> {
+        if let Some(api) = &self.api {
+            let slice = objects(service, true)?.pop().context("a slice")?;
+            let begin = Instant::now();
+            api.put(slice);
+            return Ok(begin);
+        }
+        let new = write(&self.dir, service, true)?;
+        // Else a disk's file system writes it out within rename(2), before it tells of it.
+        File::open(&new)?.sync_all()?;
+        let begin = Instant::now();
+        rename(&self.dir, service, &new)?;
+        Ok(begin)
+    }
+
+    /// Seconds of processor time that the agent has had.
+    fn agent_time(&self) -> Result<f64> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.agent.id()))?;
+        let fields: Vec<&str> = stat.rsplit_once(')').context("the agent's times")?.1.split_whitespace().collect();
+        let ticks: f64 = fields[11].parse::<f64>()? + fields[12].parse::<f64>()?;
+        let rate = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.context("the clock's rate")?;
+        Ok(ticks / rate as f64)
     }
 
     fn agent_memory(&self, what: &str) -> Result<f64> {
