@@ -14,8 +14,8 @@ use lb_common::path::Work;
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::route::PLACES;
 use lb_common::table::{
-    Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, PrefixPair,
-    Service, ServiceKey, Settings, Source, Uplink,
+    Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned,
+    PrefixPair, Service, ServiceKey, Settings, Source, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::verdict::{Arrival, Outcome};

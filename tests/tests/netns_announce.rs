@@ -38,9 +38,9 @@ fn one_node_answers_for_its_services_and_for_nothing_else() {
         let mut nodes = Nodes::new(1, hook).unwrap();
         nodes.write(&nodes.service("web", 101)).unwrap();
         nodes.start().unwrap();
-        let mac = nodes.mac(0).unwrap();
+        let mac = [nodes.mac(0).unwrap()];
         for addr in device::external(101).both() {
-            assert_eq!(nodes.answering(addr).unwrap(), [mac.clone()], "{hook} {addr}: {}", logs(&nodes));
+            assert_eq!(nodes.answering(addr).unwrap(), mac, "{hook} {addr}: {}", logs(&nodes));
             let from = probe::tcp(&From::ns(&nodes.client), SocketAddr::new(addr, 80), 1000).unwrap();
             assert_eq!(from.name, "n1");
             probe::ping(&From::ns(&nodes.client), addr, 56).unwrap();
@@ -58,10 +58,10 @@ fn one_node_answers_for_its_services_and_for_nothing_else() {
         assert!(device::external(101).both().iter().all(|addr| nodes.answering(*addr).unwrap().is_empty()));
         nodes.write(&nodes.service("web", 101)).unwrap();
         wait("the addresses come back", 5, || !none(&nodes));
-        assert_eq!(nodes.answering(device::external(101).v4).unwrap(), [mac.clone()]);
+        assert_eq!(nodes.answering(device::external(101).v4).unwrap(), mac);
         // The agent's end is not the address's; that of the tables is.
         nodes.nodes[0].agent.kill();
-        assert_eq!(nodes.answering(device::external(101).v6).unwrap(), [mac.clone()]);
+        assert_eq!(nodes.answering(device::external(101).v6).unwrap(), mac);
         nodes.nodes[0].agent.command(&["unload"]).unwrap();
         assert!(nodes.answering(device::external(101).v6).unwrap().is_empty());
     }

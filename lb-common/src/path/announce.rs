@@ -119,7 +119,7 @@ fn solicited<A: Ip, P: Packet, T: Tables<A>>(packet: &P, context: &Context<T>) -
     let mac = announced(target, context)?.mac;
     let header = A::header(&frame, l3)?;
     let len = header.len - A::LEN;
-    if header.ttl != ON_LINK || header.l4 != l4 || header.part != Part::Whole || len < BARE || len > WORDS * 4 {
+    if header.ttl != ON_LINK || header.l4 != l4 || header.part != Part::Whole || !(BARE..=WORDS * 4).contains(&len) {
         return None;
     }
     let mut sum = header.src.sum() + header.dst.sum() + pseudo(len);
