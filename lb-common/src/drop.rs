@@ -77,6 +77,8 @@ reasons! {
         ResizeFailed = "resize_failed",
         /// the kernel refused a checksum or header write
         RewriteFailed = "rewrite_failed",
+        /// a socket of this node asked a service that has no backend; its call was refused, with ECONNREFUSED
+        SocketRefused = "socket_refused",
     }
 }
 
@@ -111,5 +113,11 @@ reasons! {
         NatLeftToSocket = "nat_left_to_socket",
         /// a mapping's beginning or end was not logged, since nobody read the log fast enough
         NatLogLost = "nat_log_lost",
+        /// a socket of this node got a service's backend: at its connect, or with its first datagram to the service
+        SocketTranslated = "socket_translated",
+        /// a socket of this node asked a service, and its packets are left to say what becomes of them: there are source ranges, or no backend that it may have
+        SocketLeft = "socket_left",
+        /// no room to remember a socket's service: its packets are translated instead
+        SocketTableFull = "socket_table_full",
     }
 }

@@ -4,7 +4,7 @@
 //! choice: a flow that moves to another node keeps its backend.
 
 use crate::table::FlowKey;
-use crate::wire::Addr;
+use crate::wire::{Addr, Be16};
 
 /// MurmurHash3's 64-bit finalizer.
 #[inline(always)]
@@ -35,6 +35,13 @@ pub fn bytes(all: impl IntoIterator<Item = u8>) -> u64 {
     mix(all.into_iter().fold(0xcbf2_9ce4_8422_2325, step))
 }
 
+/// The hash of what a socket of this node, by its number, asks a service: which source port it will have is not
+/// known yet.
+#[inline(always)]
+pub fn socket<A: Addr>(cookie: u64, dst: A, dport: Be16) -> u32 {
+    mix(mix(cookie ^ (dport.get() as u64) << 48) ^ dst.fold().rotate_left(17)) as u32
+}
+
 /// The slot of a row of `count` slots that a hash falls on.
 #[inline(always)]
 pub const fn slot(hash: u32, count: u32) -> u32 {
@@ -44,7 +51,7 @@ pub const fn slot(hash: u32, count: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::{Be16, Ip4};
+    use crate::wire::Ip4;
 
     #[test]
     fn connections_of_one_client_spread_evenly_over_slots() {
@@ -60,6 +67,16 @@ mod tests {
             slots[slot(tuple(&key), 97) as usize] += 1;
         }
         // 676 each; five standard deviations are 129.
+        assert!(slots.iter().all(|&n| (547..=805).contains(&n)), "{slots:?}");
+    }
+
+    #[test]
+    fn sockets_of_this_node_spread_evenly_over_slots() {
+        let mut slots = [0u32; 97];
+        for cookie in 4_096..4_096 + 65_536 {
+            slots[slot(socket(cookie, Ip4::from_raw(0x6414_a8c0), Be16::new(80)), 97) as usize] += 1;
+        }
+        // As above.
         assert!(slots.iter().all(|&n| (547..=805).contains(&n)), "{slots:?}");
     }
 

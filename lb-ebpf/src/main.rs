@@ -7,6 +7,7 @@
 mod flows;
 mod maps;
 mod packet;
+mod sockets;
 mod steps;
 mod tables;
 mod trace;

@@ -15,7 +15,7 @@ use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, Source, Uplink, filter,
+    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Uplink, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -106,6 +106,13 @@ pub static AFFINITY6: LruHashMap<AffinityKey<Ip6>, Affinity> = LruHashMap::with_
 pub static FRAGMENTS4: LruHashMap<FragmentKey<Ip4>, FragmentPorts> = LruHashMap::with_max_entries(8_192, 0);
 #[map]
 pub static FRAGMENTS6: LruHashMap<FragmentKey<Ip6>, FragmentPorts> = LruHashMap::with_max_entries(8_192, 0);
+
+/// Backends that sockets of this node were given, and the services that they asked: their calls write and read;
+/// full: the least recently used goes, and its socket is told of the backend.
+#[map]
+pub static SOCKETS4: LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>> = LruHashMap::with_max_entries(65_536, 0);
+#[map]
+pub static SOCKETS6: LruHashMap<SocketKey<Ip6>, SocketPeer<Ip6>> = LruHashMap::with_max_entries(65_536, 0);
 
 /// Links that lead out, by index: the agent writes, translated packets of no connection read; full: the
 /// plan is refused.

@@ -15,6 +15,7 @@ mod lock;
 pub mod nat_log;
 mod planning;
 mod routes;
+mod sockets;
 mod sweeping;
 mod switch;
 mod wanted;
@@ -215,6 +216,7 @@ impl Agent {
         self.note_health_checks();
         self.settle_health();
         self.configure_names();
+        self.settle_sockets();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
         _ = self.follow_nodes();
@@ -296,6 +298,7 @@ impl Agent {
             self.settle_routes();
             self.follow_again();
             self.configure_names();
+            self.settle_sockets();
         }
         self.tell_source();
     }

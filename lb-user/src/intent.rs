@@ -292,6 +292,17 @@ pub struct Tuning {
     pub capacity: Capacity,
 }
 
+/// Whether clients on this node get their services' backends at the socket, and where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SocketBalancing {
+    /// All processes.
+    #[default]
+    On,
+    Off,
+    /// Those of a control group.
+    At(PathBuf),
+}
+
 /// Entries that each table has room for; in force when the tables are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -304,6 +315,8 @@ pub struct Capacity {
     pub next_hops: u32,
     pub affinity: u32,
     pub fragments: u32,
+    /// Whom sockets of this node talk to in a service's place, per address family.
+    pub sockets: u32,
     /// Addresses outside that translated packets get, per address family.
     pub nat_addresses: u32,
 }
@@ -339,6 +352,7 @@ impl Capacity {
         next_hops: 16_384,
         affinity: 65_536,
         fragments: 8_192,
+        sockets: 65_536,
         nat_addresses: 2,
     };
 }

@@ -26,6 +26,10 @@ const BEYOND_CASES: &[(&str, &str)] = &[
     ),
     ("nat_hosts_full", "some thousand hosts inside: tests/nat.rs"),
     ("nat_left_to_socket", "the host's runner has no sockets: tests/netns_nat.rs"),
+    ("socket_refused", "no packet's: tests/netns_socket.rs"),
+    ("socket_translated", "no packet's: tests/service_rules/sockets.rs"),
+    ("socket_left", "no packet's: tests/service_rules/sockets.rs"),
+    ("socket_table_full", "no packet's: tests/service_rules/sockets.rs"),
     ("nat_log_lost", "tens of thousands of mappings must begin while nobody reads: tests/netns_nat_pressure.rs"),
 ];
 

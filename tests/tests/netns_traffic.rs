@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
+use stellwerk_tests::netns::config::Files;
 use stellwerk_tests::netns::device::{self, Twin};
 use stellwerk_tests::netns::ethtool::{self, Offload};
 use stellwerk_tests::netns::probe::{self, Datagram, From, Greeting};
@@ -256,4 +257,15 @@ fn udp_without_checksum() {
     along_all(&open(), |from, to| {
         probe::udp(from, to, Datagram { length: 200, unsummed: to.is_ipv4(), ..Datagram::default() })
     });
+}
+
+/// What the device itself sends, where services aren't balanced at its sockets.
+#[test]
+fn tcp_and_udp_by_packets_alone() {
+    let mut scene = Scene::without_agent("auto", "xdp").expect("the scene");
+    let config = Files::standard("auto", "xdp") + "  socketBalancing: false\n";
+    scene.files.write_config(&config).expect("the configuration");
+    scene.start_agent().expect("the agent");
+    along_all(&scene, |from, to| probe::tcp(from, to, 1_000_000));
+    along_all(&scene, |from, to| probe::udp(from, to, Datagram { length: 4000, ..Datagram::default() }));
 }

@@ -20,6 +20,9 @@ use stellwerk_tests::runner::host::{self, Refuses};
 use stellwerk_tests::sim::packet::{self, Tuple};
 use stellwerk_tests::sim::world::{self, World, ip};
 
+#[path = "service_rules/sockets.rs"]
+mod sockets;
+
 /// A folder of its own, removed at the end.
 struct Folder(PathBuf);
 

@@ -16,6 +16,7 @@ mod policy;
 mod prefix;
 mod reset;
 pub mod service;
+pub mod socket;
 
 use zerocopy::FromZeros;
 

@@ -67,6 +67,24 @@ fn judged<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Admi
     of_row(service.count, if others == 0 { Admission::Empty } else { Admission::Elsewhere })
 }
 
+/// The same for this node's own sockets, whose packets don't exist yet.
+#[inline(always)]
+pub fn admit_own(service: &mut Service) -> Admission {
+    let Service { flags, count: others, .. } = *service;
+    if flags & Service::RANGES != 0 {
+        // The kernel chooses the source by the way to the service: its packet will show it.
+        return Admission::Barred;
+    }
+    service.flags = 0;
+    if flags & (Service::LOCAL | Service::EVERYBODY) != Service::LOCAL | Service::EVERYBODY {
+        return of_row(others, Admission::Empty);
+    }
+    service.flags = Service::LOCAL;
+    service.first = service.local_first;
+    service.count = service.local_count;
+    of_row(service.count, if others == 0 { Admission::Empty } else { Admission::Elsewhere })
+}
+
 /// Whether the service names the packet's source.
 #[inline(never)]
 fn allowed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool {

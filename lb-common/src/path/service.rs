@@ -4,7 +4,7 @@
 //! where another connection has it, the source is translated to a free port.
 
 use super::flow::{claim, complete};
-use super::parse::{Ip, Parsed};
+use super::parse::Ip;
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
 use crate::flow_table::{NONE, slot};
@@ -33,7 +33,8 @@ pub fn open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>, outco
 #[inline(always)]
 fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<bool, Drop> {
     let Work { parsed, hit, service, backend, .. } = work;
-    let id = choose(parsed, context, service, backend)?;
+    let at = Chooser { client: parsed.key.src, now: context.at.now };
+    let id = choose(context.tables, service, &at, || hash::tuple(&parsed.key), backend)?;
     let hop = context.tables.next_hop(backend.next_hop).unwrap_or_default();
     let own = context.at.hook == Hook::Egress;
     if parsed.ttl <= 1 && hop.kind != NextHop::LOCAL && !own {
@@ -75,23 +76,28 @@ fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Re
     Ok(true)
 }
 
+/// Who opens a connection, and when.
+pub(super) struct Chooser<A> {
+    pub client: A,
+    pub now: u32,
+}
+
 /// The backend that the client is bound to, or the one on the connection's slot: its id, and itself.
 #[inline(always)]
-fn choose<A: Ip, T: Tables<A>>(
-    parsed: &Parsed<A>,
-    context: &Context<T>,
+pub(super) fn choose<A: Ip, T: Tables<A>>(
+    tables: &T,
     service: &Service,
+    &Chooser { client, now }: &Chooser<A>,
+    connection: impl FnOnce() -> u32,
     backend: &mut Backend<A>,
 ) -> Result<u32, Drop> {
-    let tables = context.tables;
     if service.affinity == 0 {
-        return on_slot(tables, service, hash::tuple(&parsed.key), backend);
+        return on_slot(tables, service, connection(), backend);
     }
-    let key = AffinityKey { client: parsed.key.src, service: service.id };
-    let now = context.at.now;
+    let key = AffinityKey { client, service: service.id };
     let chosen = match bound(tables, &key, service, now, backend) {
         Some(bound) => bound,
-        None => on_slot(tables, service, hash::client(parsed.key.src, service.id), backend)?,
+        None => on_slot(tables, service, hash::client(client, service.id), backend)?,
     };
     tables.affinity_put(&key, &Affinity { backend: chosen, last: now });
     Ok(chosen)

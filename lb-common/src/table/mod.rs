@@ -64,9 +64,11 @@ pub mod nat;
 pub mod route;
 pub mod service;
 pub mod settings;
+pub mod socket;
 
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use nat::{MappingEvent, PrefixPair, Uplink};
 pub use route::{Announced, Group, Link, NextHop, Owned, Prefix};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey, Source, SourcePrefix};
 pub use settings::{BOTH, Settings, age};
+pub use socket::{SocketKey, SocketPeer};

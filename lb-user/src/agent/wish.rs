@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::apply::Paths;
 use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
-use crate::intent::{Intent, ServicePort};
+use crate::intent::{Intent, ServicePort, SocketBalancing};
 use crate::route::StaticRoute;
 use crate::source::live::{Access, Statuses};
 use crate::source::manifests::names::Names;
@@ -56,7 +56,8 @@ pub fn check(config: &Config, paths: &Paths) -> Result<()> {
     if let Some(switch) = &config.internal_switch {
         switch::pretend(switch, &mut network);
     }
-    let errors = verify(config, &network);
+    let mut errors = verify(config, &network);
+    errors.extend(config.wrong_group()?);
     if !errors.is_empty() {
         return Err(anyhow!(Errors(errors)));
     }
@@ -103,6 +104,11 @@ impl Wish {
     /// Operators' routes of the configuration.
     pub fn routes(&self) -> &[StaticRoute] {
         &self.config.routes
+    }
+
+    /// Whether services are balanced at sockets.
+    pub fn sockets(&self) -> &SocketBalancing {
+        &self.config.sockets
     }
 
     /// What the configuration says of names.

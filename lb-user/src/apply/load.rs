@@ -22,6 +22,7 @@ use super::flows;
 use super::grow;
 use super::maps::{Maps, Paths, SPECS, flow_hash, layout};
 use super::pin;
+use super::sockets;
 use super::state::{State, namespace};
 use super::sys;
 use crate::intent::Capacity;
@@ -133,6 +134,9 @@ pub(super) fn programs(dir: &Path, constants: &Constants, capacity: &Capacity, p
     loader.override_global("TRACING", &constants.traced, false);
     loader.override_global("FLOW_MULTIPLIERS", &constants.multipliers, true);
     loader.override_global("FLOW_MASK", &constants.mask, true).override_global("FLOW_ELDERS", &constants.elders, true);
+    let of_sockets = sockets::Constants::new();
+    loader.override_global("SOCKET_NAMESPACE", &of_sockets.namespace, true);
+    loader.override_global("SOCKET_REFUSES", &of_sockets.refuses, true);
     for spec in SPECS {
         loader.map_pin_path(spec.name, dir.join(spec.name));
         if let Some(entries) = spec.capacity {
@@ -153,6 +157,8 @@ fn verify_all(ebpf: &mut Ebpf) -> Result<()> {
         let load = |(name, program): (&str, &mut Program)| match program {
             Program::Xdp(program) => verified(name, program.load()),
             Program::SchedClassifier(program) => verified(name, program.load()),
+            // Where they are wished, and never in the way of packets ([`super::sockets`]).
+            Program::CgroupSockAddr(_) => Ok(()),
             _ => bail!("the object has a program {name} of an unknown kind"),
         };
         let programs: Vec<_> = ebpf.programs_mut().map(|(name, program)| (name.to_owned(), program)).collect();
@@ -184,7 +190,7 @@ fn multipliers(dir: &Path) -> Result<[u64; MULTIPLIERS]> {
 }
 
 /// A verifier's log is long; its end says what it didn't like.
-fn verified(name: &str, result: Result<(), ProgramError>) -> Result<()> {
+pub(super) fn verified(name: &str, result: Result<(), ProgramError>) -> Result<()> {
     match result {
         Err(ProgramError::LoadError { io_error, verifier_log }) => {
             let log = verifier_log.to_string();
@@ -238,6 +244,7 @@ fn adopt(capacity: &mut Capacity, name: &str, entries: u32) {
         "FLOWS" => capacity.connections = flows::connections(entries),
         "AFFINITY" => capacity.affinity = entries,
         "FRAGMENTS" => capacity.fragments = entries,
+        "SOCKETS" => capacity.sockets = entries,
         "OWNERS" => capacity.nat_addresses = entries / PLANE,
         "PORTS" => capacity.nat_addresses = entries * 64 / PLANE,
         _ => {}

@@ -16,7 +16,7 @@ use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix, Uplink, filter,
+    Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, SourcePrefix, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -86,6 +86,8 @@ pub const SPECS: &[Spec] = &[
     spec::<AffinityKey<Ip6>, Affinity>("AFFINITY6", Some(|c| c.affinity)),
     spec::<FragmentKey<Ip4>, FragmentPorts>("FRAGMENTS4", Some(|c| c.fragments)),
     spec::<FragmentKey<Ip6>, FragmentPorts>("FRAGMENTS6", Some(|c| c.fragments)),
+    spec::<SocketKey<Ip4>, SocketPeer<Ip4>>("SOCKETS4", Some(|c| c.sockets)),
+    spec::<SocketKey<Ip6>, SocketPeer<Ip6>>("SOCKETS6", Some(|c| c.sockets)),
     spec::<u32, Uplink<Ip4>>("UPLINKS4", None),
     spec::<u32, Uplink<Ip6>>("UPLINKS6", None),
     spec::<u32, PrefixPair<Ip6>>("PREFIXES6", None),
@@ -190,6 +192,11 @@ impl Paths {
         self.run.join("agent.lock")
     }
 
+    /// Where control groups are mounted, if they were nowhere.
+    pub fn cgroups(&self) -> PathBuf {
+        self.run.join("cgroup")
+    }
+
     /// The socket through which names are asked for by command.
     pub fn dns(&self) -> PathBuf {
         self.run.join("dns.sock")
@@ -270,6 +277,7 @@ pub struct FamilyMaps<A: Addr> {
     pub flows: Flows<A>,
     pub affinity: Table<AffinityKey<A>, Affinity>,
     pub fragments: Table<FragmentKey<A>, FragmentPorts>,
+    pub sockets: Table<SocketKey<A>, SocketPeer<A>>,
     pub uplinks: Table<u32, Uplink<A>>,
     pub ports: Ports<A>,
 }
@@ -286,6 +294,7 @@ impl<A: Addr> FamilyMaps<A> {
             flows: Flows::open(dir, multipliers)?,
             affinity: Table::open(dir, name("AFFINITY4", "AFFINITY6"))?,
             fragments: Table::open(dir, name("FRAGMENTS4", "FRAGMENTS6"))?,
+            sockets: Table::open(dir, name("SOCKETS4", "SOCKETS6"))?,
             uplinks: Table::open(dir, name("UPLINKS4", "UPLINKS6"))?,
             ports: Ports::open(dir)?,
         })

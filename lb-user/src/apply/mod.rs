@@ -4,6 +4,7 @@
 //! so that a killed agent leaves traffic flowing and `unload` finds all of it, and nothing else.
 //! Deliberately not here: what the tables shall hold ([`crate::plan`]).
 
+mod cgroup;
 pub mod clock;
 pub mod ends;
 pub mod fib;
@@ -16,6 +17,7 @@ pub mod maps;
 pub mod pin;
 pub mod ports;
 mod routes;
+pub mod sockets;
 mod state;
 pub mod sweep;
 mod sys;
@@ -23,8 +25,9 @@ pub mod sysctl;
 pub mod table;
 mod unload;
 
+pub use cgroup::wrong as wrong_group;
 pub use hooks::{Point, attached};
 pub use kernel::Kernel;
 pub use maps::{Maps, Paths};
-pub use state::{EndedFor, HealthCheck, State, namespace};
+pub use state::{EndedFor, HealthCheck, Sockets, State, namespace};
 pub use unload::unload;

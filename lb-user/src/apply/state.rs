@@ -23,6 +23,8 @@ pub struct State {
     pub namespace: u64,
     /// Where a BPF file system was mounted.
     pub mounted: Option<String>,
+    /// Whether control groups were mounted, at [`Paths::cgroups`].
+    pub cgroups_mounted: bool,
     /// Values of sysctls before we set them, by path below /proc/sys.
     pub sysctls: BTreeMap<String, String>,
     /// Interfaces that got a clsact qdisc, by index.
@@ -39,8 +41,20 @@ pub struct State {
     pub routes: bool,
     /// Ports of health checks, as the last agent had them: nothing to undo.
     pub health_checks: BTreeMap<u16, HealthCheck>,
+    /// Of the programs at sockets, whose pins say that they are there: nothing to undo.
+    pub sockets: Sockets,
     /// Translated connections that agents ended so far: nothing to undo, but it shall outlive them.
     pub nat_ended: EndedFor,
+}
+
+/// Services at the socket, as the last agent had them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Sockets {
+    /// The control group whose processes are served.
+    pub group: Option<String>,
+    /// Why there is none, though it is wished.
+    pub trouble: Option<String>,
 }
 
 /// A health check node port.

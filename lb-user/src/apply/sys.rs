@@ -4,13 +4,13 @@
 //! and values and refuses buffers of another length, so that the kernel never reads or writes past
 //! one. What the bytes mean is [`super::maps`]'s.
 
+pub mod links;
 mod parts;
 
-use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::mem::size_of;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
 use std::slice;
@@ -380,19 +380,25 @@ struct ObjectRequest {
 
 /// The facts of a pinned XDP or tcx link: in both, `struct bpf_link_info`'s union starts with the
 /// index. aya keeps a link's descriptor to itself, so that it is opened anew here.
-#[expect(unsafe_code, reason = "a descriptor from the kernel gets its owner")]
 pub fn link_facts(path: &Path) -> io::Result<LinkFacts> {
-    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
-    let mut request = ObjectRequest { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-    let fd = bpf(OBJECT_GET, &mut request)?;
-    // SAFETY: BPF_OBJ_GET has just made this descriptor for us alone.
-    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-    let mut info = [0u8; 64];
-    let mut attr = InfoRequest { fd: fd.as_raw_fd() as u32, len: 64, info: addr_mut(&mut info) };
-    bpf(INFO, &mut attr)?;
+    let info = links::info(path)?;
     let word = |at: usize| u32::from_ne_bytes([info[at], info[at + 1], info[at + 2], info[at + 3]]);
-    // type, id, prog_id, padding to 8, union { xdp | tcx: ifindex }
     Ok(LinkFacts { program: word(8), ifindex: word(16) })
+}
+
+/// The number that programs know our network namespace by.
+#[expect(unsafe_code, reason = "no safe form of this option")]
+pub fn namespace_cookie() -> io::Result<u64> {
+    /// include/uapi/asm-generic/socket.h; kernels from 5.14 have it.
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let (mut cookie, mut size) = (0u64, size_of::<u64>() as libc::socklen_t);
+    // SAFETY: the value and its size are those of `cookie`, and live across the call.
+    let rc = unsafe {
+        let value = (&raw mut cookie).cast();
+        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, SO_NETNS_COOKIE, value, &raw mut size)
+    };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
 }
 
 /// Kernels before 5.11 count maps as locked memory of the process.

@@ -10,9 +10,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::cgroup;
 use super::hooks;
 use super::maps::Paths;
 use super::pin;
+use super::sockets;
 use super::state::{State, namespace};
 use super::sys;
 use super::sysctl;
@@ -40,6 +42,7 @@ pub fn unload(paths: &Paths) -> Result<Vec<String>> {
     };
     let report = Report::read(&paths.announce()).unwrap_or_default();
     step("other nodes told that nothing is announced here", Ok(talk::leave(&report)));
+    step("programs at sockets detached", sockets::detach(paths, &state));
     step("programs detached", detach(paths, &state));
     step("qdiscs removed", remove_qdiscs(&state));
     step("pins removed", pin::remove(paths));
@@ -47,6 +50,7 @@ pub fn unload(paths: &Paths) -> Result<Vec<String>> {
     step("routes and rules removed", routes(&state));
     step("neighbours left to the kernel", neighbours(&state));
     step("switch and addresses removed", remove_switch(&state));
+    step("control groups unmounted", cgroup::unmount(paths, &state));
     step("file systems unmounted", pin::unmount(&state));
     if failed.is_empty() {
         remove_run(paths)?;

@@ -30,8 +30,9 @@ use ipnet::IpNet;
 
 use crate::address::Pool;
 use crate::announce::Settings as Announcements;
+use crate::apply::wrong_group;
 use crate::health::Check;
-use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, Tuning};
+use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, SocketBalancing, Tuning};
 
 use crate::route::StaticRoute;
 use crate::source::live::Access;
@@ -80,6 +81,7 @@ pub struct Config {
     pub classless: bool,
     /// How load balancers' addresses are announced.
     pub announce: Announcements,
+    pub sockets: SocketBalancing,
     /// The cluster's names, where they are answered here.
     pub dns: Option<Dns>,
     pub tuning: Tuning,
@@ -203,6 +205,14 @@ impl Config {
     fn member(&self, list: &str, index: usize) -> String {
         let path = self.places.members.get(list).and_then(|members| members.get(index));
         path.cloned().unwrap_or_else(|| list.to_owned())
+    }
+
+    /// What this node says against its control group.
+    pub fn wrong_group(&self) -> anyhow::Result<Option<Error>> {
+        let SocketBalancing::At(group) = &self.sockets else { return Ok(None) };
+        let wrong = wrong_group(group)?;
+        let message = |wrong| format!("`{}` {wrong}; expected {}", group.display(), read::SOCKETS);
+        Ok(wrong.map(|wrong| self.error_at("cluster.socketBalancing", message(wrong))))
     }
 
     /// An error about the value at a key path.

@@ -19,7 +19,7 @@ use super::yaml::Node;
 use super::{Config, Places, announce, api, dns, nat, pools, publish, routes};
 use crate::announce::Settings as Announcements;
 use crate::health::check::{self as probing, Check};
-use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, Tuning};
+use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, SocketBalancing, Tuning};
 use crate::source::manifests::ServiceName;
 
 const KEYS: &[&str] = &[
@@ -54,6 +54,7 @@ const CLUSTER_KEYS: &[&str] = &[
     "healthChecks",
     "announce",
     "dns",
+    "socketBalancing",
 ];
 const TIMEOUT_KEYS: &[&str] = &[
     "tcpEstablished",
@@ -65,11 +66,23 @@ const TIMEOUT_KEYS: &[&str] = &[
     "sctpTransitory",
     "fragment",
 ];
-const CAPACITY_KEYS: &[&str] =
-    &["connections", "services", "backends", "slots", "routes", "nextHops", "affinity", "fragments", "natAddresses"];
+const CAPACITY_KEYS: &[&str] = &[
+    "connections",
+    "services",
+    "backends",
+    "slots",
+    "routes",
+    "nextHops",
+    "affinity",
+    "fragments",
+    "sockets",
+    "natAddresses",
+];
 
 /// As the kernel's `dev_valid_name` wants it.
 const INTERFACE: &str = "an interface's name, such as eth0 (at most 15 characters, no `/` or space)";
+/// What `cluster.socketBalancing` may be.
+pub(crate) const SOCKETS: &str = "true, false, or a folder of cgroup2 such as /sys/fs/cgroup/system.slice";
 const PATTERN: &str = "an interface's name or a pattern such as `veth*`";
 
 pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Errors> {
@@ -95,6 +108,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         classless: true,
         checks: BTreeMap::new(),
         announce: Announcements::default(),
+        sockets: SocketBalancing::default(),
         dns: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
@@ -275,8 +289,21 @@ fn cluster(config: &mut Config, at: &At<'_>, log: &mut Log) {
     if let Some(at) = at.get("announce") {
         config.announce = announce::announce(&at, &config.node, log);
     }
+    if let Some(at) = at.get("socketBalancing") {
+        config.places.note(&at);
+        config.sockets = at.value(log, SOCKETS, sockets).unwrap_or_default();
+    }
     if let Some(at) = at.get("dns") {
         config.dns = dns::dns(config, &at, log);
+    }
+}
+
+fn sockets(text: &str) -> Result<SocketBalancing, String> {
+    match text {
+        "true" => Ok(SocketBalancing::On),
+        "false" => Ok(SocketBalancing::Off),
+        path if path.starts_with('/') => Ok(SocketBalancing::At(path.into())),
+        _ => Err(String::new()),
     }
 }
 
@@ -404,6 +431,7 @@ fn capacity(capacity: &mut Capacity, at: &At<'_>, log: &mut Log) {
         &mut capacity.next_hops,
         &mut capacity.affinity,
         &mut capacity.fragments,
+        &mut capacity.sockets,
     ];
     for (key, field) in CAPACITY_KEYS.iter().zip(fields) {
         set(field, at.get(key).and_then(|at| at.value(log, right, |s| value::integer(s, 16, 1 << 24))));

@@ -58,6 +58,19 @@ fn whole_file() {
 }
 
 #[test]
+fn socket_balancing() {
+    let with = |cluster: &str| parse(&format!("node: n\ninside: a\ncluster: {{{cluster}}}\n")).unwrap().sockets;
+    for (cluster, want) in [
+        ("", SocketBalancing::On),
+        ("socketBalancing: true", SocketBalancing::On),
+        ("socketBalancing: false", SocketBalancing::Off),
+        ("socketBalancing: /sys/fs/cgroup/a", SocketBalancing::At("/sys/fs/cgroup/a".into())),
+    ] {
+        assert_eq!(with(cluster), want, "{cluster}");
+    }
+}
+
+#[test]
 fn least_file() {
     let config = parse("node: n\ninternalSwitch: { interface: br0 }\n").unwrap();
     assert_eq!(config.tuning, Tuning::default());

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
 
 use anyhow::Result;
+use lb_common::drop::{Drop as Reason, Note};
 use lb_common::table::{Flow, Link, Plain, Service};
 use lb_common::wire::{Addr, Ip4};
 
@@ -12,7 +13,7 @@ use crate::agent::nat_log::utc;
 use crate::agent::{Source, running};
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
-use crate::apply::{Maps, Paths, Point, State, attached};
+use crate::apply::{Maps, Paths, Point, Sockets, State, attached, sockets};
 use crate::health::report::Report;
 use crate::route::command::Known;
 use crate::source::live::Api;
@@ -37,6 +38,7 @@ pub fn status(paths: &Paths) -> Result<Listing> {
     for (name, mode, detail) in hooks(paths, &state, mirror.as_ref(), &names)? {
         fact("hook", name, mode, detail);
     }
+    listing.push(sockets(paths, &maps, &state)?);
     for row in source(&Source::read(paths)?, SystemTime::now()) {
         listing.push(row);
     }
@@ -78,6 +80,29 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
     Ok(listing)
+}
+
+/// Whether services are balanced at sockets, and what became of the calls.
+fn sockets(paths: &Paths, maps: &Maps, state: &State) -> Result<[Cell<'static>; 6]> {
+    let (there, all) = sockets::attached(paths)?;
+    let [translated, left, full] =
+        [Note::SocketTranslated, Note::SocketLeft, Note::SocketTableFull].map(|note| maps.notes.sum(note as u32));
+    let refused = maps.drops.sum(Reason::SocketRefused as u32)?;
+    let mut detail = format!("{refused} refused; {} left to packets, {} for want of room", left?, full?);
+    let (word, name) = match &state.sockets {
+        Sockets { group: Some(group), .. } if there == all => ("on", group.clone()),
+        Sockets { group: Some(group), .. } => {
+            detail = format!("{there} of {all} programs are there; {detail}");
+            ("failed", group.clone())
+        }
+        Sockets { trouble: Some(trouble), .. } => {
+            detail = trouble.clone();
+            ("failed", String::new())
+        }
+        Sockets { .. } => ("off", String::new()),
+    };
+    let name = if name.is_empty() { Cell::None } else { name.into() };
+    Ok(["sockets".into(), name, word.into(), translated?.into(), Cell::None, detail.into()])
 }
 
 /// Where services come from, and what of it is not in force as it is now.
@@ -180,6 +205,7 @@ fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) ->
         (if A::IS_V6 { "FLOWS6" } else { "FLOWS4" }.into(), tables.flows.entries().len() as u64, tables.flows.slots()),
         count(&tables.affinity)?,
         count(&tables.fragments)?,
+        count(&tables.sockets)?,
     ]);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The benchmarks. Each measures everything it compares in one run and prints ratios; what a figure
 //! should reach stands beside it.
 
+pub mod connect;
 pub mod dns;
 pub mod flow_table;
 pub mod machine;

@@ -59,6 +59,8 @@ enum What {
     Wire(Output),
     /// How long a change takes from its file into the kernel
     Update(Output),
+    /// Connections a second of a client on the node, to a service at the socket and by packets
+    Connect(Output),
     /// Queries a second of the cluster's names and of others', beside dnsmasq
     Dns(Output),
 }
@@ -90,6 +92,7 @@ fn main() -> ExitCode {
         | What::FlowTable { output, .. }
         | What::Wire(output)
         | What::Update(output)
+        | What::Connect(output)
         | What::Dns(output) => empty(&[output.json.as_ref()]),
     };
     if let Err(error) = made {
@@ -119,6 +122,10 @@ fn main() -> ExitCode {
         }
         What::Wire(output) => {
             let done = bench::wire::run(output.quick);
+            (output, done)
+        }
+        What::Connect(output) => {
+            let done = bench::connect::run(output.quick);
             (output, done)
         }
         What::Dns(output) => {

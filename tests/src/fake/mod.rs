@@ -18,10 +18,12 @@ use std::collections::BTreeMap;
 use lb_common::drop::{Drop, Note};
 use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, FlowTable};
+use lb_common::path::socket::SocketTable;
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name,
-    NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, Source, SourcePrefix, Uplink,
+    NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, SourcePrefix,
+    Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -39,11 +41,16 @@ use ports::PortMemory;
 pub struct State<A: Addr> {
     pub affinity: Lru<AffinityKey<A>, Affinity>,
     pub fragments: Lru<FragmentKey<A>, FragmentPorts>,
+    pub sockets: Lru<SocketKey<A>, SocketPeer<A>>,
 }
 
 impl<A: Addr> State<A> {
     fn new(capacity: &Capacity) -> Self {
-        State { affinity: Lru::new(capacity.affinity), fragments: Lru::new(capacity.fragments) }
+        State {
+            affinity: Lru::new(capacity.affinity),
+            fragments: Lru::new(capacity.fragments),
+            sockets: Lru::new(capacity.sockets),
+        }
     }
 
     /// Makes everything older by `ticks`, as a clock that moved on would.
@@ -384,5 +391,17 @@ impl<A: InFake> Tables<A> for Fake {
 
     fn fragment_put(&self, key: &FragmentKey<A>, ports: &FragmentPorts) {
         A::state(self).borrow_mut().fragments.put(*key, *ports);
+    }
+}
+
+impl<A: InFake> SocketTable<A> for Fake {
+    fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
+        A::state(self).borrow_mut().sockets.get(key)
+    }
+
+    fn socket_put(&self, key: &SocketKey<A>, peer: &SocketPeer<A>) -> bool {
+        let mut state = A::state(self).borrow_mut();
+        state.sockets.put(*key, *peer);
+        state.sockets.contains(key)
     }
 }

@@ -69,6 +69,11 @@ impl Agent {
         Agent { pins: self.pins.with_file_name(format!("{pins}-{name}")), log, ..self }
     }
 
+    /// Another program in its place, which starts it in its own way.
+    pub fn started_by(&mut self, program: PathBuf) -> PathBuf {
+        std::mem::replace(&mut self.binary, program)
+    }
+
     /// Starts it; the log goes on where it was.
     pub fn start(&mut self) -> Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).context("the agent's log")?;

@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod between;
+pub mod caller;
 pub mod clean;
 pub mod config;
 pub mod device;

@@ -19,7 +19,7 @@ use lb_common::table::{Flow, Plain};
 use lb_common::verdict::{Hook, Verdict};
 use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::apply::table::Table;
-use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, unload};
+use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, sockets, unload};
 use lb_user::intent::Capacity;
 use lb_user::plan::{Apply, Contents, FamilyOp, Op};
 
@@ -56,6 +56,7 @@ pub fn capacity(case: &Case) -> Capacity {
         slots: 4096,
         routes: 1024,
         next_hops: 1024,
+        sockets: 1024,
         nat_addresses: own.nat_addresses.max(1),
     }
 }
@@ -99,6 +100,7 @@ impl Machine {
         for link in links {
             xdp.attach(&link.name, XdpMode::Driver).with_context(|| format!("XDP on {}", link.name))?;
         }
+        sockets::load_all(&mut kernel.ebpf)?;
         Ok(Machine { kernel, paths, contents: None, xdp_context: true })
     }
 
@@ -109,6 +111,7 @@ impl Machine {
             let info = match program {
                 aya::programs::Program::Xdp(p) => p.info(),
                 aya::programs::Program::SchedClassifier(p) => p.info(),
+                aya::programs::Program::CgroupSockAddr(p) => p.info(),
                 _ => continue,
             };
             counts.extend(info?.verified_instruction_count().map(|count| (name.to_string(), count)));

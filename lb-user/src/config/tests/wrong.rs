@@ -304,6 +304,18 @@ const CASES: &[(&str, &[&str])] = &[
         &["c.yaml:3:43: cluster.nodePortAddresses[1]: `primary` is not a subnet such as 172.27.0.0/16 or fd00::/64"],
     ),
     (
+        "cluster: { socketBalancing: sys/fs/cgroup }",
+        &[
+            "c.yaml:3:29: cluster.socketBalancing: `sys/fs/cgroup` is not true, false, or a folder of cgroup2 such as /sys/fs/cgroup/system.slice",
+        ],
+    ),
+    (
+        "cluster: { socketBalancing: [true] }",
+        &[
+            "c.yaml:3:29: cluster.socketBalancing: a list is not true, false, or a folder of cgroup2 such as /sys/fs/cgroup/system.slice",
+        ],
+    ),
+    (
         "cluster: { serviceSubnet: 'fd00::/64' }",
         &[
             "c.yaml:3:27: cluster.serviceSubnet: fd00::-fd00::ffff:ffff:ffff:ffff has more than 1048576 addresses; expected a subnet of /12 (IPv4) or /108 (IPv6) at most",
