@@ -125,7 +125,10 @@ fn put(program: &mut CgroupSockAddr, pin: &Path, group: &File, id: u64) -> Resul
 pub fn detach(paths: &Paths, state: &State) -> Result<usize> {
     let mut count = 0;
     for call in CALLS.iter().rev() {
-        match fs::remove_file(pin(paths, call)) {
+        let pin = pin(paths, call);
+        // One that can't be detached goes with its pin.
+        let _ = links::detach(&pin);
+        match fs::remove_file(pin) {
             Ok(()) => count += 1,
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(|| format!("detaching {call}")),

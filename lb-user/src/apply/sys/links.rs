@@ -8,12 +8,24 @@ use std::path::Path;
 use super::{INFO, InfoRequest, OBJECT_GET, ObjectRequest, addr_mut, bpf};
 
 const LINK_UPDATE: u32 = 29;
+const LINK_DETACH: u32 = 34;
 
 /// What the kernel says of a link: its program and its control group, by their numbers; group 0: it is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GroupLink {
     pub program: u32,
     pub group: u64,
+}
+
+/// Takes a pinned link's program away, at once: without its pin it would go a little later.
+pub fn detach(path: &Path) -> io::Result<()> {
+    let link = open(path)?;
+    bpf(LINK_DETACH, &mut Detach { link: link.as_raw_fd() as u32 }).map(drop)
+}
+
+#[repr(C)]
+struct Detach {
+    link: u32,
 }
 
 #[repr(C)]
