@@ -73,6 +73,8 @@ reasons! {
         IcmpRateLimited = "icmp_rate_limited",
         /// an ICMP error about a connection of ours quotes too little of the packet
         IcmpQuoteTooShort = "icmp_quote_too_short",
+        /// nobody answers for names on this node until its agent runs again: who is not told so goes on waiting
+        NoAgentForNames = "no_agent_for_names",
         /// the packet could not be resized for an ICMP answer
         ResizeFailed = "resize_failed",
         /// the kernel refused a checksum or header write

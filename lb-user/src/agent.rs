@@ -82,9 +82,11 @@ async fn start(options: &Options) -> Result<()> {
     let config = Config::load(&options.config)?;
     // Before anything that it names is read: no change falls between.
     let watch = Watch::new(&options.config, config.manifests.as_deref())?;
-    wish::check(&config, &options.paths)?;
+    let network = wish::check(&config, &options.paths)?;
+    let mut dns = dns::Dns::start(&options.paths)?;
     let (followed, objects) = Followed::first(&config, &options.paths).await;
-    let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects))?;
+    let resume = |wish: &Wish| dns.resume(wish, lock.revision(), &network, &options.paths);
+    let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects, resume))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let (probed, probed_by) = watch::channel(Wanted::new());
     let network_by = block_in_place(|| netlink::spawn(Asked { wanted: wanted_by, probed: probed_by }))?;
@@ -121,7 +123,7 @@ async fn start(options: &Options) -> Result<()> {
         health_checks: HealthChecks::default(),
         announce,
         gives: false,
-        dns: dns::Dns::start(&options.paths)?,
+        dns,
         retry: None,
         deadline: None,
         ask: None,
@@ -134,12 +136,17 @@ async fn start(options: &Options) -> Result<()> {
     agent.serve(watch, network_by, stored, reports, stop).await
 }
 
-/// The verifier takes as long as the files do: both at once.
-fn read_and_load(config: Config, paths: &Paths, objects: Option<Objects>) -> Result<(Wish, Loaded)> {
+/// The verifier takes as long as the files do: both at once. What can be done with the wish alone is not to wait.
+fn read_and_load(
+    config: Config,
+    paths: &Paths,
+    objects: Option<Objects>,
+    early: impl FnOnce(&Wish),
+) -> Result<(Wish, Loaded)> {
     let tuning = config.tuning.clone();
     thread::scope(|scope| {
         let loading = scope.spawn(|| load::load(paths, &tuning.capacity, tuning.trace_port != 0));
-        let wish = Wish::read(config, paths, objects);
+        let wish = Wish::read(config, paths, objects).inspect(early);
         let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
         match (wish, loaded) {
             (Ok(wish), Ok(loaded)) => Ok((wish, loaded)),

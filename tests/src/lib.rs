@@ -9,6 +9,7 @@ pub mod fake;
 pub mod fake_api;
 pub mod flow_maps;
 pub mod load;
+pub mod names;
 pub mod netns;
 pub mod object;
 pub mod packet;

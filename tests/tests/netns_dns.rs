@@ -1,6 +1,7 @@
 //! Names, as hosts of the device's networks ask for them: by `dig`, by the C library's own resolver, and by apps.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::process::Output;
 use std::time::{Duration, Instant};
 
@@ -89,7 +90,10 @@ fn ask(socket: &UdpSocket, name: &str) -> Option<Message> {
 
 fn socket(ns: &Ns, to: &str) -> UdpSocket {
     let to = SocketAddr::new(to.parse::<IpAddr>().expect("an address"), 53);
-    let socket = ns.run(|| UdpSocket::bind("0.0.0.0:0")).expect("the namespace").expect("a socket");
+    let socket = ns
+        .run(|| UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }))
+        .expect("the namespace")
+        .expect("a socket");
     socket.set_read_timeout(Some(Duration::from_millis(500))).expect("a time");
     socket.connect(to).expect("a way");
     socket
@@ -219,16 +223,86 @@ fn another_configuration_is_in_force_at_once() {
     assert_eq!(ttl, 77);
 }
 
-/// What was served before stays, and names come back with the next agent.
+/// What the C library's own resolver says in a pod.
+fn getent(scene: &Scene, name: &str) -> String {
+    getent_by(&scene.pod1, scene.device.lab.dir(), name)
+}
+
+fn getent_by(pod: &Ns, dir: &Path, name: &str) -> String {
+    let conf = dir.join("resolv.conf");
+    std::fs::write(&conf, format!("nameserver {AT}\n")).expect("a file");
+    let script = format!("mount --bind {} /etc/resolv.conf && getent ahostsv4 $0", conf.display());
+    let mut command = pod.command("unshare");
+    let Output { stdout, stderr, .. } =
+        command.args(["--mount", "sh", "-c", &script, name]).output().expect("unshare (package util-linux)");
+    String::from_utf8_lossy(&[stdout, stderr].concat()).into_owned()
+}
+
+/// The next agent answers long before its programs are verified, by what the tables serve: of a service that isn't
+/// there as it is wished for nothing is known until then.
 #[test]
-fn names_come_back_with_the_next_agent() {
+fn names_are_answered_before_the_next_agent_is_ready() {
     let mut scene = open("");
+    let readied = |scene: &Scene| scene.agent.log().matches("ready: revision").count();
+    let before = readied(&scene);
     scene.agent.kill();
-    scene.start_agent().expect("the next agent");
-    let (socket, end) = (socket(&scene.pod1, AT), Instant::now() + Duration::from_secs(60));
-    while ask(&socket, "web.default.svc.cluster.local").is_none_or(|m| m.answers.is_empty()) {
-        assert!(Instant::now() < end, "no such name:\n{}", scene.agent.log_tail());
+    let late = Service::tcp("late", PORT, ECHO, device::cluster(100)).endpoint(device::pod(1, 12), "edge-1");
+    scene.files.write(&late).expect("manifests");
+    scene.agent.start().expect("the next agent");
+    let (started, v4, v6) = (Instant::now(), socket(&scene.pod1, AT), socket(&scene.pod1, AT6));
+    for socket in [&v4, &v6] {
+        socket.set_read_timeout(Some(Duration::from_millis(20))).expect("a time");
+    }
+    let answer_over = |socket: &UdpSocket, name: &str| {
+        while started.elapsed() < Duration::from_secs(60) {
+            match ask(socket, name) {
+                Some(message) => return message,
+                // Refused, where nobody listens yet.
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+        panic!("no answer:\n{}", scene.agent.log_tail());
+    };
+    let answer = |name: &str| answer_over(&v4, name);
+    let known = answer("web.default.svc.cluster.local");
+    let after = started.elapsed();
+    let over_v6 = answer_over(&v6, "web.default.svc.cluster.local");
+    let after_v6 = started.elapsed();
+    let nobody = answer("nobody.default.svc.cluster.local");
+    let unserved = answer("late.default.svc.cluster.local");
+    let found = getent(&scene, "web.default.svc.cluster.local");
+    assert_eq!(readied(&scene), before, "it was ready before it had been asked");
+    println!("the next agent answered {after:?} after its start, over IPv6 {after_v6:?}");
+    assert_eq!(known.answers.first().and_then(|r| r.data.ip_addr()), Some(Which::Web.cluster().v4));
+    assert_eq!(over_v6.answers.first().and_then(|r| r.data.ip_addr()), Some(Which::Web.cluster().v4));
+    assert!(found.starts_with(&Which::Web.cluster().v4.to_string()), "{found}");
+    assert_eq!(nobody.response_code, ResponseCode::NXDomain);
+    assert_eq!(unserved.response_code, ResponseCode::ServFail);
+    while answer("late.default.svc.cluster.local").answers.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(60), "no such name:\n{}", scene.agent.log_tail());
         std::thread::sleep(Duration::from_millis(20));
     }
+    let talk = probe::tcp(&probe::From::ns(&scene.pod1), SocketAddr::new(device::cluster(100).v4, PORT), 100);
+    assert!(talk.is_ok(), "{talk:?}\n{}", scene.agent.log_tail());
     assert!(scene.agent.stop());
+}
+
+/// It asks twice, and waits five seconds for each answer unless it is refused.
+#[test]
+fn the_c_library_survives_a_restart() {
+    let mut scene = open("");
+    let name = "web.default.svc.cluster.local";
+    let found = |scene: &Scene| getent(scene, name).starts_with(&Which::Web.cluster().v4.to_string());
+    assert!(found(&scene));
+    scene.agent.kill();
+    let pod = scene.pod1.clone();
+    let (conf, asked) = (scene.device.lab.dir().to_owned(), Instant::now());
+    let asking = std::thread::spawn(move || (getent_by(&pod, &conf, name), asked.elapsed()));
+    std::thread::sleep(Duration::from_secs(2));
+    scene.agent.start().expect("the next agent");
+    let (text, after) = asking.join().expect("getent");
+    println!("asked while no agent ran, and told after {after:?}");
+    assert!(text.starts_with(&Which::Web.cluster().v4.to_string()), "{after:?}: {text}");
+    let drops = scene.agent.asker().command(&["drops"]).expect("counts");
+    assert!(drops.contains("no_agent_for_names"), "{drops}");
 }

@@ -164,7 +164,7 @@ fn a_killed_agent_breaks_nothing_and_leaks_are_found() {
     let web = Replica {
         name: "out".into(),
         listen: nat::server().both().map(|ip| SocketAddr::new(ip, 8080)).to_vec(),
-        database: Vec::new(),
+        database: None,
     };
     let server = Task::start(&lab.out, async move || Ok(web.listen().await?.serve())).unwrap();
     lab.keep(server);

@@ -21,6 +21,8 @@ use crate::wire::{Be16, Mac};
 const ICMP_LEN: u32 = 8;
 /// Words of the refused packet that are quoted at the most: IPv6 with extension headers and TCP.
 const QUOTE_WORDS: u32 = 32;
+/// Where names are asked for.
+const NAMES: u16 = 53;
 /// TTL of packets that we make ourselves.
 const OWN_TTL: u8 = 64;
 
@@ -143,6 +145,10 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
     if deliver::is_kernels(work, context) {
         return false;
     }
+    if is_for_next_agent(work, context) {
+        *outcome = Outcome::drop(Drop::NoAgentForNames);
+        return false;
+    }
     let Work { parsed, hit, .. } = work;
     if let Err(reason) = translate(packet, parsed, &quoted, &hit.flow) {
         *outcome = Outcome::drop(reason);
@@ -156,6 +162,15 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
         hit.flow.src = parsed.key.src;
     }
     true
+}
+
+/// This node's own refusal of a query for names: its agent is away for a moment. A resolver takes a refusal for an
+/// answer and gives up; one that hears nothing asks again, and then somebody is there.
+#[inline(never)]
+fn is_for_next_agent<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool {
+    let Work { parsed, other_key, hit, .. } = work;
+    let of_names = other_key.proto == UDP as u32 && hit.flow.sport.get() == NAMES;
+    context.at.own != 0 && of_names && parsed.key.src == other_key.src
 }
 
 /// Translates the quoted packet, and the checksum over it.

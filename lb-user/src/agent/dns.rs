@@ -7,13 +7,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
+use tracing::warn;
 
 use super::Agent;
-use crate::apply::Paths;
+use super::wish::Wish;
+use crate::apply::{Paths, Served};
 use crate::config;
-use crate::dns::Snapshot;
 use crate::dns::server::Server;
-use crate::intent::{Network, Protocol};
+use crate::dns::{Snapshot, Zone};
+use crate::intent::{Network, Protocol, ServicePort};
 use crate::source::manifests::ServiceName;
 use crate::source::manifests::names::{Named, Names, Port, Target};
 
@@ -27,8 +29,30 @@ impl Dns {
         Ok(Dns { server: Server::start(paths.dns())?, last: Snapshot::default() })
     }
 
+    /// What an agent before has left in force has its names at once: the verifier takes seconds, and names don't wait
+    /// for it. Where nothing is left, or nothing known of the cluster, none are known until the first plan.
+    pub fn resume(&mut self, wish: &Wish, revision: u64, network: &Network, paths: &Paths) {
+        let Some(config) = wish.dns() else { return };
+        let served = Served::read(paths).unwrap_or_else(|error| {
+            warn!("names wait for the first plan: {error:#}");
+            Served::default()
+        });
+        if !wish.waits() && !served.is_empty() {
+            let unserved = wish.intent.services.iter().filter(|port| !served.has(port));
+            let name = |s: &ServicePort| ServiceName { namespace: s.namespace.clone(), name: s.name.clone() };
+            let held: BTreeSet<ServiceName> = unserved.map(name).collect();
+            let mut names = wish.names.clone();
+            if config.services().iter().all(|port| served.has(port)) {
+                with_own(&mut names, config);
+            }
+            self.last = Snapshot { revision, zone: Zone::resumed(&names, held), node: Arc::new(addresses(network)) };
+            self.server.publish(self.last.clone());
+        }
+        self.server.configure(Some(config));
+    }
+
     fn publish(&mut self, revision: u64, names: &Names, network: &Network) {
-        let node: BTreeSet<IpAddr> = network.addresses.iter().map(|a| a.net.addr()).collect();
+        let node = addresses(network);
         let Snapshot { zone, node: before, revision: last } = &mut self.last;
         if revision == *last && names.is_same(zone.names()) && node == **before {
             return;
@@ -59,6 +83,10 @@ impl Agent {
         self.dns.server.configure(self.wish.dns());
         self.publish_names();
     }
+}
+
+fn addresses(network: &Network) -> BTreeSet<IpAddr> {
+    network.addresses.iter().map(|a| a.net.addr()).collect()
 }
 
 /// The name that clusters know their DNS by, unless a service has it.

@@ -15,7 +15,7 @@ use tracing::warn;
 use crate::apply::Paths;
 use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
-use crate::intent::{Intent, ServicePort, SocketBalancing};
+use crate::intent::{Intent, Network, ServicePort, SocketBalancing};
 use crate::route::StaticRoute;
 use crate::source::live::{Access, Statuses};
 use crate::source::manifests::names::Names;
@@ -50,8 +50,9 @@ fn notices(all: &[Error]) {
     }
 }
 
-/// Refuses what the kernel's facts speak against, and only then makes what the configuration needs.
-pub fn check(config: &Config, paths: &Paths) -> Result<()> {
+/// Refuses what the kernel's facts speak against, and only then makes what the configuration needs. Gives the facts,
+/// as they are then.
+pub fn check(config: &Config, paths: &Paths) -> Result<Network> {
     let mut network = Mirror::open()?.network().clone();
     if let Some(switch) = &config.internal_switch {
         switch::pretend(switch, &mut network);
@@ -64,7 +65,8 @@ pub fn check(config: &Config, paths: &Paths) -> Result<()> {
     if let Some(access) = &config.api {
         access.server().map_err(|error| anyhow!("{}: cluster.kubeconfig: {access}: {error}", config.file))?;
     }
-    config.internal_switch.as_ref().map_or(Ok(()), |switch| switch::ensure(paths, switch))
+    config.internal_switch.as_ref().map_or(Ok(()), |switch| switch::ensure(paths, switch))?;
+    Ok(network)
 }
 
 /// What a configuration names as the source of services, of which nothing is read yet.
@@ -207,7 +209,7 @@ impl Wish {
     /// Takes a changed configuration, with all manifests.
     pub fn config_changed(&mut self, file: &Path, paths: &Paths) -> Result<Option<Undo>> {
         let config = Config::load(file)?;
-        check(&config, paths)?;
+        _ = check(&config, paths)?;
         let same = (&config.manifests, &config.api) == (&self.config.manifests, &self.config.api);
         let mut manifests = if same { self.manifests.clone() } else { source(&config) };
         if !same && let Some(manifests) = &mut manifests {

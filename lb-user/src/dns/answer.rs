@@ -79,6 +79,7 @@ impl Ours<'_> {
     fn answer(&self, owner: &Name, kind: RecordType, meaning: Meaning) -> Answer {
         let ttl = self.settings.config.ttl;
         match meaning {
+            Meaning::Unknown => Answer::new(self.origin, ResponseCode::ServFail),
             Meaning::Nothing => self.negative(ResponseCode::NXDomain),
             Meaning::Empty if owner.iter().count() == self.zone.iter().count() => self.apex(kind),
             Meaning::Empty => self.negative(ResponseCode::NoError),
@@ -169,6 +170,9 @@ fn reverse(settings: &Settings, snapshot: Option<&Snapshot>, owner: &Name, kind:
     let ours = Ours { origin: Origin::Reverse, zone, settings, snapshot };
     if owner == zone && names.is_empty() {
         return Some(ours.apex(kind));
+    }
+    if names.is_empty() && !snapshot.zone.is_whole() {
+        return Some(ours.answer(owner, kind, Meaning::Unknown));
     }
     if names.is_empty() {
         let code = if single(owner).is_some() { ResponseCode::NXDomain } else { ResponseCode::NoError };

@@ -227,7 +227,7 @@ impl Handler {
         let snapshot = self.snapshot.borrow().clone();
         let may = client.addr.is_none_or(|addr| self.guard.may_transfer(addr)) && client.stream;
         let room = wire::room(message.edns.as_ref(), client.stream);
-        let Some(snapshot) = snapshot.filter(|_| may) else {
+        let Some(snapshot) = snapshot.filter(|snapshot| may && snapshot.zone.is_whole()) else {
             return self.done(message, ResponseCode::Refused, Origin::None, room);
         };
         match transfer::records(&self.settings, &snapshot, question.name()) {

@@ -31,6 +31,8 @@ pub struct Zone {
     names: Names,
     /// Services that an address is of, or an endpoint's.
     owners: OrdMap<IpAddr, Arc<[ServiceName]>>,
+    /// Services that aren't served as they are wished for: nothing is known of their names yet.
+    held: Arc<BTreeSet<ServiceName>>,
 }
 
 /// What a name asks for, by its labels alone.
@@ -64,6 +66,8 @@ pub enum Part<'l> {
 /// What a name stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meaning {
+    /// It isn't known yet.
+    Unknown,
     /// There is no such name.
     Nothing,
     /// There is, but it stands for nothing itself.
@@ -139,8 +143,21 @@ impl Zone {
         zone
     }
 
-    /// Takes other names in place of these.
+    /// Those of an agent before, as far as what it left serves them: others are held back.
+    pub fn resumed(names: &Names, held: BTreeSet<ServiceName>) -> Self {
+        let mut served = names.clone();
+        held.iter().for_each(|name| served.replace(name, None));
+        Zone { held: Arc::new(held), ..Zone::new(&served) }
+    }
+
+    /// Nothing is held back.
+    pub fn is_whole(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Takes other names in place of these; all are served.
     pub fn follow(&mut self, names: &Names) {
+        self.held = Arc::default();
         let before = std::mem::replace(&mut self.names, names.clone());
         for change in before.services.diff(&names.services) {
             match change {
@@ -179,8 +196,11 @@ impl Zone {
         &self.names
     }
 
-    fn service(&self, namespace: &str, name: &str) -> Option<&Arc<Named>> {
-        self.names.services.get(&ServiceName { namespace: namespace.into(), name: name.into() })
+    /// A service, or what its absence means.
+    fn service(&self, namespace: &str, name: &str) -> Result<&Arc<Named>, Meaning> {
+        let name = ServiceName { namespace: namespace.into(), name: name.into() };
+        let absent = || if self.held.contains(&name) { Meaning::Unknown } else { Meaning::Nothing };
+        self.names.services.get(&name).ok_or_else(absent)
     }
 
     /// What a name's labels below the domain, in lower case, stand for.
@@ -202,8 +222,8 @@ impl Zone {
                 addr.map_or(Meaning::Nothing, |addr| Meaning::Hosts(vec![host(addr)]))
             }
             Asked::Service { namespace, name, part } => match self.service(namespace, name) {
-                Some(named) => meaning(named, &format!("{name}.{namespace}.svc"), part),
-                None => Meaning::Nothing,
+                Ok(named) => meaning(named, &format!("{name}.{namespace}.svc"), part),
+                Err(absent) => absent,
             },
         }
     }
@@ -224,8 +244,10 @@ impl Zone {
             }
             _ => return Meaning::Nothing,
         };
-        let Some(named) = self.service(namespace, name).filter(|named| !named.external.is_empty()) else {
-            return Meaning::Nothing;
+        let named = match self.service(namespace, name) {
+            Ok(named) if named.external.is_empty() => return Meaning::Nothing,
+            Ok(named) => named,
+            Err(absent) => return absent,
         };
         own_addresses(&named.external, named, &format!("{name}.{namespace}"), part)
     }

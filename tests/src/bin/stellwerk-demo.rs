@@ -2,7 +2,7 @@
 //!
 //! The same program is also each replica of the app, as a process of its own (`replica`).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use stellwerk_tests::demo::{Options, run};
+use stellwerk_tests::load::name::Name;
 use stellwerk_tests::load::replica::Replica;
 
 /// Shows an edge device with its load balancer in network namespaces, under real load: replicas
@@ -38,14 +39,19 @@ enum Role {
         #[arg(long)]
         listen: Vec<SocketAddr>,
         #[arg(long)]
-        database: Vec<SocketAddr>,
+        database: Option<String>,
+        #[arg(long)]
+        name_server: Vec<IpAddr>,
     },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let done = match arguments.role {
-        Some(Role::Replica { name, listen, database }) => replica(Replica { name, listen, database }).map(|()| true),
+        Some(Role::Replica { name, listen, database, name_server }) => {
+            let database = database.and_then(|text| Name::parse(&text, &name_server));
+            replica(Replica { name, listen, database }).map(|()| true)
+        }
         None => run(&Options { once: arguments.once, json: arguments.json }),
     };
     match done {

@@ -16,6 +16,8 @@ use crate::netns::{Agent, Device, Ns};
 const WEB: u16 = 8080;
 /// The database listens here.
 const DATABASE: u16 = 5432;
+/// A replica listens once it has found its database: two tries of a resolver, and what a busy machine adds.
+const LISTENS: Duration = Duration::from_secs(60);
 
 /// A replica that has its place.
 #[derive(Debug)]
@@ -37,32 +39,35 @@ pub struct App {
 }
 
 impl App {
-    /// Builds the device, starts the database and the first three replicas, writes configuration
-    /// and manifests, and starts the agent.
+    /// Builds the device, starts the database, writes configuration and manifests, and starts the agent and the
+    /// first three replicas.
     pub fn start() -> Result<App> {
         let device = Device::new()?;
         let files = Files::new(device.lab.dir())?;
         let agent = Agent::new(&device.lab, &device.dev, &files.config())?;
-        let web = Service::tcp("web", 80, WEB, device::cluster(10)).external(device::external(100));
+        let web = Service::tcp("web", 80, WEB, device::cluster(30)).external(device::external(100));
         let mut app = App { processes: BTreeMap::new(), agent, places: BTreeMap::new(), web, files, device };
         app.place("db", 21)?;
         app.place("web-1", 11)?;
         app.place("web-2", 12)?;
         let edge2 = Place { ns: app.device.edge2.clone(), at: device::pod(2, 11), node: "edge-2" };
         app.places.insert("web-3".into(), edge2);
-        for name in ["db", "web-1", "web-2", "web-3"] {
-            app.run(name)?;
-        }
+        app.run("db")?;
         let database = Service::tcp("db", DATABASE, DATABASE, device::cluster(20));
         app.files.write(&database.endpoint(app.places["db"].at, "edge-1"))?;
         for name in ["web-1", "web-2", "web-3"] {
             app.list(name)?;
         }
         app.files.write(&app.web)?;
-        app.files.write_config(&Files::standard("auto", "xdp"))?;
+        let names = "  dns: { nodeAddresses: \"fd00:27:1::1\" }\n";
+        app.files.write_config(&(Files::standard("auto", "xdp") + names))?;
         // As in a house: nobody has a route to service addresses, and whoever wants one asks for it on the network.
         app.device.client.ip("route del 192.168.20.96/27\nroute del fd00:20::1:0/112")?;
         app.agent.start_ready()?;
+        // They find the database by its name, and listen once they have.
+        for name in ["web-1", "web-2", "web-3"] {
+            app.run(name)?;
+        }
         Ok(app)
     }
 
@@ -93,8 +98,9 @@ impl App {
             command.arg("--listen").arg(SocketAddr::new(ip, port).to_string());
         }
         if name != "db" {
-            for ip in device::cluster(20).both() {
-                command.arg("--database").arg(SocketAddr::new(ip, DATABASE).to_string());
+            command.arg("--database").arg(format!("db.default.svc.cluster.local:{DATABASE}"));
+            for ip in device::cluster(10).both() {
+                command.arg("--name-server").arg(ip.to_string());
             }
         }
         let process = Proc::start(&mut command)?;
@@ -134,6 +140,14 @@ impl App {
         })
     }
 
+    /// How often the agent has told a name of the cluster.
+    pub fn names_told(&self) -> Result<u64> {
+        let rows: Vec<serde_json::Value> =
+            serde_json::from_str(&self.agent.asker().command(&["dns", "status", "--json"])?)?;
+        let row = rows.iter().find(|row| row["kind"] == "zone" && row["name"] == "cluster");
+        row.and_then(|row| row["count"].as_u64()).context("no count of the cluster's names")
+    }
+
     /// Asks a replica's process to leave: it finishes what it has.
     pub fn ask_to_leave(&self, name: &str) -> Result<()> {
         self.process(name)?.signal(nix::sys::signal::Signal::SIGTERM)
@@ -156,7 +170,7 @@ impl App {
 
 /// Waits until something listens.
 fn listens(ns: &Ns, ip: IpAddr, port: u16) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(5);
+    let end = Instant::now() + LISTENS;
     while Instant::now() < end {
         crate::netns::clean::check()?;
         let addr = SocketAddr::new(ip, port);
@@ -165,5 +179,5 @@ fn listens(ns: &Ns, ip: IpAddr, port: u16) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    bail!("nothing listens on {ip} port {port} after 5 s")
+    bail!("nothing listens on {ip} port {port} after {} s", LISTENS.as_secs())
 }

@@ -88,6 +88,9 @@ fn steady(stage: &mut Stage, findings: &mut Findings) -> Result<Summary> {
         findings.expect(requests > 20 && failed < requests, format!("{label}: {requests} requests"));
     }
     findings.shares(&summary, &["web-1", "web-2", "web-3"]);
+    let told = stage.app.names_told()?;
+    findings
+        .expect(told >= 48, format!("the database's name was told {told} times, to six pools of eight connections"));
     let links = stage.app.device.dev.ip_text("-d link show eth1")?;
     let native = links.contains("prog/xdp") && !links.contains("xdpgeneric");
     findings.expect(native, "Port3 runs native XDP".into());
@@ -188,11 +191,15 @@ fn restart_agent(stage: &mut Stage, findings: &mut Findings) -> Result<Summary> 
     // The new one is in charge: a change reaches the kernel.
     let listed = Instant::now();
     stage.app.run("web-2")?;
+    findings.seen.push(format!("web-2 found the database and listened after {} ms", listed.elapsed().as_millis()));
     stage.app.list("web-2")?;
     stage.state("web-2", "serving");
-    let served = wait(Duration::from_secs(10), || answered(&stage.since(listed), "web-2"));
+    // Its programs are verified before it plans anything: that takes a busy machine long.
+    let served = wait(Duration::from_secs(60), || answered(&stage.since(listed), "web-2"));
     findings.expect(served, format!("the new agent took web-2 back in within {} ms", listed.elapsed().as_millis()));
     std::thread::sleep(stage.watch / 3);
+    let told = stage.app.names_told()?;
+    findings.expect(told > 0, format!("the new agent told the database's name {told} times"));
     let samples = flat(stage, from, Instant::now());
     let summary = Summary::of(&samples);
     findings.none_failed(&summary);

@@ -6,6 +6,8 @@
 pub mod client;
 pub mod echo;
 pub mod http;
+pub mod name;
+pub mod pool;
 pub mod replica;
 pub mod stats;
 pub mod task;

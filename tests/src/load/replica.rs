@@ -9,15 +9,16 @@ use anyhow::{Context, Result};
 use tokio::net::TcpListener;
 
 use super::http::Connection;
+use super::name::Name;
+use super::pool::Pool;
 
 /// What a replica is.
 #[derive(Clone, Debug)]
 pub struct Replica {
     pub name: String,
     pub listen: Vec<SocketAddr>,
-    /// The service that is asked for each request, by the family that the client used: one
-    /// connection of ours a connection of a client.
-    pub database: Vec<SocketAddr>,
+    /// What is asked for each request, by the family that the client used.
+    pub database: Option<Name>,
 }
 
 /// What its connections share.
@@ -33,19 +34,27 @@ struct Shared {
 #[derive(Debug)]
 pub struct Serving {
     replica: Rc<Replica>,
+    /// By family.
+    pools: Vec<(bool, Rc<Pool>)>,
     listeners: Vec<TcpListener>,
     shared: Rc<Shared>,
 }
 
 impl Replica {
-    /// Opens the sockets. Needs a local task set.
+    /// Opens the sockets, once the database is reached. Needs a local task set.
     pub async fn listen(self) -> Result<Serving> {
+        let mut pools = Vec::new();
+        if let Some(name) = &self.database {
+            for v4 in [true, false] {
+                pools.push((v4, Pool::start(name.clone(), v4).await));
+            }
+        }
         let mut listeners = Vec::new();
         for addr in &self.listen {
             listeners
                 .push(TcpListener::bind(addr).await.with_context(|| format!("{}: listening on {addr}", self.name))?);
         }
-        Ok(Serving { replica: Rc::new(self), listeners, shared: Rc::default() })
+        Ok(Serving { replica: Rc::new(self), pools, listeners, shared: Rc::default() })
     }
 }
 
@@ -53,7 +62,9 @@ impl Serving {
     /// Serves for ever.
     pub async fn serve(self) {
         for listener in self.listeners {
-            tokio::task::spawn_local(accept(listener, self.replica.clone(), self.shared.clone()));
+            let v4 = listener.local_addr().is_ok_and(|at| at.is_ipv4());
+            let pool = self.pools.iter().find(|(of, _)| *of == v4).map(|(_, pool)| pool.clone());
+            tokio::task::spawn_local(accept(listener, self.replica.clone(), pool, self.shared.clone()));
         }
         std::future::pending().await
     }
@@ -79,33 +90,25 @@ impl Serving {
     }
 }
 
-async fn accept(listener: TcpListener, replica: Rc<Replica>, shared: Rc<Shared>) {
+async fn accept(listener: TcpListener, replica: Rc<Replica>, database: Option<Rc<Pool>>, shared: Rc<Shared>) {
     loop {
         let Ok((stream, _)) = listener.accept().await else { continue };
-        let (replica, shared) = (replica.clone(), shared.clone());
+        let (replica, database, shared) = (replica.clone(), database.clone(), shared.clone());
         tokio::task::spawn_local(async move {
             shared.open.set(shared.open.get() + 1);
             // A client that goes away ends its connection, not the replica.
-            let v4 = stream.local_addr().is_ok_and(|a| a.is_ipv4());
-            let database = replica.database.iter().copied().find(|d| d.is_ipv4() == v4);
-            let _ = converse(Connection::new(stream), &replica.name, database, &shared).await;
+            let _ = converse(Connection::new(stream), &replica.name, database.as_deref(), &shared).await;
             shared.open.set(shared.open.get() - 1);
             shared.last_change.replace(Some(Instant::now()));
         });
     }
 }
 
-async fn converse(
-    mut client: Connection,
-    name: &str,
-    database: Option<SocketAddr>,
-    shared: &Shared,
-) -> std::io::Result<()> {
-    let mut connection = None;
+async fn converse(mut client: Connection, name: &str, database: Option<&Pool>, shared: &Shared) -> std::io::Result<()> {
     while let Some(request) = client.request().await? {
         let (status, body) = match database {
             None => ("200 OK", name.to_owned()),
-            Some(addr) => match ask(&mut connection, addr).await {
+            Some(database) => match database.ask().await {
                 Ok(row) => ("200 OK", format!("{name} {row}")),
                 Err(e) => ("502 Bad Gateway", format!("{name}: the database: {e}")),
             },
@@ -119,21 +122,4 @@ async fn converse(
         }
     }
     Ok(())
-}
-
-/// Asks the database over the connection that is there, or a new one.
-async fn ask(connection: &mut Option<Connection>, addr: SocketAddr) -> std::io::Result<String> {
-    let patience = Duration::from_secs(2);
-    let asked = tokio::time::timeout(patience, async {
-        let mut open = match connection.take() {
-            Some(open) => open,
-            None => Connection::open(addr, None).await?,
-        };
-        let answer = open.get(false).await?;
-        if !answer.last {
-            *connection = Some(open);
-        }
-        Ok(answer.body)
-    });
-    asked.await.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))
 }

@@ -153,6 +153,6 @@ fn at(twin: Twin, port: u16) -> Vec<SocketAddr> {
 }
 
 fn web(ns: &Ns, name: &str, twin: Twin) -> Result<Task> {
-    let replica = Replica { name: name.into(), listen: at(twin, 8080), database: Vec::new() };
+    let replica = Replica { name: name.into(), listen: at(twin, 8080), database: None };
     Task::start(ns, async move || Ok(replica.listen().await?.serve()))
 }

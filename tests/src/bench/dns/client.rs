@@ -30,6 +30,7 @@ pub struct Round {
     pub rate: f64,
     /// Microseconds.
     pub p99: f64,
+    pub answers: u64,
     pub lost: u64,
 }
 
@@ -82,6 +83,15 @@ impl Client {
         Ok(())
     }
 
+    /// How long it takes until the next query has its answer, from a moment on.
+    pub fn wait(&mut self, from: Instant) -> Result<Duration> {
+        while self.one().is_err() {
+            ensure!(from.elapsed() < PATIENCE * 20, "no such name");
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Ok(from.elapsed())
+    }
+
     pub fn turn(&mut self, length: Duration) -> Result<Round> {
         pin_cpu()?;
         let (mut sent, mut times, mut lost, mut waiting) = (vec![None; 1 << 16], Vec::new(), 0, 0);
@@ -112,6 +122,6 @@ impl Client {
         while waiting > 0 && self.receive()?.is_some() {
             waiting -= 1;
         }
-        Ok(Round { rate, p99: quantile(&times, 0.99), lost })
+        Ok(Round { rate, p99: quantile(&times, 0.99), answers: times.len() as u64, lost })
     }
 }

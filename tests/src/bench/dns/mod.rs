@@ -1,42 +1,35 @@
-//! `bench dns`: queries a second and their time, of the agent beside dnsmasq, each on one core, with the same names.
+//! `bench dns`: queries a second and their time, of the agent beside dnsmasq and unbound, each on one core, with the
+//! same names.
 //!
-//! Invariant: both are asked by the same client, at the same address inside, in turns of one run; each answer is
+//! Invariant: all are asked by the same client, at the same address inside, in turns of one run; each answer is
 //! looked at, and what isn't answered right is no figure.
 
 mod client;
+mod servers;
 
-use std::fmt::Write as _;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
-use hickory_proto::op::{Message, OpCode};
-use hickory_proto::rr::rdata::A;
-use hickory_proto::rr::{RData, Record};
+use anyhow::{Context, Result, bail};
 use stellwerk_tests::netns::clean::{self, Proc};
 use stellwerk_tests::netns::{Lab, Ns};
 
 use self::client::Client;
+use self::servers::Server;
 use super::report::{Reach, Report, Row};
-use super::series::{median, ratio};
-use super::update::binary;
+use super::series::{median, quantile, ratio};
 
 const SERVICES: u32 = 10_000;
 /// Names of others that are asked for.
 const FOREIGN: u32 = 1_000;
-const OURS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 20, 0, 1)), 53);
-const THEIRS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 20, 0, 1)), 5_301);
-const FAR: &str = "10.20.0.2";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct World {
-    // These end before the namespaces that they are in.
-    agent: Proc,
-    dnsmasq: Proc,
+    // They end before the namespaces that they are in. The first is ours.
+    servers: Vec<Server>,
     pod: Ns,
     _dev: Ns,
-    _lab: Lab,
+    lab: Lab,
 }
 
 pub fn run(quick: bool) -> Result<Report> {
@@ -48,11 +41,8 @@ pub fn run(quick: bool) -> Result<Report> {
     for (what, names) in [("cluster name", &cluster), ("forwarded name, cached", &foreign)] {
         rows.extend(world.beside(what, names, turns, turn)?);
     }
+    rows.extend(world.follow(if quick { 10 } else { 50 })?);
     Ok(Report { bench: "dns", rows })
-}
-
-fn address(service: u32) -> Ipv4Addr {
-    Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(172, 28, 1, 0)) + service)
 }
 
 impl World {
@@ -62,118 +52,104 @@ impl World {
         lab.wire((&dev, "veth1"), (&pod, "eth0"))?;
         dev.ip("link add br-int type bridge\nlink set br-int up\nlink set veth1 master br-int\n\
                 addr add 10.20.0.1/24 dev br-int")?;
-        pod.ip(&format!("addr add {FAR}/24 dev eth0"))?;
-        upstream(&pod)?;
-        let dir = lab.dir().to_owned();
-        files(&dir)?;
-        let log = std::fs::File::create(dir.join("agent.log"))?;
-        let mut command = dev.command("taskset");
-        command.args(["-c", "0"]).arg(binary()?).arg("run").arg("--config").arg(dir.join("stellwerk.yaml"));
-        command.arg("--pin-path").arg(lab.pins()).stdout(log.try_clone()?).stderr(log);
-        let agent = Proc::start(&mut command)?;
-        let log = std::fs::File::create(dir.join("dnsmasq.log"))?;
-        let mut command = dev.command("taskset");
-        command.args([
-            "-c",
-            "0",
-            "dnsmasq",
-            "--keep-in-foreground",
-            "--conf-file=/dev/null",
-            "--pid-file",
-            "--user=root",
-        ]);
-        command.args(["--no-resolv", "--no-hosts", "--local-ttl=5", "--cache-size=10000", "--dns-forward-max=1000"]);
-        command.args(["--bind-interfaces", &format!("--listen-address={}", THEIRS.ip())]);
-        command.args([format!("--port={}", THEIRS.port()), format!("--server={FAR}")]);
-        command.arg(format!("--addn-hosts={}", dir.join("hosts").display()));
-        command.stdout(log.try_clone()?).stderr(log);
-        let mut world = World { agent, dnsmasq: Proc::start(&mut command)?, pod, _dev: dev, _lab: lab };
-        world.wait(&dir)?;
-        Ok(world)
+        pod.ip(&format!("addr add {}/24 dev eth0", servers::FAR))?;
+        servers::upstream(&pod)?;
+        let mut servers = servers::start(&lab, &dev)?;
+        wait(&pod, &mut servers, lab.dir())?;
+        Ok(World { servers, pod, _dev: dev, lab })
     }
 
-    /// Until both know the last service.
-    fn wait(&mut self, dir: &Path) -> Result<()> {
-        let begin = Instant::now();
-        let last = vec![format!("s{}.default.svc.cluster.local.", SERVICES - 1)];
-        for at in [OURS, THEIRS] {
-            while Client::open(&self.pod, at, &last)?.one().is_err() {
-                clean::check()?;
-                if begin.elapsed() > PATIENCE || !self.agent.alive() || !self.dnsmasq.alive() {
-                    let log = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap_or_default();
-                    bail!("{at} doesn't answer:\n{}\n{}", log("agent.log"), log("dnsmasq.log"));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Rates and times of both, in turns.
+    /// Rates and times of all, in turns.
     fn beside(&self, what: &str, names: &[String], turns: usize, turn: Duration) -> Result<Vec<Row>> {
-        let mut clients = [Client::open(&self.pod, OURS, names)?, Client::open(&self.pod, THEIRS, names)?];
-        let (mut rates, mut times, mut lost) = ([vec![], vec![]], [vec![], vec![]], [0, 0]);
+        let open = |server: &Server| Client::open(&self.pod, server.at, names);
+        let mut clients = self.servers.iter().map(open).collect::<Result<Vec<Client>>>()?;
+        let mut all = vec![Series::default(); clients.len()];
         // Everything once, so that all of it is cached.
         for client in &mut clients {
             client.each()?;
         }
         for _ in 0..turns {
             clean::check()?;
-            for (i, client) in clients.iter_mut().enumerate() {
+            for ((server, client), series) in self.servers.iter().zip(&mut clients).zip(&mut all) {
+                let before = ran(&server.process)?;
                 let round = client.turn(turn)?;
-                rates[i].push(round.rate);
-                times[i].push(round.p99);
-                lost[i] += round.lost;
+                series.cpu.push((ran(&server.process)? - before) / round.answers.max(1) as f64);
+                series.rate.push(round.rate);
+                series.p99.push(round.p99);
+                series.lost += round.lost;
             }
         }
-        let row = |kind: &str, unit, all: &[Vec<f64>; 2], reach| {
-            let ratio = ratio(&all[0], &all[1]);
-            Row::new(format!("{what}, {kind}"), median(&all[0]), unit).against(median(&all[1]), ratio, reach)
-        };
-        let rate = row("rate", "queries/s", &rates, Reach::AtLeast(1.0)).prove(lost[0] == 0).verdict("lost", lost[0]);
-        // As long as the rate: whoever answers more has as many waiting.
-        Ok(vec![rate, row("p99", "us", &times, Reach::AtMost(1.0))])
+        let (ours, others) = all.split_first().context("no server")?;
+        let named = self.servers.iter().skip(1).map(|server| server.name);
+        Ok(named.zip(others).flat_map(|(name, theirs)| rows(&format!("{what}, {name}"), ours, theirs)).collect())
     }
-}
 
-/// A manifest for all services, the same names as a file of hosts, and the configuration.
-fn files(dir: &Path) -> Result<()> {
-    let (mut manifest, mut hosts) = (String::new(), String::new());
-    for i in 0..SERVICES {
-        let ip = address(i);
-        let _ = writeln!(
-            manifest,
-            "---\napiVersion: v1\nkind: Service\nmetadata: {{ name: s{i}, namespace: default }}\n\
-             spec: {{ clusterIP: {ip}, ports: [{{ name: web, port: 80 }}] }}"
-        );
-        let _ = writeln!(hosts, "{ip} s{i}.default.svc.cluster.local");
-    }
-    std::fs::create_dir(dir.join("cluster"))?;
-    std::fs::write(dir.join("cluster/all.yaml"), manifest)?;
-    std::fs::write(dir.join("hosts"), hosts)?;
-    let config = format!(
-        "node: edge-1\ninternalSwitch: {{ interface: br-int, address: 10.20.0.1/24 }}\ncluster:\n  \
-         serviceSubnet: 172.28.0.0/16\n  manifests: ./cluster\n  \
-         dns: {{ nodeAddresses: 10.20.0.1, upstreams: {FAR}, rateLimit: 0 }}\n"
-    );
-    Ok(std::fs::write(dir.join("stellwerk.yaml"), config)?)
-}
-
-/// A name server that knows an address for every name.
-fn upstream(ns: &Ns) -> Result<()> {
-    let socket = ns.run(|| UdpSocket::bind((FAR, 53)))??;
-    std::thread::spawn(move || {
-        let mut buffer = [0; 1_500];
-        while let Ok((len, from)) = socket.recv_from(&mut buffer) {
-            let Ok(question) = Message::from_vec(&buffer[..len]) else { continue };
-            let mut answer = Message::response(question.id, OpCode::Query);
-            answer.metadata.recursion_available = true;
-            answer.queries.clone_from(&question.queries);
-            let names = question.queries.iter().map(|query| query.name().clone());
-            let record = |name| Record::from_rdata(name, 3_600, RData::A(A::new(192, 0, 2, 80)));
-            answer.answers.extend(names.map(record));
-            let Ok(bytes) = answer.to_vec() else { continue };
-            let _ = socket.send_to(&bytes, from);
+    /// How long it takes from a new service's file to its name's first answer.
+    fn follow(&self, count: u32) -> Result<Vec<Row>> {
+        let mut times = Vec::new();
+        let dir = self.lab.dir();
+        for i in 0..count {
+            clean::check()?;
+            let mut client = Client::open(&self.pod, servers::OURS, &[format!("new{i}.default.svc.cluster.local.")])?;
+            let mut text = String::new();
+            servers::service(&mut text, &format!("new{i}"), servers::address(SERVICES + i));
+            std::fs::write(dir.join("next"), text)?;
+            let written = Instant::now();
+            std::fs::rename(dir.join("next"), dir.join(format!("cluster/new{i}.yaml")))?;
+            times.push(client.wait(written)?.as_secs_f64() * 1e3);
         }
-    });
+        let row = |kind: &str, part| Row::new(format!("name of a new service, {kind}"), quantile(&times, part), "ms");
+        Ok(vec![row("p50", 0.5), row("slowest", 1.0).reach(Reach::AtMost(50.0))])
+    }
+}
+
+/// Until all know the last service.
+fn wait(pod: &Ns, servers: &mut [Server], dir: &Path) -> Result<()> {
+    let begin = Instant::now();
+    let last = vec![format!("s{}.default.svc.cluster.local.", SERVICES - 1)];
+    for server in servers {
+        while Client::open(pod, server.at, &last)?.one().is_err() {
+            clean::check()?;
+            if begin.elapsed() > PATIENCE || !server.process.alive() {
+                let log = std::fs::read_to_string(dir.join(format!("{}.log", server.name))).unwrap_or_default();
+                bail!("{} doesn't answer:\n{log}", server.name);
+            }
+        }
+    }
     Ok(())
+}
+
+/// What the turns of one gave.
+#[derive(Clone, Default)]
+struct Series {
+    rate: Vec<f64>,
+    p99: Vec<f64>,
+    cpu: Vec<f64>,
+    lost: u64,
+}
+
+fn rows(what: &str, ours: &Series, theirs: &Series) -> Vec<Row> {
+    let row = |kind: &str, unit, ours: &[f64], theirs: &[f64], reach| {
+        let row = Row::new(format!("{what}, {kind}"), median(ours), unit);
+        row.against(median(theirs), ratio(ours, theirs), reach)
+    };
+    let rate = row("rate", "queries/s", &ours.rate, &theirs.rate, Reach::AtLeast(1.0));
+    vec![
+        rate.prove(ours.lost == 0).verdict("lost", ours.lost).verdict("theirs_lost", theirs.lost),
+        // As long as the rate: whoever answers more has as many waiting.
+        row("p99", "us", &ours.p99, &theirs.p99, Reach::AtMost(1.0)),
+        // What the machine does besides disturbs this one least.
+        row("CPU time of a query", "us", &ours.cpu, &theirs.cpu, Reach::AtMost(1.0)),
+    ]
+}
+
+/// How long a process has run on a CPU so far, in microseconds: all its threads.
+fn ran(process: &Proc) -> Result<f64> {
+    let mut sum = 0.0;
+    for task in std::fs::read_dir(format!("/proc/{}/task", process.id()))? {
+        let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let nanoseconds = text.split(' ').next().and_then(|word| word.parse::<f64>().ok());
+        sum += nanoseconds.context("schedstat")? / 1e3;
+    }
+    Ok(sum)
 }

@@ -1,6 +1,7 @@
 //! What the configuration has a choice in, and what changes while it is asked.
 
 use super::*;
+use crate::source::manifests::ServiceName;
 
 #[test]
 fn domain_and_ttl_by_choice() {
@@ -52,6 +53,28 @@ fn nothing_is_known_before_the_source_has_synced() {
     ]);
     let zone = zone(OBJECTS);
     world.snapshot.send_replace(Some(Arc::new(Snapshot { revision: 1, zone, ..Snapshot::default() })));
+    world.is(&[("web.shop.svc.cluster.local A", "NOERROR aa\nweb.shop.svc.cluster.local. 5 A 172.28.0.20")]);
+}
+
+/// As the next agent begins: of two services one is served as it is wished for.
+#[test]
+fn what_is_not_served_yet_is_not_known() {
+    let held = ServiceName { namespace: "shop".into(), name: "web".into() };
+    let names = zone(OBJECTS).names().clone();
+    let resumed = Zone::resumed(&names, [held].into());
+    let snapshot = |zone| Some(Snapshot { revision: 7, zone, ..Snapshot::default() });
+    let world = World::of(config("externalZone: edge.example"), snapshot(resumed.clone()));
+    world.is(&[
+        ("plain.shop.svc.cluster.local A", "NOERROR aa\nplain.shop.svc.cluster.local. 5 A 172.28.0.21"),
+        ("web.shop.svc.cluster.local A", "SERVFAIL"),
+        ("_http._tcp.web.shop.svc.cluster.local SRV", "SERVFAIL"),
+        ("web.shop.edge.example A", "SERVFAIL"),
+        ("20.0.28.172.in-addr.arpa PTR", "SERVFAIL"),
+    ]);
+    assert!(world.ask("nobody.shop.svc.cluster.local A").starts_with("NXDOMAIN aa"));
+    let mut whole = resumed;
+    whole.follow(&names);
+    world.snapshot.send_replace(snapshot(whole).map(Arc::new));
     world.is(&[("web.shop.svc.cluster.local A", "NOERROR aa\nweb.shop.svc.cluster.local. 5 A 172.28.0.20")]);
 }
 
