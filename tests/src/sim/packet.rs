@@ -25,7 +25,8 @@ impl Tuple {
 /// A packet of the tuple; `flags` are TCP's.
 pub fn build(tuple: &Tuple, flags: u8) -> Vec<u8> {
     let l4_len: u16 = if tuple.proto == TCP { 20 } else { 8 };
-    let mut bytes = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    // To the port of the simulated world.
+    let mut bytes = vec![2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 9];
     match (tuple.src, tuple.dst) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
             bytes.extend(ETH_P_IP.to_be_bytes());

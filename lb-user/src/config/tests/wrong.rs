@@ -352,7 +352,7 @@ const CASES: &[(&str, &[&str])] = &[
         "capacity: { backends: 1, flows: 9 }",
         &[
             "c.yaml:3:23: capacity.backends: `1` is too small; expected a number of entries from 16 to 16777216",
-            "c.yaml:3:26: capacity.flows: unknown key; expected one of connections, services, backends, slots, routes, nextHops, affinity, fragments, natAddresses",
+            "c.yaml:3:26: capacity.flows: unknown key; expected one of connections, services, backends, slots, routes, nextHops, affinity, fragments, sockets, natAddresses",
         ],
     ),
     (
