@@ -20,6 +20,8 @@ pub struct Agent {
     pins: PathBuf,
     log: PathBuf,
     process: Option<Proc>,
+    /// How often one was ready before this one's start.
+    readied: usize,
 }
 
 /// Asks the pinned maps by the command line, whether the agent runs or not.
@@ -59,6 +61,7 @@ impl Agent {
             pins: lab.pins(),
             log: lab.dir().join("agent.log"),
             process: None,
+            readied: 0,
         })
     }
 
@@ -80,18 +83,22 @@ impl Agent {
         let mut command = self.ns.command(&self.binary);
         command.arg("run").arg("--config").arg(&self.config).arg("--pin-path").arg(&self.pins);
         command.stdout(log.try_clone()?).stderr(log);
+        self.readied = self.readied();
         self.process = Some(Proc::start(&mut command)?);
         Ok(())
     }
 
-    /// Starts it and waits until it says that its tables and programs are in force. (The tables alone can be read
-    /// earlier, while packets still take the kernel's ways.)
+    /// Starts it and waits until it is ready.
     pub fn start_ready(&mut self) -> Result<()> {
-        let readied = |agent: &Agent| agent.log().matches("ready: revision").count();
-        let before = readied(self);
         self.start()?;
+        self.ready()
+    }
+
+    /// Waits until it says, since its last start, that its tables and programs are in force. (The tables alone can be
+    /// read earlier, while packets still take the kernel's ways.)
+    pub fn ready(&mut self) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(60);
-        while readied(self) == before {
+        while self.readied() == self.readied {
             super::clean::check()?;
             if !self.running() || Instant::now() >= end {
                 bail!("the agent isn't ready after at most 60 s:\n{}", self.log_tail());
@@ -99,6 +106,11 @@ impl Agent {
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(())
+    }
+
+    /// How often an agent was ready so far.
+    fn readied(&self) -> usize {
+        self.log().matches("ready: revision").count()
     }
 
     /// SIGKILL: no word of farewell.

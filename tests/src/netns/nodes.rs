@@ -6,7 +6,6 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::panic::resume_unwind;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -107,11 +106,8 @@ impl Nodes {
 
     /// Starts all agents at once.
     pub fn start(&mut self) -> Result<()> {
-        std::thread::scope(|scope| {
-            let start = |node: &'_ mut Node| node.agent.start_ready().context(node.name.clone());
-            let all: Vec<_> = self.nodes.iter_mut().map(|node| scope.spawn(move || start(node))).collect();
-            all.into_iter().try_for_each(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)))
-        })
+        self.nodes.iter_mut().try_for_each(|node| node.agent.start())?;
+        self.nodes.iter_mut().try_for_each(|node| node.agent.ready().context(node.name.clone()))
     }
 
     /// A node's death, as the network sees it: its link goes, and nothing on it runs any more.
