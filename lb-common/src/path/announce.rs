@@ -15,7 +15,7 @@ use crate::apply::{Packet, fold, link};
 use crate::drop::{Drop, Note};
 use crate::table::Announced;
 use crate::tables::Tables;
-use crate::verdict::{Hook, Outcome, Verdict};
+use crate::verdict::{Outcome, Verdict};
 use crate::wire::header::{ETH_LEN, ETH_P_IP, ICMP6};
 use crate::wire::{Addr, Be16, Ip4, Mac};
 
@@ -169,8 +169,7 @@ fn advertise<A: Ip, P: Packet>(packet: &mut P, asked: &Asked<A>) -> Result<(), D
 #[inline(always)]
 fn announced<A: Addr, T: Tables<A>>(addr: A, context: &Context<T>) -> Option<Announced> {
     let announced = context.tables.announced(addr)?;
-    (announced.link == context.at.ifindex && context.at.hook != Hook::Egress && context.at.tagged == 0)
-        .then_some(announced)
+    (announced.link == context.at.ifindex && context.at.tagged == 0).then_some(announced)
 }
 
 #[inline(always)]

@@ -169,8 +169,13 @@ fn error<A: Ip, P: Packet, T: Tables<A>>(
 #[inline(never)]
 fn is_for_next_agent<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> bool {
     let Work { parsed, other_key, hit, .. } = work;
-    let of_names = other_key.proto == UDP as u32 && hit.flow.sport.get() == NAMES;
-    context.at.own != 0 && of_names && parsed.key.src == other_key.src
+    let (src, other) = (parsed.key.src.halves(), other_key.src.halves());
+    // In one: the verifier walks all that follows once for each comparison.
+    let differs = (src.0 ^ other.0)
+        | (src.1 ^ other.1)
+        | (other_key.proto ^ UDP as u32) as u64
+        | (hit.flow.sport.raw() ^ Be16::new(NAMES).raw()) as u64;
+    differs == 0 && context.at.own != 0
 }
 
 /// Translates the quoted packet, and the checksum over it.

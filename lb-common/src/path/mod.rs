@@ -95,7 +95,7 @@ where
     match link.ethertype {
         ETH_P_IP => family(packet, link.l3, &context, || room().map(|scratch| &mut scratch.v4)),
         ETH_P_IPV6 => family(packet, link.l3, &context, || room().map(|scratch| &mut scratch.v6)),
-        ETH_P_ARP if link.l3 == ETH_LEN => {
+        ETH_P_ARP if link.l3 == ETH_LEN && at.hook != Hook::Egress => {
             let mut outcome = Outcome::PASS;
             announce::arp(packet, &context, &mut outcome);
             outcome
@@ -116,11 +116,16 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     if matches!(next, Next::Done) {
         return outcome;
     }
+    // Where it leaves nobody is answered: the program there is not to know of it.
     if A::IS_V6
+        && context.at.hook != Hook::Egress
         && l3 == ETH_LEN
         && matches!(next, Next::Special)
         && announce::solicitation::<A, P, T>(packet, context, &mut outcome)
     {
+        return outcome;
+    }
+    if context.at.hook != Hook::Egress && is_for_another(packet, context) {
         return outcome;
     }
     let Some(work) = room() else {
@@ -147,8 +152,7 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     outcome
 }
 
-/// What the fast path has found, found again for the slow stages: cheaper than to keep it for them. False: it isn't
-/// ours.
+/// What the fast path has found, found again for the slow stages: cheaper than to keep it for them.
 #[inline(never)]
 fn parse_into<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
@@ -159,9 +163,6 @@ fn parse_into<A: Ip, P: Packet, T: Tables<A>>(
     // Handed over by reference for certain: pointers into a packet that the compiler hands to a function
     // by value lose their upper halves.
     let packet = core::hint::black_box(packet);
-    if is_for_another(packet, context) {
-        return false;
-    }
     match parse::packet(&packet.frame(), l3, context.at.tagged as u32) {
         Some(parsed) => {
             work.parsed = parsed;
@@ -172,11 +173,10 @@ fn parse_into<A: Ip, P: Packet, T: Tables<A>>(
 }
 
 /// Whether another host is meant: a switch that doesn't know where that is sends its packets to all.
-#[inline(always)]
-fn is_for_another<P: Packet, T: Common>(packet: &P, context: &Context<T>) -> bool {
-    if context.at.hook == Hook::Egress {
-        return false;
-    }
+#[inline(never)]
+fn is_for_another<P: Packet, T: Common>(packet: &mut P, context: &Context<T>) -> bool {
+    // As in `parse_into`.
+    let packet = core::hint::black_box(packet);
     let Some(link) = context.tables.link(context.at.ifindex).filter(|link| link.flags & Link::PORT != 0) else {
         return false;
     };
