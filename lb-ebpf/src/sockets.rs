@@ -8,7 +8,6 @@ use core::ffi::c_void;
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_addr};
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_set_retval};
 use aya_ebpf::macros::cgroup_sock_addr;
-use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::SockAddrContext;
 use lb_common::drop::Drop;
 use lb_common::path::socket::{self, Answer, Call, SocketTable};
@@ -76,12 +75,27 @@ pub fn stellwerk_getpeername6(context: SockAddrContext) -> i32 {
     GO_ON
 }
 
+/// A field of the program's own context, or of its socket. Volatile, since whole words are what the kernel allows.
+macro_rules! field {
+    ($at:expr, $($field:tt)+) => {
+        // SAFETY: see above: they are there as long as the program runs.
+        unsafe { (&raw const (*$at).$($field)+).read_volatile() }
+    };
+}
+
+/// The same, written.
+macro_rules! set_field {
+    ($at:expr, $value:expr, $($field:tt)+) => {
+        // SAFETY: as for `field!`.
+        unsafe { (&raw mut (*$at).$($field)+).write_volatile($value) }
+    };
+}
+
 /// Asks for a call that names whom it is to.
 #[inline(always)]
 fn to<P: Place>(context: &SockAddrContext, ask: impl FnOnce(&Kernel, &mut Call<P::Addr>) -> Answer) -> i32 {
     let at = context.sock_addr;
-    // SAFETY: a field of the program's own context.
-    let proto = unsafe { (&raw const (*at).protocol).read_volatile() };
+    let proto = field!(at, protocol);
     if (proto != TCP as u32 && proto != UDP as u32) || !is_own(at) {
         return GO_ON;
     }
@@ -147,14 +161,13 @@ fn cookie(at: *mut bpf_sock_addr) -> u64 {
 
 #[inline(always)]
 fn port(at: *mut bpf_sock_addr) -> Be16 {
-    // SAFETY: a field of the program's own context. Volatile here and below: whole words are what the kernel allows.
-    Be16::from_raw(unsafe { (&raw const (*at).user_port).read_volatile() } as u16)
+    Be16::from_raw(field!(at, user_port) as u16)
 }
 
 #[inline(always)]
 fn put_port(at: *mut bpf_sock_addr, port: Be16) {
-    // SAFETY: as above; the kernel takes its lower half.
-    unsafe { (&raw mut (*at).user_port).write_volatile(port.raw() as u32) }
+    // The kernel takes its lower half.
+    set_field!(at, port.raw() as u32, user_port)
 }
 
 /// Whether an IPv6 socket's call names an IPv4 address (RFC 4291 §2.5.5.2).
@@ -166,7 +179,7 @@ fn is_mapped(context: &SockAddrContext) -> bool {
 
 /// Where a context has an address.
 trait Place {
-    type Addr: Remembered;
+    type Addr: Family;
     fn addr(at: *mut bpf_sock_addr) -> Self::Addr;
     fn put(at: *mut bpf_sock_addr, addr: Self::Addr);
     /// The one that the socket is bound to, else the unspecified one.
@@ -181,8 +194,7 @@ struct Mapped;
 /// The context's socket, which is always there.
 #[inline(always)]
 fn sock(at: *mut bpf_sock_addr) -> *mut bpf_sock {
-    // SAFETY: a field of the program's own context, of all 8 bytes.
-    unsafe { (&raw const (*at).__bindgen_anon_1.sk).read_volatile() }
+    field!(at, __bindgen_anon_1.sk)
 }
 
 impl Place for V4 {
@@ -190,20 +202,17 @@ impl Place for V4 {
 
     #[inline(always)]
     fn addr(at: *mut bpf_sock_addr) -> Ip4 {
-        // SAFETY: a field of the program's own context.
-        Ip4::from_raw(unsafe { (&raw const (*at).user_ip4).read_volatile() })
+        Ip4::from_raw(field!(at, user_ip4))
     }
 
     #[inline(always)]
     fn put(at: *mut bpf_sock_addr, addr: Ip4) {
-        // SAFETY: as above.
-        unsafe { (&raw mut (*at).user_ip4).write_volatile(addr.raw()) }
+        set_field!(at, addr.raw(), user_ip4)
     }
 
     #[inline(always)]
     fn bound(at: *mut bpf_sock_addr) -> Ip4 {
-        // SAFETY: a field of the context's socket.
-        Ip4::from_raw(unsafe { (&raw const (*sock(at)).src_ip4).read_volatile() })
+        Ip4::from_raw(field!(sock(at), src_ip4))
     }
 }
 
@@ -212,27 +221,32 @@ impl Place for V6 {
 
     #[inline(always)]
     fn addr(at: *mut bpf_sock_addr) -> Ip6 {
-        // SAFETY: words of the program's own context.
-        Ip6::from_raw(unsafe { words(&raw const (*at).user_ip6) })
+        Ip6::from_raw([
+            field!(at, user_ip6[0]),
+            field!(at, user_ip6[1]),
+            field!(at, user_ip6[2]),
+            field!(at, user_ip6[3]),
+        ])
     }
 
     #[inline(always)]
     fn put(at: *mut bpf_sock_addr, addr: Ip6) {
         let [a, b, c, d] = addr.raw();
-        // SAFETY: as above.
-        unsafe {
-            let to = (&raw mut (*at).user_ip6).cast::<u32>();
-            to.write_volatile(a);
-            to.add(1).write_volatile(b);
-            to.add(2).write_volatile(c);
-            to.add(3).write_volatile(d);
-        }
+        set_field!(at, a, user_ip6[0]);
+        set_field!(at, b, user_ip6[1]);
+        set_field!(at, c, user_ip6[2]);
+        set_field!(at, d, user_ip6[3]);
     }
 
     #[inline(always)]
     fn bound(at: *mut bpf_sock_addr) -> Ip6 {
-        // SAFETY: words of the context's socket.
-        Ip6::from_raw(unsafe { words(&raw const (*sock(at)).src_ip6) })
+        let sock = sock(at);
+        Ip6::from_raw([
+            field!(sock, src_ip6[0]),
+            field!(sock, src_ip6[1]),
+            field!(sock, src_ip6[2]),
+            field!(sock, src_ip6[3]),
+        ])
     }
 }
 
@@ -247,8 +261,7 @@ impl Place for Mapped {
 
     #[inline(always)]
     fn put(at: *mut bpf_sock_addr, addr: Ip4) {
-        // SAFETY: a word of the program's own context.
-        unsafe { (&raw mut (*at).user_ip6).cast::<u32>().add(3).write_volatile(addr.raw()) }
+        set_field!(at, addr.raw(), user_ip6[3])
     }
 
     #[inline(always)]
@@ -257,31 +270,7 @@ impl Place for Mapped {
     }
 }
 
-/// Reads them one by one.
-///
-/// # Safety
-/// They are readable.
-#[inline(always)]
-unsafe fn words(from: *const [u32; 4]) -> [u32; 4] {
-    let from = from.cast::<u32>();
-    // SAFETY: the caller's duty.
-    unsafe { [0, 1, 2, 3].map(|i| from.add(i).read_volatile()) }
-}
-
-/// The maps of one address family.
-trait Remembered: Family {
-    const SOCKETS: &'static LruHashMap<SocketKey<Self>, SocketPeer<Self>>;
-}
-
-impl Remembered for Ip4 {
-    const SOCKETS: &'static LruHashMap<SocketKey<Self>, SocketPeer<Self>> = &maps::SOCKETS4;
-}
-
-impl Remembered for Ip6 {
-    const SOCKETS: &'static LruHashMap<SocketKey<Self>, SocketPeer<Self>> = &maps::SOCKETS6;
-}
-
-impl<A: Remembered> SocketTable<A> for Kernel {
+impl<A: Family> SocketTable<A> for Kernel {
     #[inline(always)]
     fn socket(&self, key: &SocketKey<A>) -> Option<SocketPeer<A>> {
         // SAFETY: only calls of this very socket write the entry; two at once may mix two backends that it may have, or

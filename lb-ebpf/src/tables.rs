@@ -15,7 +15,7 @@ use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::route::PLACES;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, Source, Uplink,
+    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::verdict::{Arrival, Outcome};
@@ -45,6 +45,7 @@ pub trait Family: InArrays {
     const ANNOUNCED: &'static HashMap<Self, Announced>;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity>;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts>;
+    const SOCKETS: &'static LruHashMap<SocketKey<Self>, SocketPeer<Self>>;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>>;
     const PREFIXES: Option<&'static Array<PrefixPair<Self>>>;
     const PORTS: &'static Array<Cell64>;
@@ -60,6 +61,7 @@ impl Family for Ip4 {
     const ANNOUNCED: &'static HashMap<Self, Announced> = &maps::ANNOUNCED4;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY4;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS4;
+    const SOCKETS: &'static LruHashMap<SocketKey<Self>, SocketPeer<Self>> = &maps::SOCKETS4;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS4;
     const PREFIXES: Option<&'static Array<PrefixPair<Self>>> = None;
     const PORTS: &'static Array<Cell64> = &maps::PORTS4;
@@ -75,6 +77,7 @@ impl Family for Ip6 {
     const ANNOUNCED: &'static HashMap<Self, Announced> = &maps::ANNOUNCED6;
     const AFFINITY: &'static LruHashMap<AffinityKey<Self>, Affinity> = &maps::AFFINITY6;
     const FRAGMENTS: &'static LruHashMap<FragmentKey<Self>, FragmentPorts> = &maps::FRAGMENTS6;
+    const SOCKETS: &'static LruHashMap<SocketKey<Self>, SocketPeer<Self>> = &maps::SOCKETS6;
     const UPLINKS: &'static HashMap<u32, Uplink<Self>> = &maps::UPLINKS6;
     const PREFIXES: Option<&'static Array<PrefixPair<Self>>> = Some(&maps::PREFIXES6);
     const PORTS: &'static Array<Cell64> = &maps::PORTS6;

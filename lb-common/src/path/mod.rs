@@ -116,17 +116,15 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     if matches!(next, Next::Done) {
         return outcome;
     }
-    // Where it leaves nobody is answered: the program there is not to know of it.
-    if A::IS_V6
-        && context.at.hook != Hook::Egress
-        && l3 == ETH_LEN
-        && matches!(next, Next::Special)
-        && announce::solicitation::<A, P, T>(packet, context, &mut outcome)
-    {
-        return outcome;
-    }
-    if context.at.hook != Hook::Egress && is_for_another(packet, context) {
-        return outcome;
+    // Where packets leave, the program is not to know of what is about those that come in.
+    if context.at.hook != Hook::Egress {
+        let asks = A::IS_V6 && l3 == ETH_LEN && matches!(next, Next::Special);
+        if asks && announce::solicitation::<A, P, T>(packet, context, &mut outcome) {
+            return outcome;
+        }
+        if is_for_another(packet, context) {
+            return outcome;
+        }
     }
     let Some(work) = room() else {
         return outcome;

@@ -60,6 +60,12 @@ fn judged<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Admi
     if !local {
         return of_row(service.count, Admission::Empty);
     }
+    of_local_row(service)
+}
+
+/// Gives the client the row of this node's endpoints.
+#[inline(always)]
+fn of_local_row(service: &mut Service) -> Admission {
     let others = service.count;
     service.flags |= Service::LOCAL;
     service.first = service.local_first;
@@ -70,19 +76,16 @@ fn judged<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Admi
 /// The same for this node's own sockets, whose packets don't exist yet.
 #[inline(always)]
 pub fn admit_own(service: &mut Service) -> Admission {
-    let Service { flags, count: others, .. } = *service;
+    let flags = service.flags;
     if flags & Service::RANGES != 0 {
         // The kernel chooses the source by the way to the service: its packet will show it.
         return Admission::Barred;
     }
     service.flags = 0;
     if flags & (Service::LOCAL | Service::EVERYBODY) != Service::LOCAL | Service::EVERYBODY {
-        return of_row(others, Admission::Empty);
+        return of_row(service.count, Admission::Empty);
     }
-    service.flags = Service::LOCAL;
-    service.first = service.local_first;
-    service.count = service.local_count;
-    of_row(service.count, if others == 0 { Admission::Empty } else { Admission::Elsewhere })
+    of_local_row(service)
 }
 
 /// Whether the service names the packet's source.
