@@ -3,17 +3,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use stellwerk_tests::netns::nat::sockets::eventually;
 use stellwerk_tests::netns::nodes::Nodes;
 use stellwerk_tests::netns::probe::{From, Talk};
 use stellwerk_tests::netns::{device, probe};
-
-fn wait(what: &str, seconds: u64, mut come: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(seconds);
-    while !come() {
-        assert!(Instant::now() < end, "{what}: not after {seconds} s");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
 
 fn logs(nodes: &Nodes) -> String {
     nodes.nodes.iter().map(|node| format!("{}:\n{}\n", node.name, node.agent.log_tail())).collect()
@@ -54,10 +47,10 @@ fn one_node_answers_for_its_services_and_for_nothing_else() {
         // It goes before its service does, and comes back behind it.
         let none = |nodes: &Nodes| device::external(101).both().iter().all(|a| nodes.row(0, *a).unwrap().is_null());
         nodes.manifest("web", "").unwrap();
-        wait("the addresses go", 5, || none(&nodes));
+        eventually("the addresses go", 5, || none(&nodes));
         assert!(device::external(101).both().iter().all(|addr| nodes.answering(*addr).unwrap().is_empty()));
         nodes.write(&nodes.service("web", 101)).unwrap();
-        wait("the addresses come back", 5, || !none(&nodes));
+        eventually("the addresses come back", 5, || !none(&nodes));
         assert_eq!(nodes.answering(device::external(101).v4).unwrap(), mac);
         // The agent's end is not the address's; that of the tables is.
         nodes.nodes[0].agent.kill();
@@ -105,7 +98,7 @@ fn another_node_takes_over_within_three_seconds() {
     for addr in &mine {
         let answers =
             || probe::connects(&From::ns(&nodes.client), SocketAddr::new(*addr, 80), Duration::from_millis(200));
-        wait("another node serves", 10, answers);
+        eventually("another node serves", 10, answers);
         let took = killed.elapsed();
         println!("{addr} is served by another node {} ms after its owner's death", took.as_millis());
         assert!(took < Duration::from_secs(3), "{addr} took {took:?}\n{}", logs(&nodes));
@@ -140,7 +133,7 @@ fn an_agents_end_moves_nothing() {
     nodes.start().unwrap();
     let addr = device::external(101).v4;
     let alive = |nodes: &Nodes, i: usize| nodes.nodes[i].agent.rows("announce").unwrap()[0]["state"] == "alive";
-    wait("they know of each other", 3, || alive(&nodes, 0) && alive(&nodes, 1));
+    eventually("they know of each other", 3, || alive(&nodes, 0) && alive(&nodes, 1));
     let owner = agreed(&nodes, &[0, 1], addr);
     let other = 1 - owner;
     let mut talk = Talk::open(&From::ns(&nodes.client), SocketAddr::new(addr, 80)).unwrap();
@@ -161,7 +154,7 @@ fn an_agents_end_moves_nothing() {
     nodes.nodes[owner].agent.stop();
     nodes.nodes[owner].agent.command(&["unload"]).unwrap();
     let told = Instant::now();
-    wait("the other takes over", 3, || nodes.owner(other, addr).unwrap().unwrap() == nodes.nodes[other].name);
+    eventually("the other takes over", 3, || nodes.owner(other, addr).unwrap().unwrap() == nodes.nodes[other].name);
     println!("took over {} ms after unload", told.elapsed().as_millis());
     assert_eq!(nodes.answering(addr).unwrap(), [nodes.mac(other).unwrap()]);
 }
@@ -180,11 +173,11 @@ fn only_nodes_that_may_announce() {
     assert!(before.contains(&0) && before.contains(&1), "{before:?}");
     let node = "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n  labels: { node.kubernetes.io/exclude-from-external-load-balancers: \"\" }\n";
     nodes.manifest("nodes", node).unwrap();
-    wait("n1 gives all up", 5, || owners(&nodes).iter().all(|owner| *owner == 1));
+    eventually("n1 gives all up", 5, || owners(&nodes).iter().all(|owner| *owner == 1));
     let row = nodes.row(1, device::external(hosts[0]).v4).unwrap();
     assert_eq!(row["detail"], "n1: excluded by its label");
     nodes.manifest("nodes", "").unwrap();
-    wait("n1 has its own again", 5, || owners(&nodes) == before);
+    eventually("n1 has its own again", 5, || owners(&nodes) == before);
     // externalTrafficPolicy Local: where an endpoint serves.
     let host = hosts[before.iter().position(|owner| *owner == 0).unwrap()];
     let mut service = nodes.service(&format!("web-{host}"), host);
@@ -192,11 +185,11 @@ fn only_nodes_that_may_announce() {
     service.endpoints.retain(|endpoint| endpoint.node == "n2");
     nodes.write(&service).unwrap();
     let addr = device::external(host).v4;
-    wait("n2 has it", 5, || agreed(&nodes, &[0, 1], addr) == 1);
+    eventually("n2 has it", 5, || agreed(&nodes, &[0, 1], addr) == 1);
     let greeting = probe::tcp(&From::ns(&nodes.client), SocketAddr::new(addr, 80), 10).unwrap();
     assert_eq!((greeting.name.as_str(), greeting.client), ("n2", Some(device::lan(50).v4)));
     service.endpoints.clear();
     nodes.write(&service).unwrap();
-    wait("nobody has it", 5, || nodes.row(0, addr).unwrap()["state"] == "nowhere");
+    eventually("nobody has it", 5, || nodes.row(0, addr).unwrap()["state"] == "nowhere");
     assert!(nodes.answering(addr).unwrap().is_empty());
 }

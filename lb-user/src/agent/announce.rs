@@ -55,11 +55,9 @@ impl Announce {
     /// What a service asks now; whether that is another thing than before.
     fn note(&mut self, name: &ServiceName, ports: &[ServicePort], node: &str, planned: &Planned) -> bool {
         let asks = demand::of(ports, node, |endpoint| planned.is_here(endpoint));
-        let other = self.asked.get(name).is_none_or(|before| *before != asks)
-            && (self.asked.contains_key(name) || !asks.is_empty());
-        if asks.is_empty() {
-            self.asked.remove(name);
-        } else {
+        let before = self.asked.remove(name).unwrap_or_default();
+        let other = before != asks;
+        if !asks.is_empty() {
             self.asked.insert(name.clone(), asks);
         }
         other
@@ -141,7 +139,7 @@ impl Announce {
         }
         let peers = wish.nodes().0.into_iter();
         let peer = |(name, addresses)| {
-            let state = nodes.peers.get(&name).copied().unwrap_or(Life::Unknown);
+            let state = nodes.peers[&name];
             (name, Peer { addresses, state })
         };
         self.report = Report {

@@ -12,11 +12,12 @@ use std::time::Duration;
 use lb_common::apply::fold;
 use lb_common::table::Announced;
 use lb_common::wire::header::ICMP6;
-use lb_common::wire::{Addr, Ip6};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::warn;
+
+use super::sum;
 
 /// All that this node announces.
 pub type All = BTreeMap<IpAddr, Announced>;
@@ -44,6 +45,10 @@ pub fn spawn(mut all: watch::Receiver<All>) {
                     let now = all.borrow_and_update().clone();
                     left.retain(|addr, _| now.contains_key(addr));
                     let new: Vec<IpAddr> = now.iter().filter(|(a, by)| told.get(a) != Some(by)).map(|(a, _)| *a).collect();
+                    if left.is_empty() {
+                        // Nobody has waited for these ticks: the next one is to be a whole one away.
+                        ticks.reset();
+                    }
                     left.extend(new.iter().map(|addr| (*addr, TIMES)));
                     told = now;
                     tell(&told, &mut left, |addr| new.contains(&addr));
@@ -104,9 +109,8 @@ fn frames(addr: IpAddr, mac: [u8; 6]) -> Vec<Vec<u8>> {
             let to = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
             let message =
                 |check: [u8; 2]| [&[136, 0][..], &check, &[0x20, 0, 0, 0], &addr.octets(), &[2, 1], &mac].concat();
-            let own: u64 = message([0; 2]).chunks(2).map(|w| u64::from(u16::from_ne_bytes([w[0], w[1]]))).sum();
-            let pseudo = [0, 32, 0, ICMP6].chunks(2).map(|w| u64::from(u16::from_ne_bytes([w[0], w[1]]))).sum::<u64>();
-            let check = !fold(own + pseudo + Ip6::from(addr).sum() + Ip6::from(to).sum());
+            let pseudo = [&addr.octets()[..], &to.octets(), &[0, 32, 0, ICMP6]].concat();
+            let check = !fold(sum(&message([0; 2])) + sum(&pseudo));
             let ip = [0x60, 0, 0, 0, 0, 32, ICMP6, 255];
             let message = message(check.to_ne_bytes());
             vec![[&ALL_NODES[..], &mac, &[0x86, 0xdd], &ip, &addr.octets(), &to.octets(), &message].concat()]
@@ -141,8 +145,7 @@ mod tests {
         assert_eq!(frame[..6], ALL_NODES);
         assert_eq!((frame[21], frame[54], frame[58]), (255, 136, 0x20));
         // The checksum of all and the pseudo header is right: the sum has no bit unset.
-        let words = frame[22..].chunks(2).map(|w| u64::from(u16::from_ne_bytes([w[0], w[1]])));
         let pseudo = u64::from(32u16.to_be()) + u64::from(u16::from(ICMP6).to_be());
-        assert_eq!(fold(words.sum::<u64>() + pseudo), 0xffff);
+        assert_eq!(fold(sum(&frame[22..]) + pseudo), 0xffff);
     }
 }

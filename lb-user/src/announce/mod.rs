@@ -60,6 +60,11 @@ pub fn places(intent: &Intent, network: &Network) -> Vec<Place> {
     places
 }
 
+/// The one's complement sum of bytes, an even number of them, not yet folded to 16 bits.
+fn sum(bytes: &[u8]) -> u64 {
+    bytes.chunks_exact(2).map(|word| u64::from(u16::from_ne_bytes([word[0], word[1]]))).sum()
+}
+
 /// The place in whose network an address is.
 pub fn place(places: &[Place], addr: IpAddr) -> Option<&Place> {
     places

@@ -18,6 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::peers::{BEAT, Life, Peers, Word};
 use super::report::Report;
+use super::sum;
 
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -192,8 +193,8 @@ impl Sockets {
         let [a, b] = self.id;
         let mut request = [kind, 0, 0, 0, a, b, 0, 1];
         if to.is_ipv4() {
-            let sum = request.chunks(2).map(|w| u64::from(u16::from_ne_bytes([w[0], w[1]]))).sum();
-            request[2..4].copy_from_slice(&(!fold(sum)).to_ne_bytes());
+            let check = !fold(sum(&request));
+            request[2..4].copy_from_slice(&check.to_ne_bytes());
         }
         if let Err(error) = socket.try_send_to(&request, SocketAddr::new(to, 0)) {
             debug!("echo to node {to}: {error}");

@@ -6,42 +6,29 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::maps::Paths;
+use super::mounts;
 use super::state::State;
 
-const MOUNTS: &str = "/proc/self/mountinfo";
 /// The number of the first namespace of control groups (include/linux/proc_ns.h).
 const FIRST: u64 = 0xeffffffb;
 
-/// Where a file system is mounted, which part of it, and of what kind it is.
-fn mounts(mountinfo: &str) -> impl DoubleEndedIterator<Item = (&Path, &str, &str)> {
-    mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let mut left = left.split(' ').skip(3);
-        let (root, point) = (left.next()?, left.next()?);
-        Some((Path::new(point), root, right.split(' ').next()?))
-    })
-}
-
 /// Where the whole tree is mounted.
 fn tree(mountinfo: &str) -> Option<&Path> {
-    mounts(mountinfo).find(|(_, root, kind)| *kind == "cgroup2" && *root == "/").map(|(point, ..)| point)
+    mounts::all(mountinfo).find(|mount| mount.kind == "cgroup2" && mount.root == "/").map(|mount| mount.point)
 }
 
 /// Whether a folder is in such a tree.
 fn is_group(mountinfo: &str, dir: &Path) -> bool {
-    // Of several mounts at one point the last is on top.
-    let over = mounts(mountinfo).filter(|(point, ..)| dir.starts_with(point));
-    over.max_by_key(|(point, ..)| point.as_os_str().len()).is_some_and(|(.., kind)| kind == "cgroup2")
+    mounts::over(mountinfo, dir).is_some_and(|mount| mount.kind == "cgroup2")
 }
 
 /// Why a folder is no control group.
 pub fn wrong(dir: &Path) -> Result<Option<&'static str>> {
-    let mountinfo = fs::read_to_string(MOUNTS).context(MOUNTS)?;
+    let mountinfo = mounts::read()?;
     Ok(match dir.canonicalize() {
         Ok(real) if !real.is_dir() => Some("is no folder"),
         Ok(real) if is_group(&mountinfo, &real) => None,
@@ -52,20 +39,14 @@ pub fn wrong(dir: &Path) -> Result<Option<&'static str>> {
 
 /// The root of the tree; mounted for us alone where it isn't yet.
 pub fn root(paths: &Paths, state: &mut State) -> Result<PathBuf> {
-    let mountinfo = fs::read_to_string(MOUNTS).context(MOUNTS)?;
+    let mountinfo = mounts::read()?;
     if let Some(tree) = tree(&mountinfo) {
         return Ok(tree.to_owned());
     }
     let own = paths.cgroups();
     fs::create_dir_all(&own).with_context(|| format!("creating {}", own.display()))?;
     state.change(paths, |state| state.cgroups_mounted = true)?;
-    let done = Command::new("mount").args(["-t", "cgroup2", "cgroup2"]).arg(&own).output().context("running mount")?;
-    ensure!(
-        done.status.success(),
-        "mounting cgroup2 at {}: {}",
-        own.display(),
-        String::from_utf8_lossy(&done.stderr).trim()
-    );
+    mounts::mount("cgroup2", &own).with_context(|| format!("mounting cgroup2 at {}", own.display()))?;
     tracing::info!("mounted cgroup2 at {}: it was mounted nowhere", own.display());
     Ok(own)
 }
@@ -76,11 +57,10 @@ pub fn unmount(paths: &Paths, state: &State) -> Result<usize> {
         return Ok(0);
     }
     let own = paths.cgroups();
-    let mountinfo = fs::read_to_string(MOUNTS).context(MOUNTS)?;
-    let there = mounts(&mountinfo).any(|(point, ..)| point == own);
+    let mountinfo = mounts::read()?;
+    let there = mounts::all(&mountinfo).any(|mount| mount.point == own);
     if there {
-        let done = Command::new("umount").arg(&own).output().context("running umount")?;
-        ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim());
+        mounts::unmount(&own)?;
     }
     if own.exists() {
         fs::remove_dir(&own).with_context(|| own.display().to_string())?;

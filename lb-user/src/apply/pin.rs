@@ -6,11 +6,11 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::maps::Paths;
+use super::mounts::{self, Mount};
 use super::state::State;
 
 /// What the kernel itself puts into a BPF file system's root (`CONFIG_BPF_PRELOAD`).
@@ -38,25 +38,14 @@ impl Place {
             }
             Err(error) => return Err(error).context(dir.display().to_string()),
         };
-        let mounts = fs::read_to_string("/proc/self/mountinfo").context("/proc/self/mountinfo")?;
-        Ok(match mount_over(&mounts, dir) {
-            Some((point, true)) if point == dir => Place::Root,
-            Some((_, true)) => Place::Inside,
+        let mounts = mounts::read()?;
+        Ok(match mounts::over(&mounts, dir) {
+            Some(Mount { point, kind: "bpf", .. }) if point == dir => Place::Root,
+            Some(Mount { kind: "bpf", .. }) => Place::Inside,
             _ if entries => Place::Used,
             _ => Place::Empty,
         })
     }
-}
-
-/// The deepest mount above a folder, and whether it is a BPF file system.
-fn mount_over<'m>(mountinfo: &'m str, dir: &Path) -> Option<(&'m Path, bool)> {
-    let mounts = mountinfo.lines().filter_map(|line| {
-        let (left, right) = line.split_once(" - ")?;
-        let point = Path::new(left.split(' ').nth(4)?);
-        dir.starts_with(point).then(|| (point, right.split(' ').next() == Some("bpf")))
-    });
-    // Of several mounts at one point the last is on top.
-    mounts.max_by_key(|(point, _)| point.as_os_str().len())
 }
 
 /// Why a folder of this name can't hold pins.
@@ -95,12 +84,7 @@ pub fn prepare(paths: &Paths, state: &mut State) -> Result<()> {
         return Ok(());
     }
     let at = paths.pin.parent().unwrap_or(&paths.pin).display().to_string();
-    let done = Command::new("mount").args(["-t", "bpf", "bpf", &at]).output().context("running mount")?;
-    ensure!(
-        done.status.success(),
-        "mounting a BPF file system at {at}: {}",
-        String::from_utf8_lossy(&done.stderr).trim()
-    );
+    mounts::mount("bpf", Path::new(&at)).with_context(|| format!("mounting a BPF file system at {at}"))?;
     tracing::info!("mounted a BPF file system at {at}");
     state.change(paths, |state| state.mounted = Some(at))
 }
@@ -115,8 +99,7 @@ pub fn unmount(state: &State) -> Result<usize> {
     if fs::read_dir(at).with_context(|| at.clone())?.flatten().any(foreign) {
         return Ok(0);
     }
-    let done = Command::new("umount").arg(at).output().context("running umount")?;
-    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim());
+    mounts::unmount(Path::new(at))?;
     Ok(1)
 }
 
@@ -214,7 +197,8 @@ mod tests {
             ("/over/a", Some(("/over", false))),
             ("/home", Some(("/", false))),
         ] {
-            assert_eq!(mount_over(mounts, Path::new(dir)), want.map(|(p, bpf)| (Path::new(p), bpf)), "{dir}");
+            let over = mounts::over(mounts, Path::new(dir)).map(|mount| (mount.point, mount.kind == "bpf"));
+            assert_eq!(over, want.map(|(p, bpf)| (Path::new(p), bpf)), "{dir}");
         }
     }
 }

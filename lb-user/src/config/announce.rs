@@ -6,11 +6,10 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::at::{At, Log};
-use super::value::{self, ADDRESS};
+use super::value::{self, ADDRESS, PORT};
 use super::{Announcements, read};
 
 const KEYS: &[&str] = &["enabled", "peers", "port"];
-const PORT: &str = "a port number from 1 to 65535";
 const PEERS: &str = "a map of nodes' names to their addresses, such as edge-2: 192.168.20.11";
 
 pub(super) fn announce(at: &At<'_>, own: &str, log: &mut Log) -> Announcements {

@@ -43,7 +43,7 @@ pub use error::{Error, Errors, Place};
 pub use verify::verify;
 
 pub(crate) use at::{At, Log};
-pub(crate) use value::{address, boolean, contains, integer, number, prefix, seconds, show, size};
+pub(crate) use value::{ADDRESS, PORT, address, boolean, contains, integer, number, prefix, seconds, show, size};
 pub(crate) use yaml::{Node, of_json, parse as parse_yaml};
 
 /// A configuration that makes sense by itself.

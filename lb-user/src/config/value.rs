@@ -14,6 +14,7 @@ pub const MAX_SECONDS: u32 = 20 * 86_400;
 
 /// What the readers expect, for messages.
 pub const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
+pub const PORT: &str = "a port number from 1 to 65535";
 pub const PREFIX: &str = "a subnet such as 172.27.0.0/16 or fd00::/64";
 pub const RANGE: &str = "a range such as 192.168.20.10-192.168.20.20, a subnet or an address";
 pub const DURATION: &str = "a time from 1s to 20d, such as 30, 90s or 2h4m";

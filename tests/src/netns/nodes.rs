@@ -123,9 +123,7 @@ impl Nodes {
 
     /// Who a node says announces an address.
     pub fn owner(&self, index: usize, addr: IpAddr) -> Result<Option<String>> {
-        let rows = self.nodes[index].agent.rows("announce")?;
-        let row = rows.iter().find(|row| row["name"] == addr.to_string());
-        Ok(row.and_then(|row| row["owner"].as_str()).map(str::to_owned))
+        Ok(self.row(index, addr)?["owner"].as_str().map(str::to_owned))
     }
 
     /// The node's row of an address.

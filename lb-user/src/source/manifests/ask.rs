@@ -70,7 +70,7 @@ fn addresses(at: &At<'_>, spec: &At<'_>, families: &[bool], log: &mut Log) -> Op
     let asked = spec.get("loadBalancerIP").filter(|at| at.node.text() != Some(""));
     let named = annotation(at, &PREFIXES, "loadBalancerIPs", ADDRESSES, log, read);
     let Some(at) = asked else { return named };
-    let one = at.value(log, "an address such as 192.168.1.1 or fd00::1", |text| {
+    let one = at.value(log, config::ADDRESS, |text| {
         config::address(text)?;
         read(text)
     })?;

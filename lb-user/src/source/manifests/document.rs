@@ -174,7 +174,6 @@ pub(super) struct SlicePort {
     pub said: Said,
 }
 
-pub(super) const PORT: &str = "a port number from 1 to 65535";
 const PROTOCOL: &str = "TCP, UDP or SCTP";
 const BOOL: &str = "true or false";
 
@@ -274,7 +273,7 @@ pub(super) fn flag(at: &At<'_>, key: &str, log: &mut Log) -> Option<bool> {
 }
 
 pub(super) fn port_number(at: &At<'_>, log: &mut Log) -> Option<u16> {
-    at.value(log, PORT, |s| config::integer(s, 1, 65_535)).map(|n| n as u16)
+    at.value(log, config::PORT, |s| config::integer(s, 1, 65_535)).map(|n| n as u16)
 }
 
 pub(super) fn protocol(at: &At<'_>, log: &mut Log) -> Option<Protocol> {

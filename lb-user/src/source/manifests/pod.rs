@@ -37,8 +37,7 @@ fn container_ports(spec: &At<'_>, key: &str, init: bool, into: &mut Vec<Containe
         let stays = container.get("restartPolicy").is_some_and(|at| at.node.text() == Some("Always"));
         let Some(ports) = container.get("ports").filter(|_| stays || !init) else { continue };
         for at in ports.list(log, "a list of ports") {
-            let right = "a port number from 1 to 65535";
-            let number = at.require(log, "containerPort", right).and_then(|at| port_number(&at, log));
+            let number = at.require(log, "containerPort", config::PORT).and_then(|at| port_number(&at, log));
             if let (Some(port), Some(protocol)) = (number, protocol(&at, log)) {
                 into.push(ContainerPort { name: port_name(&at), protocol, port });
             }
@@ -48,15 +47,18 @@ fn container_ports(spec: &At<'_>, key: &str, init: bool, into: &mut Vec<Containe
 
 /// podIPs; where there are none, podIP.
 fn addresses(status: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
-    let right = "an address such as 192.168.1.1 or fd00::1";
     let mut all = Vec::new();
     if let Some(list) = status.get("podIPs") {
         for entry in list.list(log, "a list of addresses, such as [{ ip: 172.27.0.11 }]") {
-            all.extend(entry.require(log, "ip", right).and_then(|at| at.value(log, right, config::address)));
+            all.extend(
+                entry
+                    .require(log, "ip", config::ADDRESS)
+                    .and_then(|at| at.value(log, config::ADDRESS, config::address)),
+            );
         }
     }
     if let Some(at) = status.get("podIP").filter(|at| all.is_empty() && at.node.text() != Some("")) {
-        all.extend(at.value(log, right, config::address));
+        all.extend(at.value(log, config::ADDRESS, config::address));
     }
     all
 }
@@ -71,12 +73,13 @@ fn is_ready(status: &At<'_>, log: &mut Log) -> bool {
 
 /// A node's, by which others of the cluster reach it.
 fn internal_addresses(node: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
-    let right = "an address such as 192.168.1.1 or fd00::1";
     let Some(status) = node.get("status") else { return Vec::new() };
     let Some(list) = status.get("addresses") else { return Vec::new() };
     let list = list.list(log, "a list of addresses, such as [{ type: InternalIP, address: 192.168.1.1 }]");
     let internal = list.iter().filter(|at| at.get("type").is_some_and(|at| at.node.text() == Some("InternalIP")));
-    internal.filter_map(|at| at.require(log, "address", right)?.value(log, right, config::address)).collect()
+    internal
+        .filter_map(|at| at.require(log, "address", config::ADDRESS)?.value(log, config::ADDRESS, config::address))
+        .collect()
 }
 
 pub(super) fn read_node(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Node>> {

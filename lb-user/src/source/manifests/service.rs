@@ -8,15 +8,12 @@ use std::net::IpAddr;
 
 use super::ask;
 use super::document::{
-    Naming, PORT, Said, Service, ServiceName, ServicePort, flag, labels, metadata, port_name, port_number, protocol,
-    strings,
+    Naming, Said, Service, ServiceName, ServicePort, flag, labels, metadata, port_name, port_number, protocol, strings,
 };
 use super::traffic;
 use crate::config::{self, At, Log};
 use crate::intent::Traffic;
 use crate::source::endpoints::{self, Distribution, Labels, Selection, Target};
-
-const ADDRESS: &str = "an address such as 192.168.1.1 or fd00::1";
 
 /// Whether an object's labels say that it is no business of this proxy: it has another one, or needs none.
 pub(super) fn is_for_others(labels: &Labels) -> bool {
@@ -101,7 +98,7 @@ fn external_name(name: ServiceName, said: Said, spec: &At<'_>, log: &mut Log) ->
 }
 
 fn addr(at: &At<'_>, log: &mut Log) -> Option<IpAddr> {
-    at.value(log, ADDRESS, config::address)
+    at.value(log, config::ADDRESS, config::address)
 }
 
 fn list_of_addresses(at: &At<'_>, key: &str, log: &mut Log) -> Vec<IpAddr> {
@@ -251,7 +248,7 @@ fn service_ports(spec: &At<'_>, headless: bool, log: &mut Log) -> Vec<(ServicePo
     let mut all: Vec<(ServicePort, _)> = Vec::new();
     for at in list.list(log, "a list of ports") {
         let said = Said::new(log, &at);
-        let port = at.require(log, "port", PORT).and_then(|at| port_number(&at, log));
+        let port = at.require(log, "port", config::PORT).and_then(|at| port_number(&at, log));
         let protocol = protocol(&at, log);
         let node_port =
             at.get("nodePort").filter(|at| at.node.text() != Some("0")).and_then(|at| port_number(&at, log));

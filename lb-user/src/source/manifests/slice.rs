@@ -125,9 +125,9 @@ pub(super) fn read_endpoints(at: &At<'_>, log: &mut Log) -> Option<Endpoints> {
 fn subset_addresses(at: &At<'_>, key: &str, ready: bool, log: &mut Log) -> Vec<Endpoint> {
     let Some(list) = at.get(key) else { return Vec::new() };
     let mut all = Vec::new();
-    let right = "an address such as 192.168.1.1 or fd00::1";
     for at in list.list(log, "a list of addresses, such as [{ ip: 172.27.0.11 }]") {
-        let addr = at.require(log, "ip", right).and_then(|at| at.value(log, right, config::address));
+        let addr =
+            at.require(log, "ip", config::ADDRESS).and_then(|at| at.value(log, config::ADDRESS, config::address));
         let node = at.get("nodeName").and_then(|at| at.string(log, "a node's name"));
         let hostname = at.get("hostname").and_then(|at| at.string(log, "a host's name"));
         let Some(addr) = addr else { continue };

@@ -66,7 +66,7 @@ fn sources(spec: &At<'_>, kind: &str, log: &mut Log) -> Vec<IpNet> {
 /// Only the API server gives ports to those that ask for none.
 fn health_check(spec: &At<'_>, allowed: bool, log: &mut Log) -> Option<u16> {
     let at = spec.get("healthCheckNodePort").filter(|at| at.node.text() != Some("0"))?;
-    let port = at.value(log, super::document::PORT, |s| config::integer(s, 1, 65_535))?;
+    let port = at.value(log, config::PORT, |s| config::integer(s, 1, 65_535))?;
     if !allowed {
         let right = "expected none, or type LoadBalancer with externalTrafficPolicy Local";
         log.error(&at, format!("is for load balancers whose traffic stays on the node; {right}"));
