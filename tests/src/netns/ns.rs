@@ -39,7 +39,8 @@ impl Ns {
             ("net/ipv6/conf/all/accept_dad", "0"),
             ("net/ipv6/conf/default/accept_dad", "0"),
             ("net/ipv6/conf/default/router_solicitations", "0"),
-            ("net/ipv4/ip_local_port_range", "10000 65000"),
+            // Above the node ports: an answer to a host's own connection from one of them would be a call at it.
+            ("net/ipv4/ip_local_port_range", "32768 65000"),
             // A load test opens more connections than TIME_WAIT's minute has ports.
             ("net/ipv4/tcp_tw_reuse", "1"),
             ("net/ipv4/ping_group_range", "0 2147483647"),
