@@ -14,6 +14,7 @@ mod health_check;
 mod lock;
 pub mod nat_log;
 mod planning;
+mod pods;
 mod routes;
 mod sockets;
 mod sweeping;
@@ -48,6 +49,7 @@ use crate::apply::{Kernel, Paths};
 use crate::config::Config;
 use crate::intent::Network;
 use crate::plan::{Apply, Ids, Planned};
+use crate::pods::Pods;
 use crate::source::manifests::Objects;
 use crate::source::netlink::{self, Asked, Wanted};
 use crate::source::readiness::{at, readable};
@@ -124,6 +126,7 @@ async fn start(options: &Options) -> Result<()> {
         announce,
         gives: false,
         dns,
+        pods: Pods::new(&options.paths),
         retry: None,
         deadline: None,
         ask: None,
@@ -203,6 +206,7 @@ struct Agent {
     /// It is this node that gives addresses to a live cluster's services.
     gives: bool,
     dns: dns::Dns,
+    pods: Pods,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -224,6 +228,8 @@ impl Agent {
         self.settle_health();
         self.configure_names();
         self.settle_sockets();
+        self.settle_pods();
+        self.tell_pods();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
         _ = self.follow_nodes();
@@ -279,6 +285,7 @@ impl Agent {
                     self.settle_routes();
                     self.wish.keep_addresses();
                     self.prune();
+                    self.forget_pods();
                 }),
             }
         }
@@ -316,6 +323,7 @@ impl Agent {
             Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
             Err(error) => error!("refused, and what runs stays:\n{error:#}"),
         }
+        self.settle_pods();
         if self.follow_nodes() {
             self.settle_announcements();
         } else {

@@ -70,6 +70,10 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
     for forward in &config.published {
         line("published", published(forward));
     }
+    if let Some(pods) = &config.pod_network {
+        let blocks = if pods.blocks.is_empty() { "those of this node's Node".into() } else { subnets(&pods.blocks) };
+        line("pods", format!("addresses of {blocks}"));
+    }
     if let Some(dns) = &config.dns {
         let at = dns.addresses.iter().chain(&dns.node_addresses).map(ToString::to_string).collect::<Vec<_>>();
         line("names", format!("{} at {}", dns.domain, at.join(", ")));

@@ -56,6 +56,12 @@ pub enum Command {
     /// Names of services and pods
     #[command(subcommand)]
     Dns(Dns),
+    /// Pods' addresses
+    #[command(subcommand)]
+    Ipam(Ipam),
+    /// The plugin by which container runtimes ask for pods' interfaces
+    #[command(subcommand)]
+    Cni(Cni),
     /// Completion for a shell: `source <(stellwerk completions bash)`
     Completions { shell: Shell },
     /// Dropped and noted packets by reason
@@ -204,6 +210,31 @@ pub enum Dns {
     Status(Listing),
 }
 
+#[derive(Clone, Debug, Subcommand)]
+pub enum Ipam {
+    /// Which pods' interfaces have which addresses
+    Show(Listing),
+    /// What doesn't go together: leases, interfaces, routes and blocks; exit status 1 where there is any
+    Check(Listing),
+    /// Take away the interfaces and addresses of a container or a pod
+    Release {
+        /// A container's id, or a pod such as default/web-0
+        #[arg(value_name = "CONTAINER|NAMESPACE/POD")]
+        of: String,
+    },
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub enum Cni {
+    /// Write plugin and network configuration where a runtime looks
+    Install {
+        #[arg(long, value_name = "DIR", default_value = "/opt/cni/bin")]
+        bin_dir: PathBuf,
+        #[arg(long, value_name = "DIR", default_value = "/etc/cni/net.d")]
+        conf_dir: PathBuf,
+    },
+}
+
 #[derive(Args, Clone, Debug)]
 pub struct Question {
     /// A whole name, such as web.default.svc.cluster.local
@@ -273,6 +304,8 @@ mod tests {
             ("nat top -n all", "invalid value 'all' for '-n <N>': invalid digit found in string"),
             ("dns query", "the following required arguments were not provided: <NAME>"),
             ("dns dump all", "unexpected argument 'all' found"),
+            ("ipam release", "the following required arguments were not provided: <CONTAINER|NAMESPACE/POD>"),
+            ("cni install /opt", "unexpected argument '/opt' found"),
             ("route add -i Port3", "the following required arguments were not provided: --destination <PREFIX>"),
             ("route --pin-path x", "'stellwerk route' requires a subcommand but one was not provided"),
             ("route get -d 10.0.0.0/8", "unexpected argument '-d' found"),

@@ -29,6 +29,8 @@ pub struct Intent {
     pub nat: Nat,
     /// Pods' networks, on all nodes.
     pub pod_subnets: Vec<IpNet>,
+    /// Those of them that this node's own pods have addresses of, where it gives them.
+    pub pod_blocks: Vec<IpNet>,
     /// Node ports are reached at the node's addresses in these networks; none: at all.
     pub node_port_addresses: Vec<IpNet>,
     /// Addresses that services may have: dropped where no service has them.

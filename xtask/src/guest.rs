@@ -43,7 +43,9 @@ pub fn initramfs(kernel: &Kernel, home: &Path, tests: &[(String, PathBuf)]) -> R
             root.program(&path, &Path::new("/usr/bin").join(program))?;
         }
     }
-    root.program(&build::binary("stellwerk"), Path::new("/stellwerk"))?;
+    for program in ["stellwerk", "stellwerk-cni"] {
+        root.program(&build::binary(program), &Path::new("/").join(program))?;
+    }
     for (name, path) in tests {
         root.program(path, &Path::new("/tests").join(name))?;
     }

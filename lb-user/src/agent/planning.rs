@@ -30,6 +30,7 @@ pub(super) enum Held {
 impl Agent {
     pub(super) fn network_changed(&mut self, network: Network) {
         let before = std::mem::replace(&mut self.network, network);
+        self.settle_pods();
         let others_routes = before.differs_in_routes_alone(&self.network);
         // First of all: the kernel goes by them, however long a plan takes.
         if !others_routes || self.wish.intent.ports.iter().any(|port| port.reply_via == ReplyVia::Port) {
@@ -97,6 +98,7 @@ impl Agent {
         self.carry_out(&ops)?;
         self.note_announced();
         self.publish_names();
+        self.tell_pods();
         debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());

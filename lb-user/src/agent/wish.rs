@@ -10,12 +10,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Result, anyhow};
+use ipnet::IpNet;
 use tracing::warn;
 
 use crate::apply::Paths;
 use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
 use crate::intent::{Intent, Network, ServicePort, SocketBalancing};
+use crate::pods::Settings;
 use crate::route::StaticRoute;
 use crate::source::live::{Access, Statuses};
 use crate::source::manifests::names::Names;
@@ -78,6 +80,14 @@ fn source(config: &Config) -> Option<Manifests> {
     }
 }
 
+/// Blocks of pods' addresses: those of the configuration, else those of the node's Node.
+fn pod_blocks(config: &Config, manifests: Option<&Manifests>) -> Vec<IpNet> {
+    let Some(pods) = &config.pod_network else { return Vec::new() };
+    let node = manifests.and_then(|manifests| manifests.nodes().get(&config.node));
+    let said = node.filter(|_| pods.blocks.is_empty()).map(|node| &node.pod_blocks);
+    said.unwrap_or(&pods.blocks).clone()
+}
+
 impl Wish {
     /// Reads what a configuration names, for a start; `objects` are those of the API that it may name, if any are known.
     pub fn read(config: Config, paths: &Paths, objects: Option<Objects>) -> Result<Self> {
@@ -97,7 +107,8 @@ impl Wish {
             }
         }
         notices(&config.dns_notices(&services));
-        let intent = config.intent(1, services);
+        let mut intent = config.intent(1, services);
+        intent.pod_blocks = pod_blocks(&config, manifests.as_ref());
         let mut wish = Wish { intent, names: Names::default(), config, manifests, refused: false, waits, addresses };
         wish.keep();
         Ok(wish)
@@ -116,6 +127,30 @@ impl Wish {
     /// What the configuration says of names.
     pub fn dns(&self) -> Option<&Dns> {
         self.config.dns.as_ref()
+    }
+
+    /// What pods get, or why nothing; None: they aren't ours.
+    pub fn pods(&self, network: &Network) -> Option<Result<Settings, String>> {
+        let pods = self.config.pod_network.as_ref()?;
+        let (blocks, node) = (&self.intent.pod_blocks, &self.config.node);
+        if blocks.is_empty() {
+            return Some(Err(format!(
+                "neither pods.blocks nor podCIDRs of the Node {node} say which addresses pods have"
+            )));
+        }
+        let ours = |block: &&IpNet| self.config.pod_subnets.iter().any(|net| net.contains(*block));
+        if let Some(block) = blocks.iter().find(|block| !ours(block)) {
+            return Some(Err(format!("{block}, a podCIDR of the Node {node}, is in no cluster.podSubnet")));
+        }
+        let port = |name: &String| self.config.ports.iter().any(|port| port.interface == *name);
+        let mtus = network.links.iter().filter(|link| port(&link.name)).map(|link| link.mtu);
+        Some(Ok(Settings {
+            blocks: blocks.clone(),
+            avoid: network.addresses.iter().map(|address| address.net.addr()).collect(),
+            cooldown: pods.cooldown.as_secs(),
+            mtu: pods.mtu.or(mtus.min()).unwrap_or(1_500),
+            nameservers: self.config.dns.iter().flat_map(|dns| &dns.addresses).copied().collect(),
+        }))
     }
 
     /// Why this node gives no addresses to services, if another one does; whether that is new.
@@ -181,12 +216,14 @@ impl Wish {
         notices(&update.notices);
         let first = matches!(scope, Scope::Objects(_)) && std::mem::take(&mut self.waits);
         let renamed = !manifests.names().is_same(&self.names);
-        if self.refused || first || self.is_about_dns(&update) {
+        let blocks = pod_blocks(&self.config, self.manifests.as_ref());
+        if self.refused || first || self.is_about_dns(&update) || blocks != self.intent.pod_blocks {
             let undo = (self.intent.clone(), self.config.clone(), self.manifests.clone(), self.waits);
             let undo = Undo::All(Box::new(undo));
             let services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
             notices(&self.config.dns_notices(&services));
             self.intent.services = self.config.with_published(services);
+            self.intent.pod_blocks = blocks;
             self.intent.revision += 1;
             return Ok(Some(undo));
         }
@@ -230,6 +267,7 @@ impl Wish {
         }
         let told = config.dns_notices(&services);
         let mut intent = config.intent(self.intent.revision, services);
+        intent.pod_blocks = pod_blocks(&config, manifests.as_ref());
         if config.tuning.capacity != self.config.tuning.capacity {
             warn!(
                 "capacity: tables that are there keep theirs; more connections have room once the agent is started again, all else in tables made after `stellwerk unload`"

@@ -201,6 +201,21 @@ impl Paths {
     pub fn dns(&self) -> PathBuf {
         self.run.join("dns.sock")
     }
+
+    /// The socket at which the CNI plugin asks.
+    pub fn pods(&self) -> PathBuf {
+        self.run.join("cni.sock")
+    }
+
+    /// Which pods' interfaces have which addresses.
+    pub fn ipam(&self) -> PathBuf {
+        self.kept.join("ipam.json")
+    }
+
+    /// What ended while no agent ran.
+    pub fn spool(&self) -> PathBuf {
+        self.kept.join("cni-ended")
+    }
 }
 
 /// The flat array of slots, mapped where the kernel's map allows it.

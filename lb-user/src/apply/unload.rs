@@ -152,7 +152,7 @@ fn remove_switch(state: &State) -> Result<usize> {
 fn remove_run(paths: &Paths) -> Result<()> {
     let rewritten = [paths.state(), paths.source(), paths.cluster(), paths.health(), paths.announce()];
     let beside = rewritten.clone().map(|path| path.with_extension("new"));
-    for file in rewritten.into_iter().chain(beside).chain([paths.lock(), paths.dns()]) {
+    for file in rewritten.into_iter().chain(beside).chain([paths.lock(), paths.dns(), paths.pods()]) {
         match fs::remove_file(&file) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error).context(file.display().to_string()),
             _ => {}

@@ -8,10 +8,10 @@ use std::process::ExitCode;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use lb_user::apply::Paths;
-use lb_user::cli::{Cli, Command, Dns, Identity, Listing, Nat, Route, Store};
+use lb_user::cli::{Cli, Cni, Command, Dns, Identity, Ipam, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, dns, show};
+use lb_user::{agent, apply, cni, dns, show};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -82,8 +82,25 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Dns(Dns::Dump(listing)) => print(dns::query::dump(&paths)?, listing),
         Command::Dns(Dns::Status(listing)) => print(dns::query::counts(&paths)?, listing),
+        Command::Ipam(ipam) => self::ipam(&paths, ipam),
+        Command::Cni(Cni::Install { bin_dir, conf_dir }) => {
+            cni::install::install(&paths, bin_dir, conf_dir)?.iter().for_each(|line| println!("{line}"));
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Completions { shell } => completions(*shell),
         Command::Drops(listing) => print(show::drops(&paths)?, listing),
+    }
+}
+
+fn ipam(paths: &Paths, ipam: &Ipam) -> anyhow::Result<ExitCode> {
+    match ipam {
+        Ipam::Show(listing) => print(show::ipam(paths)?, listing),
+        Ipam::Check(listing) => {
+            let (table, wrong) = show::ipam_check(paths)?;
+            let printed = print(table, listing)?;
+            Ok(if wrong { ExitCode::FAILURE } else { printed })
+        }
+        Ipam::Release { of } => write(show::ipam_release(paths, of)?.as_bytes()),
     }
 }
 

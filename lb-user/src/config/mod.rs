@@ -12,6 +12,7 @@ mod check;
 mod dns;
 mod error;
 mod nat;
+mod pods;
 mod pools;
 mod publish;
 mod read;
@@ -34,12 +35,14 @@ use crate::apply::wrong_group;
 use crate::health::Check;
 use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, SocketBalancing, Tuning};
 
+use crate::pods::wire::PATTERN;
 use crate::route::StaticRoute;
 use crate::source::live::Access;
 use crate::source::manifests::{Rules, ServiceName};
 
 pub use dns::{Dns, Pods};
 pub use error::{Error, Errors, Place};
+pub use pods::PodNetwork;
 pub use verify::verify;
 
 pub(crate) use at::{At, Log};
@@ -84,6 +87,8 @@ pub struct Config {
     pub sockets: SocketBalancing,
     /// The cluster's names, where they are answered here.
     pub dns: Option<Dns>,
+    /// Pods' interfaces, where they are made here.
+    pub pod_network: Option<PodNetwork>,
     pub tuning: Tuning,
     /// Understood, but not as written.
     pub notices: Vec<Error>,
@@ -161,14 +166,21 @@ impl Config {
             node: self.node.clone(),
             ports: self.ports.clone(),
             internal_switch: self.internal_switch.clone(),
-            inside: self.inside.clone(),
+            inside: self.inside(),
             nat: self.nat.clone(),
             pod_subnets: self.pod_subnets.clone(),
+            pod_blocks: self.pod_network.iter().flat_map(|pods| &pods.blocks).copied().collect(),
             node_port_addresses: self.node_port_addresses.clone(),
             service_ranges: self.service_ranges.iter().chain(pools).copied().chain(cluster).collect(),
             services: self.with_published(services),
             tuning: self.tuning.clone(),
         }
+    }
+
+    /// Interfaces inside by their patterns, pods' own among them.
+    fn inside(&self) -> Vec<String> {
+        let pods = self.pod_network.iter().map(|_| PATTERN.to_owned());
+        self.inside.iter().cloned().chain(pods).collect()
     }
 
     /// The cluster's services, those that the configuration publishes itself and the cluster's DNS, ordered by namespace and name.

@@ -16,7 +16,7 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, announce, api, dns, nat, pools, publish, routes};
+use super::{Config, Places, announce, api, dns, nat, pods, pools, publish, routes};
 use crate::announce::Settings as Announcements;
 use crate::health::check::{self as probing, Check};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, SocketBalancing, Tuning};
@@ -37,6 +37,7 @@ const KEYS: &[&str] = &[
     "capacity",
     "log",
     "draining",
+    "pods",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -110,6 +111,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         announce: Announcements::default(),
         sockets: SocketBalancing::default(),
         dns: None,
+        pod_network: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
         notices: Vec::new(),
@@ -118,6 +120,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
     if root.only(&mut log, KEYS) {
         sections(&mut config, &root, &mut log);
         dns::settle(&mut config, &mut log);
+        pods::settle(&config, &mut log);
         check::whole(&config, &root, &mut log);
     }
     let (mut config, notices) = log.finish(config)?;
@@ -148,6 +151,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
     }
     if let Some(at) = root.get("cluster") {
         cluster(config, &at, log);
+    }
+    if let Some(at) = root.get("pods") {
+        config.pod_network = pods::pods(config, &at, log);
     }
     if let Some(at) = root.get("draining")
         && let Some(seconds) = at.value(log, DURATION, value::seconds)

@@ -142,11 +142,12 @@ fn fits(net: IpNet) -> bool {
     net.prefix_len() >= if net.addr().is_ipv4() { 8 } else { 48 }
 }
 
-/// The networks of the internal switch, and those named beside it.
+/// The networks of the internal switch, those named beside it, and those of pods that this node makes.
 fn inside(intent: &Intent, network: &Network, v4: bool) -> BTreeSet<IpNet> {
     let switch = intent.internal_switch.as_ref();
     let link = switch.and_then(|switch| find(network, &switch.interface)).map(|link| link.index);
-    let wished = switch.iter().flat_map(|switch| &switch.addresses).chain(&intent.nat.subnets).copied();
+    let wished = switch.iter().flat_map(|switch| &switch.addresses).chain(&intent.nat.subnets);
+    let wished = wished.chain(&intent.pod_blocks).copied();
     let there = network.addresses.iter().filter(|a| Some(a.link) == link).map(|a| a.net);
     let there = there.filter(|net| fits(*net) && !is_link_local(net.addr()));
     wished.chain(there).filter(|net| net.addr().is_ipv4() == v4).map(|net| net.trunc()).collect()

@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -49,6 +49,29 @@ fn wrong_files() {
 }
 
 const CASES: &[(&str, &[&str])] = &[
+    (
+        "pods: {}",
+        &[
+            "c.yaml:3:7: pods: there is no cluster.podSubnet; expected the one that pods' addresses are of",
+            "c.yaml:3:7: pods: has no blocks of addresses; expected `blocks` such as [172.27.1.0/26, fd00:27:1::/122], or cluster.manifests or cluster.kubeconfig with this node's Node, whose podCIDRs they are",
+        ],
+    ),
+    (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: [172.27.1.0/26, 172.28.1.0/26, 172.27.1.32/27, 172.27.1.0] }",
+        &[
+            "c.yaml:4:33: pods.blocks[1]: `172.28.1.0/26` is in no cluster.podSubnet; expected a part of one",
+            "c.yaml:4:48: pods.blocks[2]: `172.27.1.32/27` overlaps pods.blocks[0] (172.27.1.0/26); expected blocks apart",
+            "c.yaml:4:64: pods.blocks[3]: `172.27.1.0` has no prefix length; expected a subnet such as 172.27.0.0/16 or fd00::/64",
+        ],
+    ),
+    (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: 172.27.1.0/26, mtu: 1279, cooldown: 0, block: 3 }",
+        &[
+            "c.yaml:4:37: pods.mtu: `1279` is too small; expected a number of bytes from 1280 to 65535",
+            "c.yaml:4:53: pods.cooldown: `0` is no time at all; expected a time from 1s to 20d, such as 30, 90s or 2h4m",
+            "c.yaml:4:56: pods.block: unknown key; expected `blocks`",
+        ],
+    ),
     ("inside: y", &["c.yaml:3:1: the key `inside` is given twice, first at 2:1"]),
     ("draning: 3", &["c.yaml:3:1: draning: unknown key; expected `draining`"]),
     ("log: { traceport: 3 }", &["c.yaml:3:8: log.traceport: unknown key; expected `tracePort`"]),
@@ -56,7 +79,7 @@ const CASES: &[(&str, &[&str])] = &[
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),

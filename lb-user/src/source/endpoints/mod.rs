@@ -10,6 +10,8 @@ mod near;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 pub use self::near::preferred;
 use crate::intent::Protocol;
 
@@ -89,6 +91,8 @@ pub struct Node {
     pub excluded: bool,
     /// Those of type InternalIP.
     pub addresses: Vec<IpAddr>,
+    /// Its pods have addresses of these.
+    pub pod_blocks: Vec<IpNet>,
 }
 
 /// By name.

@@ -5,6 +5,8 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::document::{Placed, Said, ServiceName, labels, metadata, port_name, port_number, protocol};
 use crate::config::{self, At, Log};
 use crate::source::endpoints::{ContainerPort, Labels, Node, Pod};
@@ -82,13 +84,22 @@ fn internal_addresses(node: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
         .collect()
 }
 
+/// `podCIDRs`, else `podCIDR`.
+fn pod_blocks(node: &At<'_>, log: &mut Log) -> Vec<IpNet> {
+    let right = "a subnet such as 172.27.1.0/24 or fd00:27:1::/64";
+    let Some(spec) = node.get("spec") else { return Vec::new() };
+    let list = spec.get("podCIDRs").or_else(|| spec.get("podCIDR"));
+    let read = |text: &str| if text.is_empty() { Ok(None) } else { config::prefix(text).map(|(net, _)| Some(net)) };
+    list.iter().flat_map(At::list_or_one).filter_map(|at| at.value(log, right, read)?).collect()
+}
+
 pub(super) fn read_node(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Node>> {
     let name = metadata(at, log)?.name;
     let mut labels = labels(at, log);
     let zone = labels.remove("topology.kubernetes.io/zone").filter(|zone| !zone.is_empty());
     let excluded = labels.contains_key("node.kubernetes.io/exclude-from-external-load-balancers");
-    let addresses = internal_addresses(at, log);
-    Some(Placed { name, object: Node { zone, excluded, addresses }, said: Said::new(log, at) })
+    let (addresses, pod_blocks) = (internal_addresses(at, log), pod_blocks(at, log));
+    Some(Placed { name, object: Node { zone, excluded, addresses, pod_blocks }, said: Said::new(log, at) })
 }
 
 pub(super) fn read_namespace(at: &At<'_>, log: &mut Log) -> Option<Placed<String, Labels>> {

@@ -42,6 +42,12 @@ impl Message {
         self
     }
 
+    /// A fixed part amid attributes, before those that it is the header of.
+    pub fn fixed(mut self, header: &[u8]) -> Self {
+        self.0.extend_from_slice(header);
+        self
+    }
+
     /// An attribute that holds attributes.
     pub fn nest(self, kind: u16, inside: impl FnOnce(Message) -> Message) -> Self {
         let inner = inside(Message(Vec::new())).0;

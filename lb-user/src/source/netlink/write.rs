@@ -20,7 +20,7 @@ const CLSACT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
 
-pub(super) fn family(addr: IpAddr) -> u8 {
+pub fn family(addr: IpAddr) -> u8 {
     if addr.is_ipv4() { libc::AF_INET as u8 } else { libc::AF_INET6 as u8 }
 }
 

@@ -1,0 +1,118 @@
+//! Pods' interfaces: made, checked and taken away as a container runtime asks by the CNI plugin.
+//!
+//! Invariant: a lease is on disk before its interface is there, and stays until it is gone; calls that change anything
+//! are one after the other. Agent and plugin may end at any moment: what a call began, the next start takes away, or the
+//! runtime's own next call does. Not here: the CNI's forms ([`crate::cni`]), and who gets which address ([`crate::ipam`]).
+
+pub mod keeper;
+mod server;
+pub mod spool;
+pub mod talk;
+pub mod wire;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use self::keeper::Keeper;
+use crate::apply::Paths;
+
+/// How long an interface may be without the programs that serve it before it is given up.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What pods on this node get.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Settings {
+    pub blocks: Vec<IpNet>,
+    /// Addresses of the node itself.
+    pub avoid: BTreeSet<IpAddr>,
+    /// In seconds.
+    pub cooldown: u64,
+    pub mtu: u32,
+    /// Of the cluster.
+    pub nameservers: Vec<IpAddr>,
+}
+
+/// The agent's part of it, once the configuration asked for it.
+pub struct Pods {
+    shared: Option<Arc<Shared>>,
+    paths: Paths,
+}
+
+struct Shared {
+    paths: Paths,
+    keeper: Mutex<Keeper>,
+    /// Apart from the keeper, who may be at work for longer than the agent's loop can wait.
+    settings: Mutex<Result<Settings, String>>,
+    /// Links whose programs are in force.
+    carried: Mutex<BTreeSet<u32>>,
+    more: Condvar,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Pods {
+    pub fn new(paths: &Paths) -> Pods {
+        Pods { shared: None, paths: paths.clone() }
+    }
+
+    /// Goes by other settings, or says why there are none. Without a word none are served.
+    pub fn configure(&mut self, settings: Option<Result<Settings, String>>) {
+        let settings = match (settings, &self.shared) {
+            (None, None) => return,
+            (None, _) => Err("the agent's configuration has no `pods`".to_owned()),
+            (Some(settings), _) => settings,
+        };
+        if let Some(shared) = &self.shared {
+            return *lock(&shared.settings) = settings;
+        }
+        let keeper = Keeper::open(&self.paths, settings.clone());
+        let shared = Arc::new(Shared {
+            paths: self.paths.clone(),
+            keeper: Mutex::new(keeper),
+            settings: Mutex::new(settings),
+            carried: Mutex::default(),
+            more: Condvar::new(),
+        });
+        match server::start(&shared) {
+            Ok(()) => self.shared = Some(shared),
+            Err(error) => tracing::error!("pods get no interfaces: {error:#}"),
+        }
+    }
+
+    /// These links' programs are in force.
+    pub fn carried(&self, links: impl Iterator<Item = u32>) {
+        if let Some(shared) = &self.shared {
+            *lock(&shared.carried) = links.collect();
+            shared.more.notify_all();
+        }
+    }
+}
+
+impl Shared {
+    /// One call after the other, each by the settings of its time.
+    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        let mut keeper = lock(&self.keeper);
+        keeper.settings.clone_from(&lock(&self.settings));
+        keeper
+    }
+
+    /// Waits until a link's programs are in force; false: it took too long.
+    fn wait(&self, link: u32) -> bool {
+        let end = Instant::now() + PATIENCE;
+        let mut carried = lock(&self.carried);
+        while !carried.contains(&link) {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            carried = self.more.wait_timeout(carried, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}

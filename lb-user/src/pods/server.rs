@@ -1,0 +1,134 @@
+//! The socket at which the plugin and the command line ask: one request and one answer a connection.
+//!
+//! Invariant: only root may ask. Whoever is slow or says what can't be understood holds nobody up.
+
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tracing::{info, warn};
+
+use super::keeper::New;
+use super::talk::{Answer, Failure, LARGEST, Reply, Request, code};
+use super::{PATIENCE, Shared, spool};
+use crate::ipam::{Key, Lease};
+
+const TIDY: Duration = Duration::from_secs(10);
+/// To be asked.
+const HURRY: Duration = Duration::from_secs(5);
+
+/// Listens, and tidies up from time to time, for as long as the agent runs.
+pub fn start(shared: &Arc<Shared>) -> Result<()> {
+    let path = shared.paths.pods();
+    let listener = listen(shared).with_context(|| format!("listening at {}", path.display()))?;
+    let (one, other) = (shared.clone(), shared.clone());
+    thread::Builder::new().name("pods".into()).spawn(move || {
+        for stream in listener.incoming().flatten() {
+            let shared = one.clone();
+            let started = thread::Builder::new().spawn(move || serve(&shared, stream));
+            if let Err(error) = started {
+                warn!("a call of the CNI plugin is not served: {error}");
+            }
+        }
+    })?;
+    thread::Builder::new().name("pods-tidy".into()).spawn(move || {
+        loop {
+            thread::sleep(TIDY);
+            other.keeper().tidy();
+        }
+    })?;
+    Ok(())
+}
+
+/// A socket that nobody but root could ever connect to.
+fn listen(shared: &Shared) -> Result<UnixListener> {
+    let path = shared.paths.pods();
+    let beside = path.with_extension("new");
+    _ = fs::remove_file(&beside);
+    let listener = UnixListener::bind(&beside)?;
+    fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
+    fs::rename(&beside, &path)?;
+    Ok(listener)
+}
+
+fn serve(shared: &Shared, mut stream: UnixStream) {
+    let asked = || -> Result<Request> {
+        stream.set_read_timeout(Some(HURRY))?;
+        stream.set_write_timeout(Some(HURRY))?;
+        let mut text = Vec::new();
+        (&stream).take(LARGEST).read_to_end(&mut text)?;
+        Ok(serde_json::from_slice(&text)?)
+    };
+    let answer = match asked() {
+        Ok(request) => answer(shared, &request),
+        Err(error) => Err(Failure::new(code::DECODE, "not a request of the CNI plugin", format!("{error:#}"))),
+    };
+    let text = serde_json::to_vec(&answer).unwrap_or_default();
+    // Whoever has gone meanwhile asks again, or gives up what was made.
+    _ = stream.write_all(&text);
+}
+
+fn answer(shared: &Shared, request: &Request) -> Answer {
+    let done = |released| Ok(Reply::Done { released });
+    match request {
+        Request::Add { key, netns, namespace, pod, addresses } => {
+            add(shared, &New { key, netns, namespace, pod, addresses })
+        }
+        Request::Del { key } => {
+            let mut keeper = shared.keeper();
+            let had = keeper.del(key)?;
+            forget(shared, key)?;
+            done(if had { vec![key.clone()] } else { Vec::new() })
+        }
+        Request::Check { key, netns, addresses } => {
+            shared.keeper().check(key, netns, addresses)?;
+            done(Vec::new())
+        }
+        Request::Status => {
+            let keeper = shared.keeper();
+            keeper.ready().map_err(|why| Failure::new(code::UNAVAILABLE, "pods get no interfaces", why))?;
+            done(Vec::new())
+        }
+        Request::Gc { valid } => {
+            let released = shared.keeper().release(|key, _| !valid.contains(key))?;
+            released.iter().for_each(|key| info!("{key} is no longer known to the runtime, and was removed"));
+            done(released)
+        }
+        Request::Release { of } => {
+            let is = |key: &Key, lease: &Lease| {
+                key.container == *of || of.split_once('/') == Some((&lease.namespace, &lease.pod))
+            };
+            let released = shared.keeper().release(is)?;
+            released.iter().for_each(|key| info!("{key} was released by command"));
+            done(released)
+        }
+    }
+}
+
+fn forget(shared: &Shared, key: &Key) -> Result<(), Failure> {
+    let io = |error| Failure::new(code::IO, "a note can't be removed", format!("{error:#}"));
+    spool::take(&shared.paths.spool(), key).map_err(io)
+}
+
+/// Once it is made, other calls go on while the agent's loop brings its programs into force.
+fn add(shared: &Shared, new: &New<'_>) -> Answer {
+    let (made, link) = {
+        let mut keeper = shared.keeper();
+        if spool::has(&shared.paths.spool(), new.key) {
+            keeper.del(new.key)?;
+            forget(shared, new.key)?;
+        }
+        keeper.add(new)?
+    };
+    if shared.wait(link) {
+        return Ok(Reply::Made(made));
+    }
+    shared.keeper().undo(new.key, 0);
+    let waited = format!("the programs of {} are not in force after {} s", made.host, PATIENCE.as_secs());
+    Err(Failure::new(code::LATER, "the pod's interface isn't served yet, try again later", waited))
+}

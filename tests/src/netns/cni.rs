@@ -1,0 +1,95 @@
+//! A container runtime, as far as the CNI goes: calls the plugin by the specification, and remembers what a runtime does.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::{Lab, Ns, agent};
+
+/// The runtime of one node. Calls may be made from several threads.
+#[derive(Clone, Debug)]
+pub struct Runtime {
+    node: Ns,
+    plugin: PathBuf,
+    pins: PathBuf,
+}
+
+/// One call; what is left out is left out of the environment.
+#[derive(Clone, Debug, Default)]
+pub struct Call<'a> {
+    pub verb: &'a str,
+    pub container: &'a str,
+    pub netns: Option<PathBuf>,
+    pub args: &'a str,
+    pub version: &'a str,
+    /// Further keys of the network's configuration.
+    pub conf: Value,
+}
+
+/// What was printed, and whether the plugin said that it succeeded.
+#[derive(Clone, Debug)]
+pub struct Said {
+    pub success: bool,
+    pub value: Value,
+}
+
+impl Said {
+    pub fn code(&self) -> Option<u64> {
+        self.value["code"].as_u64()
+    }
+}
+
+impl Runtime {
+    pub fn new(lab: &Lab, node: &Ns) -> Result<Runtime> {
+        let plugin = agent::binary()?.with_file_name("stellwerk-cni");
+        ensure!(plugin.is_file(), "there is no {}: build it (cargo xtask build)", plugin.display());
+        Ok(Runtime { node: node.clone(), plugin, pins: lab.pins() })
+    }
+
+    pub fn call(&self, call: &Call<'_>) -> Result<Said> {
+        let mut conf =
+            json!({ "cniVersion": call.version, "name": "test", "type": "stellwerk-cni", "pinPath": self.pins });
+        for (key, value) in call.conf.as_object().into_iter().flatten() {
+            conf[key] = value.clone();
+        }
+        let mut command = self.node.command(&self.plugin);
+        command
+            .env_clear()
+            .env("CNI_COMMAND", call.verb)
+            .env("CNI_PATH", self.plugin.parent().unwrap_or(Path::new("/")));
+        if !call.container.is_empty() {
+            command.env("CNI_CONTAINERID", call.container).env("CNI_IFNAME", "eth0").env("CNI_ARGS", call.args);
+        }
+        if let Some(netns) = &call.netns {
+            command.env("CNI_NETNS", netns);
+        }
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the plugin")?;
+        child.stdin.take().context("the plugin's input")?.write_all(conf.to_string().as_bytes())?;
+        let out = child.wait_with_output()?;
+        let text = String::from_utf8_lossy(&out.stdout).into_owned();
+        let value = if text.is_empty() { Value::Null } else { serde_json::from_str(&text).context(text)? };
+        Ok(Said { success: out.status.success(), value })
+    }
+
+    /// ADD by the newest version: the result.
+    pub fn add(&self, pod: &Ns, container: &str, args: &str) -> Result<Value> {
+        let netns = Some(pod.path());
+        let said = self.call(&Call { verb: "ADD", container, netns, args, version: "1.1.0", conf: Value::Null })?;
+        if said.success { Ok(said.value) } else { bail!("ADD of {container}: {}", said.value) }
+    }
+
+    pub fn del(&self, pod: &Ns, container: &str) -> Result<()> {
+        let netns = Some(pod.path());
+        let said = self.call(&Call { verb: "DEL", container, netns, version: "1.1.0", ..Call::default() })?;
+        if said.success { Ok(()) } else { bail!("DEL of {container}: {}", said.value) }
+    }
+}
+
+/// The addresses of a result, without their lengths.
+pub fn addresses(result: &Value) -> Vec<String> {
+    let ips = result["ips"].as_array().into_iter().flatten();
+    ips.filter_map(|ip| Some(ip["address"].as_str()?.split('/').next()?.to_owned())).collect()
+}
