@@ -40,6 +40,11 @@ pub trait Packet {
     fn checksum4(&mut self, offset: u32, pseudo: Diff, plain: Diff, udp: bool) -> Result<(), Drop>;
     /// Cuts or extends the packet at its end.
     fn resize(&mut self, len: u32) -> Result<(), Drop>;
+    /// Makes room for `by` bytes of headers between the link-layer header and the rest, or before both: the link-layer
+    /// header is to be written anew. They are those of UDP over IPv4 or IPv6, and hold an Ethernet frame.
+    fn grow_front(&mut self, by: u32, v4: bool) -> Result<(), Drop>;
+    /// Takes as much away again, of one IP version, around a packet of `inner_v4` or the other one.
+    fn shrink_front(&mut self, by: u32, v4: bool, inner_v4: bool) -> Result<(), Drop>;
     /// Whether a socket of this node would take what comes by a tuple of TCP or UDP.
     fn has_socket<A: Addr>(&self, key: &FlowKey<A>) -> bool;
 }
@@ -216,6 +221,14 @@ impl Packet for Frame<'_> {
         self.update(offset, |check: &mut u16| {
             *check = if udp { udp_checksum(*check, diff) } else { diff.applied(*check) };
         })
+    }
+
+    fn grow_front(&mut self, _: u32, _: bool) -> Result<(), Drop> {
+        Err(Drop::OverlayRefused)
+    }
+
+    fn shrink_front(&mut self, _: u32, _: bool, _: bool) -> Result<(), Drop> {
+        Err(Drop::OverlayRefused)
     }
 
     fn resize(&mut self, _: u32) -> Result<(), Drop> {

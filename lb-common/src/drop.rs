@@ -75,6 +75,14 @@ reasons! {
         IcmpQuoteTooShort = "icmp_quote_too_short",
         /// nobody answers for names on this node until its agent runs again: who is not told so goes on waiting
         NoAgentForNames = "no_agent_for_names",
+        /// in the overlay, from an address that is no node's
+        OverlayStranger = "overlay_stranger",
+        /// in the overlay, but no IP packet, or of another network identifier
+        OverlayMalformed = "overlay_malformed",
+        /// to a pod of a node that the way to isn't known, or to whose neighbour
+        OverlayUnresolved = "overlay_unresolved",
+        /// the kernel refused to make or take away the room for the overlay's headers
+        OverlayRefused = "overlay_refused",
         /// the packet could not be resized for an ICMP answer
         ResizeFailed = "resize_failed",
         /// the kernel refused a checksum or header write

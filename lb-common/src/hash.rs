@@ -23,6 +23,12 @@ pub fn tuple<A: Addr>(key: &FlowKey<A>) -> u32 {
     mix(mix(key.src.fold() ^ ports << 8) ^ key.dst.fold().rotate_left(17)) as u32
 }
 
+/// The hash of a packet's way between two hosts.
+#[inline(always)]
+pub fn pair<A: Addr>(src: A, dst: A, ports: u32) -> u32 {
+    mix(mix(src.fold() ^ ports as u64) ^ dst.fold().rotate_left(17)) as u32
+}
+
 /// The hash of a client, for a service with ClientIP affinity: all its connections go to one backend.
 #[inline(always)]
 pub fn client<A: Addr>(src: A, service: u32) -> u32 {

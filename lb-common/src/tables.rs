@@ -11,10 +11,10 @@ use crate::path::{Context, Work, nat, service};
 use crate::port_table::PortTable;
 use crate::table::{
     Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, Source, Uplink,
+    PrefixPair, Service, ServiceKey, Settings, Source, Tunnel, Uplink,
 };
 use crate::verdict::{Arrival, Outcome};
-use crate::wire::Addr;
+use crate::wire::{Addr, Ip6};
 
 /// What has the engine's settings: all that tables of connections and ports need to know beside themselves.
 pub trait Configured {
@@ -30,6 +30,10 @@ pub trait Common: Configured {
     fn next_hop(&self, index: u32) -> Option<NextHop>;
     /// The next hop in a place of a group ([`crate::table::route::PLACES`]).
     fn member(&self, group: u32, place: u32) -> Option<u32>;
+    /// What is around packets to the next hop of this index, in the overlay.
+    fn tunnel(&self, next_hop: u32) -> Option<Tunnel>;
+    /// Whether this is a node's address that sends in the overlay; IPv4 ones are [`Ip6::mapped`].
+    fn is_peer(&self, addr: &Ip6) -> bool;
     /// The link, if it leads to other hosts or to the inside.
     fn link(&self, ifindex: u32) -> Option<Link>;
     /// Takes one of this tick-second's ICMP errors; false when they are used up.

@@ -42,6 +42,11 @@ pub enum Verdict {
     Transmit {
         ifindex: u32,
     },
+    /// The same in the overlay, by the next hop of this index: what is left is to put the headers around it
+    /// ([`crate::path::overlay::leave`]).
+    Encapsulate {
+        next_hop: u32,
+    },
     /// An answer of ours, back to where the packet came from: out by the link it came in on or, at
     /// egress, up to this node's own stack.
     Reply,
@@ -61,7 +66,7 @@ pub enum Verdict {
 #[must_use]
 pub struct Outcome {
     pub action: Action,
-    /// The link of [`Action::Transmit`]; the reason of [`Action::Refuse`] and [`Action::Drop`]; else 0.
+    /// The link of [`Action::Transmit`]; the next hop of [`Action::Encapsulate`]; the reason of [`Action::Refuse`] and [`Action::Drop`]; else 0.
     pub value: u32,
 }
 
@@ -72,6 +77,7 @@ pub enum Action {
     Pass,
     Continue,
     Transmit,
+    Encapsulate,
     Reply,
     Refuse,
     Reinject,
@@ -93,6 +99,7 @@ impl Outcome {
             Action::Pass => Verdict::Pass,
             Action::Continue => Verdict::Continue,
             Action::Transmit => Verdict::Transmit { ifindex: self.value },
+            Action::Encapsulate => Verdict::Encapsulate { next_hop: self.value },
             Action::Reply => Verdict::Reply,
             Action::Refuse => Verdict::Refuse(reason()),
             Action::Reinject => Verdict::Reinject,
@@ -108,6 +115,7 @@ impl From<Result<Verdict, Drop>> for Outcome {
             Ok(Verdict::Pass) => (Action::Pass, 0),
             Ok(Verdict::Continue) => (Action::Continue, 0),
             Ok(Verdict::Transmit { ifindex }) => (Action::Transmit, ifindex),
+            Ok(Verdict::Encapsulate { next_hop }) => (Action::Encapsulate, next_hop),
             Ok(Verdict::Reply) => (Action::Reply, 0),
             Ok(Verdict::Refuse(reason)) => (Action::Refuse, reason as u32),
             Ok(Verdict::Reinject) => (Action::Reinject, 0),

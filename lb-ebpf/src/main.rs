@@ -6,6 +6,7 @@
 
 mod flows;
 mod maps;
+mod overlay;
 mod packet;
 mod sockets;
 mod steps;
@@ -22,12 +23,38 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::apply::Packet;
 use lb_common::path;
+use lb_common::path::overlay::asks;
+use lb_common::tables::Configured;
 use lb_common::verdict::{Action, Arrival, Hook, Outcome};
+use overlay::Overlay;
 use tables::{Kernel, count, now};
+
+/// What becomes of a packet, also in the overlay.
+#[inline(always)]
+fn run<C: EbpfContext, P: Packet + Overlay>(context: &C, packet: &mut P, at: &Arrival) -> Outcome {
+    if at.hook != Hook::Egress && at.tagged == 0 && Kernel.settings().overlay() {
+        let entered = packet.enter(at.ifindex);
+        if entered.action == Action::Drop {
+            count(&maps::DROPS, entered.value);
+            return entered;
+        }
+    }
+    let outcome = path(context, packet, at);
+    let next_hop = asks(outcome, at.hook);
+    // Asked again: cheaper than to keep it over all that was before.
+    if next_hop == 0 || !Kernel.settings().overlay() {
+        return outcome;
+    }
+    let left = packet.leave(next_hop);
+    if left.action == Action::Drop {
+        count(&maps::DROPS, left.value);
+    }
+    if left.action == Action::Pass { outcome } else { left }
+}
 
 /// The engine's verdict, counted and, where asked for, logged.
 #[inline(always)]
-fn run<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) -> Outcome {
+fn path<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) -> Outcome {
     trace::arrival(context, packet, at);
     // SAFETY: the map's value, of this CPU and this packet alone: zeros, which are a `Scratch`, and
     // then what packets before left there.
@@ -55,8 +82,8 @@ pub fn stellwerk_xdp(context: XdpContext) -> u32 {
         Action::Transmit => unsafe { bpf_redirect(outcome.value, 0) as u32 },
         Action::Reply | Action::Refuse => XDP_TX,
         Action::Drop => XDP_DROP,
-        // Only egress reinjects.
-        Action::Reinject => XDP_ABORTED,
+        // Only egress reinjects, and what is in the overlay is on its way by now.
+        Action::Reinject | Action::Encapsulate => XDP_ABORTED,
     }
 }
 
@@ -89,7 +116,7 @@ fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
         Action::Transmit => redirect(outcome.value, 0),
         Action::Reinject => redirect(ifindex, BPF_F_INGRESS as u64),
         Action::Reply | Action::Refuse => redirect(ifindex, back),
-        Action::Drop => TC_ACT_SHOT,
+        Action::Drop | Action::Encapsulate => TC_ACT_SHOT,
     }
 }
 

@@ -15,7 +15,7 @@ use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Uplink, filter,
+    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Tunnel, Uplink, filter,
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -73,6 +73,13 @@ pub static NEXT_HOPS: Array<NextHop> = Array::with_max_entries(16_384, 0);
 /// Groups of next hops that are as good: as above.
 #[map]
 pub static GROUPS: Array<Group> = Array::with_max_entries(64, 0);
+/// What is around packets in the overlay, by next hop: the agent writes, packets to other nodes' pods read; full: the
+/// plan is refused.
+#[map]
+pub static TUNNELS: HashMap<u32, Tunnel> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+/// Nodes' addresses that send in the overlay: the agent writes, what comes in the overlay reads; full: as above.
+#[map]
+pub static PEERS: HashMap<Ip6, u32> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
 /// Links that lead to other hosts or to the inside, by index: the agent writes, packets of no connection read; full:
 /// the plan is refused.
 #[map]

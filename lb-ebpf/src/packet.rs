@@ -9,18 +9,22 @@ use core::ffi::c_void;
 use core::mem::size_of;
 use core::ptr::from_ref;
 
+use aya_ebpf::bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_sock_tuple, xdp_md,
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV4, BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6,
+    BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_CURRENT_NETNS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    bpf_sock_tuple, xdp_md,
 };
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_change_tail, bpf_skb_pull_data,
-    bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
+    bpf_l4_csum_replace, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_adjust_room,
+    bpf_skb_change_tail, bpf_skb_pull_data, bpf_xdp_adjust_head, bpf_xdp_adjust_tail,
 };
 use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
 use lb_common::table::FlowKey;
-use lb_common::wire::header::TCP;
+use lb_common::wire::header::{ETH_LEN, TCP};
 use lb_common::wire::{Addr, Be16};
 
 /// A packet at XDP.
@@ -47,6 +51,18 @@ impl Packet for Xdp {
     #[inline(always)]
     fn has_socket<A: Addr>(&self, key: &FlowKey<A>) -> bool {
         has_socket(self.0.cast(), key)
+    }
+
+    #[inline(always)]
+    fn grow_front(&mut self, by: u32, _: bool) -> Result<(), Drop> {
+        // SAFETY: the program's own context.
+        granted(unsafe { bpf_xdp_adjust_head(self.0, -(by as i32)) })
+    }
+
+    #[inline(always)]
+    fn shrink_front(&mut self, by: u32, _: bool, _: bool) -> Result<(), Drop> {
+        // SAFETY: the program's own context.
+        granted(unsafe { bpf_xdp_adjust_head(self.0, by as i32) })
     }
 
     #[inline(always)]
@@ -149,6 +165,11 @@ impl Skb {
 }
 
 #[inline(always)]
+fn granted(code: i64) -> Result<(), Drop> {
+    if code == 0 { Ok(()) } else { Err(Drop::OverlayRefused) }
+}
+
+#[inline(always)]
 fn rewritten(code: i64) -> Result<(), Drop> {
     if code == 0 { Ok(()) } else { Err(Drop::RewriteFailed) }
 }
@@ -185,6 +206,30 @@ impl Packet for Skb {
     #[inline(always)]
     fn has_socket<A: Addr>(&self, key: &FlowKey<A>) -> bool {
         has_socket(self.0.cast(), key)
+    }
+
+    /// A packet that is still to be cut into segments keeps their size: who made it left room for the headers.
+    #[inline(always)]
+    fn grow_front(&mut self, by: u32, v4: bool) -> Result<(), Drop> {
+        let outer = if v4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
+        let inner = BPF_F_ADJ_ROOM_ENCAP_L4_UDP | BPF_F_ADJ_ROOM_ENCAP_L2_ETH;
+        let link = (ETH_LEN as u64) << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+        let flags = (BPF_F_ADJ_ROOM_FIXED_GSO | outer | inner) as u64 | link;
+        // SAFETY: the program's own context.
+        granted(unsafe { bpf_skb_adjust_room(self.0, by as i32, BPF_ADJ_ROOM_MAC, flags) })
+    }
+
+    #[inline(always)]
+    fn shrink_front(&mut self, by: u32, v4: bool, inner_v4: bool) -> Result<(), Drop> {
+        // Where the IP version changes (since 6.4).
+        let inner = match (v4, inner_v4) {
+            (true, false) => BPF_F_ADJ_ROOM_DECAP_L3_IPV6,
+            (false, true) => BPF_F_ADJ_ROOM_DECAP_L3_IPV4,
+            _ => 0,
+        };
+        let flags = (BPF_F_ADJ_ROOM_FIXED_GSO | inner) as u64;
+        // SAFETY: the program's own context.
+        granted(unsafe { bpf_skb_adjust_room(self.0, -(by as i32), BPF_ADJ_ROOM_MAC, flags) })
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@ use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::route::PLACES;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Uplink,
+    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Tunnel, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::verdict::{Arrival, Outcome};
@@ -129,6 +129,18 @@ impl Common for Kernel {
     fn link(&self, ifindex: u32) -> Option<Link> {
         // SAFETY: a value of 8 bytes, which the agent replaces whole.
         unsafe { maps::LINKS.get(&ifindex) }.copied()
+    }
+
+    #[inline(always)]
+    fn tunnel(&self, next_hop: u32) -> Option<Tunnel> {
+        // SAFETY: a value that the agent replaces whole; half of an old one puts the wrong address on one packet.
+        unsafe { maps::TUNNELS.get(&next_hop) }.copied()
+    }
+
+    #[inline(always)]
+    fn is_peer(&self, addr: &Ip6) -> bool {
+        // SAFETY: the value isn't looked at.
+        unsafe { maps::PEERS.get(addr) }.is_some()
     }
 
     fn icmp_permit(&self, now: u32) -> bool {

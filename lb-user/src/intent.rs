@@ -31,12 +31,57 @@ pub struct Intent {
     pub pod_subnets: Vec<IpNet>,
     /// Those of them that this node's own pods have addresses of, where it gives them.
     pub pod_blocks: Vec<IpNet>,
+    /// The cluster's nodes that have blocks, this one among them; none where pods are not ours.
+    pub pod_nodes: Vec<PodNode>,
+    pub overlay: Overlay,
     /// Node ports are reached at the node's addresses in these networks; none: at all.
     pub node_port_addresses: Vec<IpNet>,
     /// Addresses that services may have: dropped where no service has them.
     pub service_ranges: Vec<ServiceRange>,
     pub services: Vec<ServicePort>,
     pub tuning: Tuning,
+}
+
+impl Intent {
+    /// Whether packets may go to other nodes in the overlay.
+    pub fn has_overlay(&self) -> bool {
+        self.overlay.mode != OverlayMode::Never && self.pod_nodes.iter().any(|node| node.name != self.node)
+    }
+}
+
+/// A node of the cluster, and which of [`Intent::pod_subnets`] are its pods'.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNode {
+    pub name: String,
+    /// By which others reach it.
+    pub addresses: Vec<IpAddr>,
+    pub blocks: Vec<IpNet>,
+}
+
+/// How packets go to other nodes' pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    pub mode: OverlayMode,
+    /// The UDP port of VXLAN, at all nodes (RFC 7348).
+    pub port: u16,
+    /// Its network identifier.
+    pub vni: u32,
+}
+
+impl Default for Overlay {
+    fn default() -> Self {
+        Overlay { mode: OverlayMode::default(), port: 4_789, vni: 4_096 }
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OverlayMode {
+    /// As they are: whatever is between the nodes knows pods' addresses.
+    Never,
+    Always,
+    /// To nodes that a router leads to.
+    #[default]
+    CrossSubnet,
 }
 
 /// A network interface of the device.

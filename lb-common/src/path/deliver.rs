@@ -150,7 +150,12 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     }
     apply::rewrite(packet, parsed, &new)?;
     if transmits {
-        return Ok(Verdict::Transmit { ifindex: hop.ifindex });
+        let overlay = hop.flags & NextHop::TUNNEL != 0;
+        return Ok(if overlay {
+            Verdict::Encapsulate { next_hop }
+        } else {
+            Verdict::Transmit { ifindex: hop.ifindex }
+        });
     }
     if own {
         // Received again, it must be addressed to the link it left by.

@@ -68,7 +68,7 @@ pub mod socket;
 
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use nat::{MappingEvent, PrefixPair, Uplink};
-pub use route::{Announced, Group, Link, NextHop, Owned, Prefix};
+pub use route::{Announced, Group, Link, NextHop, Owned, Prefix, Tunnel};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey, Source, SourcePrefix};
 pub use settings::{BOTH, Settings, age};
 pub use socket::{SocketKey, SocketPeer};

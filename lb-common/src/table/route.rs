@@ -1,7 +1,7 @@
 //! Where addresses are: next hops, the links that packets are forwarded from, and the addresses that are
 //! ours to answer for.
 
-use crate::wire::Mac;
+use crate::wire::{Ip6, Mac};
 
 plain! {
     /// A prefix as the kernel's longest-prefix tries take it: length first, then the address.
@@ -52,6 +52,8 @@ impl NextHop {
 
     /// Flag: XDP can transmit on the link.
     pub const XDP: u8 = 1;
+    /// Flag: in the overlay, by the [`Tunnel`] of this index.
+    pub const TUNNEL: u8 = 2;
 
     /// The link-layer addresses as they stand in a packet, by whole words.
     #[inline(always)]
@@ -59,6 +61,20 @@ impl NextHop {
         let [_, _, a, b, c, _]: [u32; 6] = zerocopy::transmute!(self);
         [a, b, c]
     }
+}
+
+plain! {
+    /// What holds a packet on its way to another node's pods: VXLAN, the headers around it.
+    pub struct Tunnel {
+        /// The nodes' addresses; IPv4 ones as IPv6 has them ([`Ip6::mapped`]).
+        pub local: Ip6,
+        pub remote: Ip6,
+        /// The neighbour's link-layer address; zeros: it isn't known.
+        pub dst: Mac,
+        /// The link's own.
+        pub src: Mac,
+        pub ifindex: u32,
+    } size = 48
 }
 
 /// Places of a group of next hops, each of which holds a next hop's index; a heavier one has more of them.

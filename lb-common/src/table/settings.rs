@@ -46,7 +46,12 @@ plain! {
         pub calm: u32,
         /// Ports that one host on the inside may have at once, of all protocols together.
         pub nat_quota: u32,
-    } size = 60
+        /// VXLAN's network identifier in the overlay between nodes, and
+        pub vni: u32,
+        /// its UDP port; 0: there is no overlay.
+        pub vxlan_port: Be16,
+        pub pad: u16,
+    } size = 68
 }
 
 impl Settings {
@@ -58,6 +63,12 @@ impl Settings {
     pub const FILTER_PORT: u16 = 4;
     /// Mappings are told by [`crate::tables::Tables::mapping_event`].
     pub const NAT_LOG: u16 = 8;
+
+    /// Whether there is an overlay between nodes.
+    #[inline(always)]
+    pub fn overlay(&self) -> bool {
+        self.vxlan_port.raw() != 0
+    }
 
     #[inline(always)]
     pub fn nat(&self, bits: u16) -> bool {
@@ -122,6 +133,9 @@ impl Settings {
             trace_port: 0,
             calm: 0,
             nat_quota: 8_192,
+            vni: 0,
+            vxlan_port: Be16::new(0),
+            pad: 0,
         }
         .calmed()
     }

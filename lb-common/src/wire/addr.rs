@@ -67,6 +67,19 @@ impl Ip4 {
 }
 
 impl Ip6 {
+    /// An IPv4 address as IPv6 has it (RFC 4291 §2.5.5.2).
+    #[inline(always)]
+    pub const fn mapped(addr: Ip4) -> Self {
+        Ip6([0, 0, 0xffff_u32.to_be(), addr.0])
+    }
+
+    /// Whether it is one, which then stands in the last word.
+    #[inline(always)]
+    pub const fn is_mapped(self) -> bool {
+        let [a, b, c, _] = self.0;
+        a | b == 0 && c == 0xffff_u32.to_be()
+    }
+
     /// The bits as they stand in memory.
     #[inline(always)]
     pub const fn raw(self) -> [u32; 4] {
@@ -153,6 +166,11 @@ pub trait Addr:
     fn subnet(self) -> Self;
     /// The address as a number, its first bit the highest of the first half; IPv4 has 32 bits of it.
     fn halves(self) -> (u64, u64);
+    /// In a table that both families share: [`Ip6::mapped`].
+    fn mapped(self) -> Ip6;
+    /// The address of this family that is so.
+    fn unmapped(addr: Ip6) -> Self;
+
     /// For people and programs outside the data path.
     fn to_ip(self) -> IpAddr;
     /// The address, if `ip` is of this family.
@@ -174,6 +192,17 @@ impl Addr for Ip4 {
     #[inline(always)]
     fn unpair([word]: [u64; 1]) -> (Self, Self) {
         (Ip4(word as u32), Ip4((word >> 32) as u32))
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> Ip6 {
+        Ip6::mapped(self)
+    }
+
+    #[inline(always)]
+    fn unmapped(addr: Ip6) -> Self {
+        let [.., last] = addr.0;
+        Ip4(last)
     }
 
     #[inline(always)]
@@ -236,6 +265,16 @@ impl Addr for Ip6 {
     fn unpair(words: [u64; 4]) -> (Self, Self) {
         let [a, b, c, d] = words.map(|word| [word as u32, (word >> 32) as u32]);
         (Ip6([a[0], a[1], b[0], b[1]]), Ip6([c[0], c[1], d[0], d[1]]))
+    }
+
+    #[inline(always)]
+    fn mapped(self) -> Ip6 {
+        self
+    }
+
+    #[inline(always)]
+    fn unmapped(addr: Ip6) -> Self {
+        addr
     }
 
     #[inline(always)]

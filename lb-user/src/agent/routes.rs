@@ -4,27 +4,31 @@
 //! moment, and only the difference is done. A store that can't be read leaves everything as it is.
 //! A change that nothing of ours explains was another's: it is set right, told and counted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use super::Agent;
 use crate::apply::{Paths, State, sysctl};
-use crate::intent::{Network, Port};
+use crate::intent::{Intent, Network};
+use crate::nodes;
 use crate::route::decide::{Decision, decide};
 use crate::route::reply::reply;
 use crate::route::store::{self, Stored};
 use crate::route::{Own, StaticRoute, wish};
 use crate::source::netlink::message::Connection;
-use crate::source::netlink::{Wanted, own};
+use crate::source::netlink::{Wanted, own, write};
 use crate::source::watch::Watch;
 
+/// The loopback interface.
+const LOOPBACK: (&str, u32) = ("lo", 1);
 const RETRY: Duration = Duration::from_secs(1);
 
 pub struct Routes {
@@ -68,7 +72,7 @@ impl Agent {
 
     pub(super) fn settle_routes(&mut self) {
         let (paths, state) = (&self.options.paths, &mut self.kernel.state);
-        let repaired = self.routes.settle(self.wish.routes(), &self.wish.intent.ports, &self.network, paths, state);
+        let repaired = self.routes.settle(self.wish.routes(), &self.wish.intent, &self.network, paths, state);
         self.lock.note_routes(self.routes.generation(), repaired);
     }
 }
@@ -99,16 +103,21 @@ impl Routes {
     pub fn settle(
         &mut self,
         file: &[StaticRoute],
-        ports: &[Port],
+        intent: &Intent,
         network: &Network,
         paths: &Paths,
         state: &mut State,
     ) -> u64 {
         self.retry = None;
         let Some(stored) = &self.stored else { return 0 };
-        let Decision { routes, probed, .. } = decide(&wish(file, &stored.routes), ports, network);
+        let Decision { routes, probed, .. } = decide(&wish(file, &stored.routes), &intent.ports, network);
         let mut desired = Own { routes, ..Own::default() };
-        reply(ports, network, &mut desired);
+        reply(&intent.ports, network, &mut desired);
+        nodes::routes(intent, network, &mut desired);
+        if let Err(error) = self.own_addresses(&nodes::own_addresses(intent, network), network, paths, state) {
+            error!("this node's addresses among pods: {error:#}");
+            self.retry = Some(Instant::now() + RETRY);
+        }
         self.probe(probed, network, paths, state);
         let result = self.bring(desired, paths, state);
         result.unwrap_or_else(|error| {
@@ -116,6 +125,29 @@ impl Routes {
             self.retry = Some(Instant::now() + RETRY);
             0
         })
+    }
+
+    /// Has the loopback interface carry these, and no others that were added to it here.
+    fn own_addresses(
+        &mut self,
+        wished: &BTreeSet<IpNet>,
+        network: &Network,
+        paths: &Paths,
+        state: &mut State,
+    ) -> Result<()> {
+        let ours = |state: &State| -> BTreeSet<IpNet> {
+            state.addresses.iter().filter(|(name, _)| name == LOOPBACK.0).map(|(_, net)| *net).collect()
+        };
+        for &net in ours(state).difference(wished) {
+            _ = write::delete_address(&mut self.connection, LOOPBACK.1, net);
+            state.change(paths, |state| _ = state.addresses.remove(&(LOOPBACK.0.to_owned(), net)))?;
+        }
+        let there = |net: &&IpNet| network.addresses.iter().any(|a| a.net == **net);
+        for &net in wished.iter().filter(|net| !there(net)) {
+            state.change(paths, |state| _ = state.addresses.insert((LOOPBACK.0.to_owned(), net)))?;
+            write::add_address(&mut self.connection, LOOPBACK.1, net).with_context(|| format!("adding {net}"))?;
+        }
+        Ok(())
     }
 
     fn probe(&mut self, probed: Wanted, network: &Network, paths: &Paths, state: &mut State) {
@@ -148,6 +180,10 @@ impl Routes {
             if !tally.note("set", &format!("the route {key}"), expected, result) {
                 tally.left.routes.remove(key);
             }
+        }
+        for (link, v4) in nodes::entries(&desired) {
+            let known = write::know(&mut self.connection, link, nodes::gateway(v4), nodes::GATEWAY_MAC);
+            known.context("naming the gateway into the overlay")?;
         }
         for rule in desired.rules.difference(&real.rules) {
             let expected = tally.last.as_ref().is_some_and(|last| last.rules.contains(rule));

@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::intent::{Intent, Network, RouteTable, ServicePort};
+use crate::nodes;
 use crate::source::netlink::Wanted;
 
 /// The wanted ones, and how many want each: a change costs what changed.
@@ -35,7 +36,8 @@ impl Neighbours {
         let ways = intent.services.iter().flat_map(endpoints).filter_map(|addr| all.to(addr));
         let paths = network.routes.paths().flat_map(|paths| paths.iter());
         let hops = paths.filter_map(|path| Some((path.link, path.gateway?)));
-        let hops = hops.chain(gateways(intent, network)).filter(|hop| all.is_neighbour(hop));
+        let nodes = nodes::ways(intent, network).into_iter().map(|way| (way.link, way.neighbour));
+        let hops = hops.chain(gateways(intent, network)).chain(nodes).filter(|hop| all.is_neighbour(hop));
         let found: Vec<_> = ways.chain(hops).collect();
         for entry in found {
             *all.needed.entry(entry).or_insert(0) += 1;

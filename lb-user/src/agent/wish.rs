@@ -16,7 +16,8 @@ use tracing::warn;
 use crate::apply::Paths;
 use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
-use crate::intent::{Intent, Network, ServicePort, SocketBalancing};
+use crate::intent::{Intent, Network, PodNode, ServicePort, SocketBalancing};
+use crate::nodes;
 use crate::pods::Settings;
 use crate::route::StaticRoute;
 use crate::source::live::{Access, Statuses};
@@ -80,12 +81,36 @@ fn source(config: &Config) -> Option<Manifests> {
     }
 }
 
-/// Blocks of pods' addresses: those of the configuration, else those of the node's Node.
-fn pod_blocks(config: &Config, manifests: Option<&Manifests>) -> Vec<IpNet> {
-    let Some(pods) = &config.pod_network else { return Vec::new() };
-    let node = manifests.and_then(|manifests| manifests.nodes().get(&config.node));
-    let said = node.filter(|_| pods.blocks.is_empty()).map(|node| &node.pod_blocks);
-    said.unwrap_or(&pods.blocks).clone()
+/// Whose pods have which addresses, where they are ours.
+#[derive(PartialEq)]
+struct PodNetwork {
+    /// This node's.
+    blocks: Vec<IpNet>,
+    nodes: Vec<PodNode>,
+}
+
+impl PodNetwork {
+    /// What the configuration says of a node goes before what its Node does.
+    fn of(config: &Config, manifests: Option<&Manifests>) -> PodNetwork {
+        let Some(pods) = &config.pod_network else { return PodNetwork { blocks: Vec::new(), nodes: Vec::new() } };
+        let mut nodes: BTreeMap<String, PodNode> = BTreeMap::new();
+        for (name, node) in manifests.into_iter().flat_map(Manifests::nodes) {
+            let (addresses, blocks) = (node.addresses.clone(), node.pod_blocks.clone());
+            nodes.insert(name.clone(), PodNode { name: name.clone(), addresses, blocks });
+        }
+        nodes.extend(config.nodes.iter().map(|node| (node.name.clone(), node.clone())));
+        let said = nodes.get(&config.node).filter(|_| pods.blocks.is_empty());
+        let blocks = said.map_or_else(|| pods.blocks.clone(), |node| node.blocks.clone());
+        PodNetwork { blocks, nodes: nodes.into_values().collect() }
+    }
+
+    fn is_of(&self, intent: &Intent) -> bool {
+        self.blocks == intent.pod_blocks && self.nodes == intent.pod_nodes
+    }
+
+    fn put(self, intent: &mut Intent) {
+        (intent.pod_blocks, intent.pod_nodes) = (self.blocks, self.nodes);
+    }
 }
 
 impl Wish {
@@ -108,7 +133,7 @@ impl Wish {
         }
         notices(&config.dns_notices(&services));
         let mut intent = config.intent(1, services);
-        intent.pod_blocks = pod_blocks(&config, manifests.as_ref());
+        PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
         let mut wish = Wish { intent, names: Names::default(), config, manifests, refused: false, waits, addresses };
         wish.keep();
         Ok(wish)
@@ -135,7 +160,7 @@ impl Wish {
         let (blocks, node) = (&self.intent.pod_blocks, &self.config.node);
         if blocks.is_empty() {
             return Some(Err(format!(
-                "neither pods.blocks nor podCIDRs of the Node {node} say which addresses pods have"
+                "neither pods.blocks nor `nodes` nor podCIDRs of the Node {node} say which addresses pods have"
             )));
         }
         let ours = |block: &&IpNet| self.config.pod_subnets.iter().any(|net| net.contains(*block));
@@ -148,7 +173,7 @@ impl Wish {
             blocks: blocks.clone(),
             avoid: network.addresses.iter().map(|address| address.net.addr()).collect(),
             cooldown: pods.cooldown.as_secs(),
-            mtu: pods.mtu.or(mtus.min()).unwrap_or(1_500),
+            mtu: pods.mtu.unwrap_or_else(|| nodes::pod_mtu(&self.intent, mtus.min().unwrap_or(1_500))),
             nameservers: self.config.dns.iter().flat_map(|dns| &dns.addresses).copied().collect(),
         }))
     }
@@ -216,14 +241,14 @@ impl Wish {
         notices(&update.notices);
         let first = matches!(scope, Scope::Objects(_)) && std::mem::take(&mut self.waits);
         let renamed = !manifests.names().is_same(&self.names);
-        let blocks = pod_blocks(&self.config, self.manifests.as_ref());
-        if self.refused || first || self.is_about_dns(&update) || blocks != self.intent.pod_blocks {
+        let pods = PodNetwork::of(&self.config, self.manifests.as_ref());
+        if self.refused || first || self.is_about_dns(&update) || !pods.is_of(&self.intent) {
             let undo = (self.intent.clone(), self.config.clone(), self.manifests.clone(), self.waits);
             let undo = Undo::All(Box::new(undo));
             let services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
             notices(&self.config.dns_notices(&services));
             self.intent.services = self.config.with_published(services);
-            self.intent.pod_blocks = blocks;
+            pods.put(&mut self.intent);
             self.intent.revision += 1;
             return Ok(Some(undo));
         }
@@ -267,7 +292,7 @@ impl Wish {
         }
         let told = config.dns_notices(&services);
         let mut intent = config.intent(self.intent.revision, services);
-        intent.pod_blocks = pod_blocks(&config, manifests.as_ref());
+        PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
         if config.tuning.capacity != self.config.tuning.capacity {
             warn!(
                 "capacity: tables that are there keep theirs; more connections have room once the agent is started again, all else in tables made after `stellwerk unload`"

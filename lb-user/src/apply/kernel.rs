@@ -155,6 +155,8 @@ impl Kernel {
                 Op::NextHop(change) => pending.change_array(&maps.next_hops, change)?,
                 Op::Group(Change::Set(index, group)) => pending.push(&maps.groups, index, Some(&**group))?,
                 Op::Group(Change::Remove(index)) => pending.push(&maps.groups, index, Some(&NO_GROUP))?,
+                Op::Tunnel(change) => pending.change(&maps.tunnels, change)?,
+                Op::Peer(change) => pending.change(&maps.peers, change)?,
                 Op::Link(change) => pending.change(&maps.links, change)?,
                 Op::Name(change) => {
                     // A service's past goes with its name.
@@ -339,6 +341,8 @@ pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
         rows,
         next_hops,
         groups: maps.groups.entries()?.into_iter().filter(|(_, group)| *group != NO_GROUP).collect(),
+        tunnels: maps.tunnels.entries()?.into_iter().collect(),
+        peers: maps.peers.entries()?.into_iter().collect(),
         links: maps.links.entries()?.into_iter().collect(),
         names: present(maps.names.entries()?),
         prefixes: present(maps.prefixes.entries()?),

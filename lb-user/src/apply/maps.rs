@@ -16,7 +16,7 @@ use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, SourcePrefix, Uplink, filter,
+    Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, SourcePrefix, Tunnel, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -56,6 +56,8 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, SlotPair>("SLOTS", Some(|c| c.slots.div_ceil(2))),
     spec::<u32, NextHop>("NEXT_HOPS", Some(|c| c.next_hops)),
     spec::<u32, Group>("GROUPS", None),
+    spec::<u32, Tunnel>("TUNNELS", None),
+    spec::<Ip6, u32>("PEERS", None),
     spec::<u32, Link>("LINKS", None),
     spec::<u32, Counters>("COUNTERS", Some(|c| c.backends)),
     spec::<u32, u64>("DROPS", None),
@@ -324,6 +326,8 @@ pub struct Maps {
     pub slots: Slots,
     pub next_hops: Table<u32, NextHop>,
     pub groups: Table<u32, Group>,
+    pub tunnels: Table<u32, Tunnel>,
+    pub peers: Table<Ip6, u32>,
     pub links: Table<u32, Link>,
     pub names: Table<u32, Name>,
     pub prefixes: Table<u32, PrefixPair<Ip6>>,
@@ -347,6 +351,8 @@ impl Maps {
             slots: Slots::open(dir)?,
             next_hops: Table::open(dir, "NEXT_HOPS")?,
             groups: Table::open(dir, "GROUPS")?,
+            tunnels: Table::open(dir, "TUNNELS")?,
+            peers: Table::open(dir, "PEERS")?,
             links: Table::open(dir, "LINKS")?,
             names: Table::open(dir, "NAMES")?,
             prefixes: Table::open(dir, "PREFIXES6")?,

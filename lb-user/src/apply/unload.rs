@@ -20,6 +20,7 @@ use super::sys;
 use super::sysctl;
 use crate::announce::report::Report;
 use crate::announce::talk;
+use crate::nodes;
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, own, release, write};
 
@@ -106,6 +107,9 @@ fn routes(state: &State) -> Result<usize> {
     }
     for (key, target) in &all.routes {
         own::delete_route(&mut connection, key, target).with_context(|| format!("the route {key}"))?;
+    }
+    for (link, v4) in nodes::entries(&all) {
+        write::forget(&mut connection, link, nodes::gateway(v4)).context("the gateway into the overlay")?;
     }
     Ok(all.rules.len() + all.routes.len())
 }

@@ -33,7 +33,7 @@ use crate::address::Pool;
 use crate::announce::Settings as Announcements;
 use crate::apply::wrong_group;
 use crate::health::Check;
-use crate::intent::{Intent, InternalSwitch, Nat, Port, ServicePort, ServiceRange, SocketBalancing, Tuning};
+use crate::intent::{Intent, InternalSwitch, Nat, PodNode, Port, ServicePort, ServiceRange, SocketBalancing, Tuning};
 
 use crate::pods::wire::PATTERN;
 use crate::route::StaticRoute;
@@ -87,6 +87,8 @@ pub struct Config {
     pub sockets: SocketBalancing,
     /// The cluster's names, where they are answered here.
     pub dns: Option<Dns>,
+    /// Nodes of the cluster that the file says, this one or others.
+    pub nodes: Vec<PodNode>,
     /// Pods' interfaces, where they are made here.
     pub pod_network: Option<PodNetwork>,
     pub tuning: Tuning,
@@ -169,7 +171,9 @@ impl Config {
             inside: self.inside(),
             nat: self.nat.clone(),
             pod_subnets: self.pod_subnets.clone(),
-            pod_blocks: self.pod_network.iter().flat_map(|pods| &pods.blocks).copied().collect(),
+            pod_blocks: Vec::new(),
+            pod_nodes: Vec::new(),
+            overlay: self.pod_network.as_ref().map(|pods| pods.overlay).unwrap_or_default(),
             node_port_addresses: self.node_port_addresses.clone(),
             service_ranges: self.service_ranges.iter().chain(pools).copied().chain(cluster).collect(),
             services: self.with_published(services),

@@ -38,6 +38,7 @@ const KEYS: &[&str] = &[
     "log",
     "draining",
     "pods",
+    "nodes",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -111,6 +112,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         announce: Announcements::default(),
         sockets: SocketBalancing::default(),
         dns: None,
+        nodes: Vec::new(),
         pod_network: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
@@ -152,6 +154,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
     if let Some(at) = root.get("cluster") {
         cluster(config, &at, log);
     }
+    if let Some(at) = root.get("nodes") {
+        config.nodes = pods::nodes(&mut config.places, &at, log);
+    }
     if let Some(at) = root.get("pods") {
         config.pod_network = pods::pods(config, &at, log);
     }
@@ -165,6 +170,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         config.places.note(&at);
     }
 }
+
+/// A node's name, as [`node_name`] takes it.
+pub(super) const NODE: &str = "a node's name, a word of letters, digits, `-` and `.`";
 
 pub(super) fn node_name(text: &str) -> Result<String, String> {
     let fits =

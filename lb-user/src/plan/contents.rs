@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use imbl::OrdMap;
 use lb_common::table::{
     Announced, Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings,
-    SourcePrefix, Uplink,
+    SourcePrefix, Tunnel, Uplink,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -20,6 +20,10 @@ pub struct Contents {
     pub next_hops: BTreeMap<u32, NextHop>,
     /// Groups of next hops that are as good.
     pub groups: BTreeMap<u32, Group>,
+    /// What is around packets in the overlay, by next hop.
+    pub tunnels: BTreeMap<u32, Tunnel>,
+    /// Nodes' addresses that send in the overlay; the value says nothing.
+    pub peers: BTreeMap<Ip6, u32>,
     /// Links that lead to other hosts or to the inside, by index.
     pub links: BTreeMap<u32, Link>,
     /// Names of service ids, for people.
@@ -41,6 +45,8 @@ impl Contents {
             rows: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             groups: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            peers: BTreeMap::new(),
             links: BTreeMap::new(),
             names: BTreeMap::new(),
             prefixes: BTreeMap::new(),
@@ -143,6 +149,8 @@ pub enum Op {
     },
     NextHop(Change<u32, NextHop>),
     Group(Change<u32, Box<Group>>),
+    Tunnel(Change<u32, Tunnel>),
+    Peer(Change<Ip6, u32>),
     Link(Change<u32, Link>),
     Name(Change<u32, Name>),
     Prefix(Change<u32, PrefixPair<Ip6>>),

@@ -1,6 +1,6 @@
 //! The single changes from one contents to another, in an order in which every prefix is safe.
 //!
-//! Things come before what points to them and go after it: filter bits, next hops, routes,
+//! Things come before what points to them and go after it: filter bits, tunnels, next hops, routes,
 //! backends, rows, settings, hooks of links without any, source ranges, services, owned addresses, hooks that
 //! change, announced addresses on the way in; announced addresses, services, source ranges, owned addresses, backends, next hops, filter bits, hooks on
 //! the way out. A link gets its first programs before there are services: else one link would translate
@@ -37,6 +37,8 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     if moves_routes(from, to) && from.settings.epoch.is_multiple_of(2) {
         ops.push(Op::Settings(Settings { epoch: from.settings.epoch | 1, ..from.settings }));
     }
+    set(&from.tunnels, &to.tunnels, &mut ops, Op::Tunnel);
+    set(&from.peers, &to.peers, &mut ops, Op::Peer);
     set(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
     set(&from.groups, &to.groups, &mut ops, |c| Op::Group(Change::boxed(c)));
     arrive(&from.v4, &to.v4, &mut ops, Op::V4);
@@ -78,6 +80,8 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     remove(&from.v6.backends, &to.v6.backends, &mut ops, |c| Op::V6(FamilyOp::Backend(c)));
     remove(&from.groups, &to.groups, &mut ops, |c| Op::Group(Change::boxed(c)));
     remove(&from.next_hops, &to.next_hops, &mut ops, Op::NextHop);
+    remove(&from.tunnels, &to.tunnels, &mut ops, Op::Tunnel);
+    remove(&from.peers, &to.peers, &mut ops, Op::Peer);
     remove(&from.names, &to.names, &mut ops, Op::Name);
     narrow_filter(from, to, &mut ops);
     remove(&from.hooks, &to.hooks, &mut ops, Op::Hooks);

@@ -132,7 +132,10 @@ fn marks(intent: &Intent, network: &Network, v4: bool) -> Result<Marks, PlanErro
             marks.push((net, Owned::of(Owned::INSIDE)));
         }
     }
-    let direct = nat.direct.iter().filter(|net| net.addr().is_ipv4() == v4);
+    // Pods and nodes see each other's addresses, and what a node sends to a pod is answered from the pod's.
+    let pods = intent.pod_subnets.iter().filter(|_| !intent.pod_blocks.is_empty()).copied();
+    let nodes = intent.pod_nodes.iter().flat_map(|node| &node.addresses).map(|addr| IpNet::from(*addr));
+    let direct = nat.direct.iter().copied().chain(pods).chain(nodes).filter(|net| net.addr().is_ipv4() == v4);
     marks.extend(direct.map(|net| (net.trunc(), Owned::of(Owned::DIRECT))));
     Ok(marks)
 }

@@ -4,10 +4,11 @@
 //! ([`Ids::recover`]), and an error plans nothing at all. Not here: IO, clocks, and the order of
 //! changes ([`super::diff`]).
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use lb_common::table::Settings;
-use lb_common::wire::Addr;
+use lb_common::wire::{Addr, Be16, Ip6};
 
 use super::contents::{Contents, Family};
 use super::error::PlanError;
@@ -15,9 +16,9 @@ use super::hooks::{hooks, links};
 use super::ids::Ids;
 use super::nat;
 use super::owned;
-use super::routing::Routing;
+use super::routing::{Routing, mapped};
 use super::services::{World, services};
-use crate::intent::{Capacity, Intent, Network, Tuning};
+use crate::intent::{Capacity, Intent, Network};
 
 /// Now, by both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -72,15 +73,17 @@ fn draft(
     clock: Clock,
     before: Option<&Routing>,
 ) -> Result<(Contents, World), PlanError> {
-    let routing = Routing::new(network, ids, before);
+    let routing = Routing::new(intent, network, ids, before);
     let mut to = Contents {
         next_hops: routing.next_hops.clone(),
         groups: routing.groups.clone(),
+        tunnels: routing.tunnels.clone(),
+        peers: peers(intent),
         links: links(intent, network),
         v4: Family { routes: routing.v4().clone(), ..Family::default() },
         v6: Family { routes: routing.v6().clone(), ..Family::default() },
         hooks: hooks(intent, network),
-        ..Contents::empty(settings(&intent.tuning, &clock))
+        ..Contents::empty(settings(intent, &clock))
     };
     let sides = nat::translate(intent, network, ids, &mut to)?;
     let world = World::new(intent, network, routing, sides, clock);
@@ -95,8 +98,18 @@ fn draft(
     Ok((to, world))
 }
 
-fn settings(tuning: &Tuning, clock: &Clock) -> Settings {
+/// The other nodes, where packets may come in the overlay.
+fn peers(intent: &Intent) -> BTreeMap<Ip6, u32> {
+    let others = intent.pod_nodes.iter().filter(|node| node.name != intent.node && intent.has_overlay());
+    others.flat_map(|node| &node.addresses).map(|addr| (mapped(*addr), 1)).collect()
+}
+
+fn settings(intent: &Intent, clock: &Clock) -> Settings {
+    let tuning = &intent.tuning;
+    let vxlan_port = if intent.has_overlay() { intent.overlay.port } else { 0 };
     Settings {
+        vni: intent.overlay.vni,
+        vxlan_port: Be16::new(vxlan_port),
         ticks_per_second: clock.ticks_per_second,
         tcp_established: clock.ticks(tuning.tcp_established),
         tcp_transitory: clock.ticks(tuning.tcp_transitory),

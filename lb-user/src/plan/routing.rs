@@ -16,12 +16,13 @@ use std::sync::Arc;
 use imbl::OrdMap;
 use ipnet::IpNet;
 use lb_common::table::route::PLACES;
-use lb_common::table::{Group, NextHop, Prefix};
+use lb_common::table::{Group, NextHop, Prefix, Tunnel};
 use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
 use super::ids::Ids;
 use super::maglev::{self, Member, identity};
-use crate::intent::{Address, Link, Network, Path, Paths, RouteKind, RouteTable};
+use crate::intent::{Address, Intent, Link, Network, Path, Paths, RouteKind, RouteTable};
+use crate::nodes;
 
 /// Groups of next hops that there is room for.
 const GROUPS: u32 = 64;
@@ -70,6 +71,9 @@ pub(super) struct Routing {
     connected: BTreeMap<IpNet, Way>,
     /// Single addresses, before any route: own ones and neighbours.
     hosts: BTreeMap<IpNet, Way>,
+    /// Blocks of other nodes' pods that are reached in the overlay, once the kernel has the routes into it.
+    blocks: BTreeMap<IpNet, Way>,
+    pub tunnels: BTreeMap<u32, Tunnel>,
     /// Next hops' indexes by prefix.
     v4: OrdMap<Prefix<Ip4>, u32>,
     v6: OrdMap<Prefix<Ip6>, u32>,
@@ -77,7 +81,7 @@ pub(super) struct Routing {
 
 impl Routing {
     /// `before`: that of another plan, whose tables these are made out of.
-    pub fn new(network: &Network, ids: &mut Ids, before: Option<&Routing>) -> Self {
+    pub fn new(intent: &Intent, network: &Network, ids: &mut Ids, before: Option<&Routing>) -> Self {
         let resolved = |n: &crate::intent::Neighbour| Some(((n.link, n.addr), Mac(n.mac?)));
         let mut routing = Routing {
             addresses: network.addresses.clone(),
@@ -95,9 +99,12 @@ impl Routing {
             cramped: false,
             connected: BTreeMap::new(),
             hosts: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
             v4: OrdMap::new(),
             v6: OrdMap::new(),
         };
+        routing.add_blocks(intent, network, ids);
         routing.find_ways(ids);
         routing.add_connected();
         routing.add_neighbours(ids);
@@ -187,6 +194,28 @@ impl Routing {
         NextHop::GROUP | number
     }
 
+    fn add_blocks(&mut self, intent: &Intent, network: &Network, ids: &mut Ids) {
+        for way in nodes::ways(intent, network) {
+            let Some((local, remote)) = way.overlay else { continue };
+            let Some(link) = self.links.get(&way.link) else { continue };
+            let Some(src) = link.mac.map(Mac) else { continue };
+            let dst = self.neighbours.get(&(way.link, way.neighbour)).copied();
+            // Nobody has this address: it tells this next hop from others.
+            let inner = nodes::inner_mac(remote);
+            let (index, _) = ids.next_hops.number((link.index, inner));
+            let flags = NextHop::TUNNEL | if link.xdp_transmit { NextHop::XDP } else { 0 };
+            let kind = if dst.is_some() { NextHop::LINK } else { NextHop::KERNEL };
+            let (ifindex, mtu) = (link.index, link.mtu.saturating_sub(nodes::overhead(remote)));
+            self.next_hops.insert(index, NextHop { ifindex, mtu, dst: inner, src, kind, flags, pad: 0 });
+            let tunnel =
+                Tunnel { local: mapped(local), remote: mapped(remote), dst: dst.unwrap_or_default(), src, ifindex };
+            self.tunnels.insert(index, tunnel);
+            let (link, gateway) = (way.link, Some(nodes::gateway(way.block.addr().is_ipv4())));
+            let source = nodes::own_address(intent, way.block.addr().is_ipv4());
+            self.blocks.insert(way.block.trunc(), Way { next_hop: index, link, gateway, source });
+        }
+    }
+
     fn add_connected(&mut self) {
         for a in &self.addresses {
             if self.links.contains_key(&a.link) && is_routed(a.net.addr()) {
@@ -240,6 +269,7 @@ impl Routing {
         // Paths that are equal are one.
         let moved: HashSet<_> = routes.paths().filter(|paths| !as_before(paths)).map(Arc::as_ptr).collect();
         let mut touched = differing(&before.connected, &self.connected);
+        touched.extend(differing(&before.blocks, &self.blocks));
         touched.extend(differing(&before.hosts, &self.hosts));
         if !before.ways.is_empty() {
             touched.extend(before.routes.changed(&routes));
@@ -264,7 +294,9 @@ impl Routing {
     }
 
     fn known(&self, net: &IpNet, paths: &Paths) -> Option<&Way> {
-        self.ways.get(paths).filter(|_| is_routed(net.addr()))?.as_ref()
+        let way = self.ways.get(paths).filter(|_| is_routed(net.addr()))?.as_ref()?;
+        let into_overlay = way.gateway == Some(nodes::gateway(net.addr().is_ipv4()));
+        self.blocks.get(net).filter(|_| into_overlay).or(Some(way))
     }
 
     /// The route to an address, and its prefix; a neighbour's is that of its network.
@@ -301,6 +333,14 @@ impl Routing {
         }
         let up = self.addresses.iter().filter(|a| self.links.contains_key(&a.link)).filter(same_family);
         up.map(|a| a.net.addr()).find(|a| !a.is_loopback())
+    }
+}
+
+/// As tables have it that both families share.
+pub(super) fn mapped(addr: IpAddr) -> Ip6 {
+    match addr {
+        IpAddr::V4(addr) => Ip6::mapped(addr.into()),
+        IpAddr::V6(addr) => addr.into(),
     }
 }
 

@@ -142,10 +142,11 @@ impl Planned {
     /// The operations that lead to the same plan with other routes. None: they bear on more than routes, and a new
     /// plan is needed.
     pub fn routes(&mut self, routes: &RouteTable, ids: &mut Ids) -> Option<Vec<Op>> {
-        let Contents { v4, v6, .. } = &self.contents;
+        let Contents { v4, v6, peers, .. } = &self.contents;
         let addrs = || {
             let v4 = v4.backends.values().map(|b| b.addr.to_ip());
-            v4.chain(v6.backends.values().map(|b| b.addr.to_ip())).collect()
+            let nodes = peers.keys().map(|addr| addr.to_ip().to_canonical());
+            v4.chain(v6.backends.values().map(|b| b.addr.to_ip())).chain(nodes).collect()
         };
         let before = self.network_part();
         let reached = self.reached.get_or_insert_with(addrs);

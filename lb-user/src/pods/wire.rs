@@ -29,14 +29,12 @@ const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
 const GET_ROUTE: u16 = 26;
-const NEW_NEIGHBOUR: u16 = 28;
 const MAIN: u8 = 254;
 /// RTPROT_STATIC: [`crate::route::PROTOCOL`] is that of routes that operators add.
 const STATIC: u8 = 4;
 const SCOPE_LINK: u8 = 253;
 const ON_LINK: u32 = 4;
 const NO_DAD: u8 = 2;
-const PERMANENT: u8 = 0x80;
 
 /// A wire that is there.
 #[derive(Clone, Copy, Debug)]
@@ -129,7 +127,7 @@ fn pod_side(connection: &mut Connection, name: &str, own: u32, host_mac: [u8; 6]
     up(connection, own).context("setting it up")?;
     for addr in &lease.addresses {
         let gateway = gateway(addr.is_ipv4());
-        neighbour(connection, own, gateway, host_mac).context("naming the gateway")?;
+        write::know(connection, own, gateway, host_mac).context("naming the gateway")?;
         let any: IpNet = if addr.is_ipv4() { "0.0.0.0/0".parse()? } else { "::/0".parse()? };
         route(connection, any, own, Some(gateway)).with_context(|| format!("the route by {gateway}"))?;
     }
@@ -142,7 +140,7 @@ pub fn host_side(connection: &mut Connection, key: &Key, lease: &Lease) -> Resul
     let own = end(connection, &host)?.with_context(|| format!("{host} has vanished"))?;
     up(connection, own).with_context(|| format!("setting {host} up"))?;
     for addr in &lease.addresses {
-        neighbour(connection, own, *addr, mac(key, 2)).with_context(|| format!("naming {addr}"))?;
+        write::know(connection, own, *addr, mac(key, 2)).with_context(|| format!("naming {addr}"))?;
         route(connection, IpNet::from(*addr), own, None).with_context(|| format!("the route to {addr}"))?;
     }
     Ok(own)
@@ -220,14 +218,6 @@ fn add_address(connection: &mut Connection, link: u32, addr: IpAddr) -> io::Resu
 
 fn bits(addr: IpAddr) -> u8 {
     if addr.is_ipv4() { 32 } else { 128 }
-}
-
-fn neighbour(connection: &mut Connection, link: u32, addr: IpAddr, mac: [u8; 6]) -> io::Result<()> {
-    let mut header = vec![write::family(addr), 0, 0, 0];
-    header.extend_from_slice(&link.to_ne_bytes());
-    header.extend_from_slice(&[PERMANENT, 0, 0, 0]);
-    let message = Message::new(NEW_NEIGHBOUR, CREATE | REPLACE, &header);
-    connection.change(message.attr(1, &write::octets(addr)).attr(2, &mac))
 }
 
 fn route(connection: &mut Connection, to: IpNet, link: u32, gateway: Option<IpAddr>) -> io::Result<()> {

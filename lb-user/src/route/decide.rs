@@ -127,7 +127,7 @@ fn rank(prefix: IpNet, candidates: &[Candidate], all: &mut Decision) {
         if let [only] = &mut hops[..] {
             only.weight = 1;
         }
-        all.routes.insert(Key { table: MAIN, prefix, metric }, Target { kind, hops });
+        all.routes.insert(Key { table: MAIN, prefix, metric }, Target::new(kind, hops));
     }
 }
 

@@ -150,6 +150,16 @@ pub struct Target {
     pub kind: Kind,
     /// In the order of their links.
     pub hops: Vec<Hop>,
+    /// That the kernel keeps to; 0: the link's.
+    pub mtu: u32,
+    /// What this node sends has this address; None: the kernel chooses.
+    pub source: Option<IpAddr>,
+}
+
+impl Target {
+    pub fn new(kind: Kind, hops: Vec<Hop>) -> Target {
+        Target { kind, hops, mtu: 0, source: None }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

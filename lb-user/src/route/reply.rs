@@ -45,10 +45,10 @@ fn table(ports: &[Port], link: &Link, gateway: IpAddr, network: &Network, own: &
     for (prefix, paths) in network.routes.prefixes().filter(|(p, _)| p.addr().is_ipv4() == v4 && p.prefix_len() > 0) {
         let elsewhere = |path: &Path| path.link != link.index && path.gateway.is_some() && leads_out(path.link);
         if !paths.iter().all(elsewhere) {
-            put(*prefix, Target { kind: Kind::Throw, hops: Vec::new() });
+            put(*prefix, Target::new(Kind::Throw, Vec::new()));
         }
     }
-    let by = |gateway| Target { kind: Kind::Unicast, hops: vec![Hop { link: link.index, gateway, weight: 1 }] };
+    let by = |gateway| Target::new(Kind::Unicast, vec![Hop { link: link.index, gateway, weight: 1 }]);
     for net in mine.iter().filter(|net| net.prefix_len() < net.max_prefix_len()) {
         put(net.trunc(), by(None));
     }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use lb_common::table::{self, Service};
 
 use super::World;
-use super::world::{BackendLine, Here, Host, Link, Place, ServiceLine};
+use super::world::{BackendLine, Here, Host, Link, Overlay, Place, ServiceLine};
 use crate::packet::End;
 use crate::packet::build::parse_mac;
 
@@ -18,6 +18,12 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
         ("link", [name, index, mac, addr4, addr6, more @ ..]) => link(world, name, index, mac, (addr4, addr6), more),
         ("host", [name, addr4, addr6, at @ ..]) => host(world, name, (addr4, addr6), at),
         ("route", [net4, net6, "via", hosts @ ..]) => route(world, (net4, net6), hosts),
+        ("overlay", [net4, net6, "to", node, "from", own, "by", neighbour]) => {
+            let (net, len) = prefix(if world.v6 { net6 } else { net4 })?;
+            let [node, own, neighbour] = [node, own, neighbour].map(|host| (*host).to_owned());
+            world.overlay.push(Overlay { net, len, node, own, neighbour });
+            Ok(())
+        }
         ("blackhole", [net4, net6]) => route(world, (net4, net6), &[]),
         ("forwards", [link, more @ ..]) => {
             let flags = more.iter().map(|word| match *word {

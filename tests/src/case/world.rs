@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use lb_common::table::{
     self, Announced, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix,
-    Uplink, filter,
+    Tunnel, Uplink, filter,
 };
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use lb_user::intent::Capacity;
@@ -81,6 +81,16 @@ pub struct ServiceLine {
     pub sources: Vec<(IpAddr, u32)>,
 }
 
+/// A network of another node's pods, reached in the overlay. Of the hosts' IP version.
+#[derive(Clone, Debug)]
+pub struct Overlay {
+    pub net: IpAddr,
+    pub len: u32,
+    pub node: String,
+    pub own: String,
+    pub neighbour: String,
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct World {
     pub v6: bool,
@@ -88,6 +98,7 @@ pub struct World {
     pub hosts: Vec<Host>,
     /// The hosts that each leads to; none: a blackhole.
     pub routes: Vec<(IpAddr, u32, Vec<String>)>,
+    pub overlay: Vec<Overlay>,
     /// Links that packets are forwarded from or that lead to the inside, and their flags.
     pub forwards: Vec<(String, u16)>,
     pub unused: Vec<(IpAddr, u32)>,
@@ -197,6 +208,9 @@ impl World {
         if !self.uplinks.is_empty() {
             s.nat |= Settings::NAT;
         }
+        if !self.overlay.is_empty() {
+            (s.vxlan_port, s.vni) = (Be16::new(4_789), 4_096);
+        }
         Ok(s)
     }
 
@@ -295,6 +309,23 @@ impl World {
                 }
             };
             family.routes.insert(Prefix { len: *len, addr }, index);
+        }
+        for (place, overlay) in self.overlay.iter().enumerate() {
+            let addr = A::from_ip(overlay.net).ok_or("networks are of one IP version")?;
+            let index = NextHop::FIRST + 1_000 + place as u32;
+            family.routes.insert(Prefix { len: overlay.len, addr }, index);
+            let to = contents.next_hops.get(&self.hop_index(&overlay.neighbour)?).copied().unwrap_or_default();
+            let (local, remote) = (self.addr::<A>(&overlay.own)?.mapped(), self.addr::<A>(&overlay.node)?.mapped());
+            let headers = if A::IS_V6 { 70 } else { 50 };
+            let hop = NextHop {
+                mtu: to.mtu.saturating_sub(headers),
+                dst: Mac([0x0e, 0, 0, 0, 0, place as u8]),
+                flags: to.flags | NextHop::TUNNEL,
+                ..to
+            };
+            contents.next_hops.insert(index, hop);
+            contents.tunnels.insert(index, Tunnel { local, remote, dst: to.dst, src: to.src, ifindex: to.ifindex });
+            contents.peers.insert(remote, 1);
         }
         for vip in &self.vips {
             self.own(vip, &mut family, contents)?;

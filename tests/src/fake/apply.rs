@@ -69,6 +69,8 @@ impl Apply for Fake {
                 return element(&mut self.next_hops, op, ("next_hops", capacity.next_hops));
             }
             Op::Group(op) => return change(&mut self.groups, &op.unboxed(), ("groups", 64)),
+            Op::Tunnel(op) => return change(&mut self.tunnels, op, ("tunnels", 4_096)),
+            Op::Peer(op) => return change(&mut self.peers, op, ("peers", 4_096)),
             Op::Link(op) => return change(&mut self.links, op, ("links", 4_096)),
             Op::Name(op) => return change(&mut self.names, op, ("names", capacity.services)),
             Op::Prefix(op) => return element(&mut self.prefixes, op, ("prefixes", 16)),
@@ -96,6 +98,8 @@ impl Apply for Fake {
             links: self.links.clone(),
             names: self.names.clone(),
             prefixes: self.prefixes.clone(),
+            tunnels: self.tunnels.clone(),
+            peers: self.peers.clone(),
             v4: self.v4.clone(),
             v6: self.v6.clone(),
             hooks: self.hooks.clone(),
@@ -116,6 +120,8 @@ impl Fake {
         fake.links = contents.links.clone();
         fake.names = contents.names.clone();
         fake.prefixes = contents.prefixes.clone();
+        fake.tunnels = contents.tunnels.clone();
+        fake.peers = contents.peers.clone();
         fake.v4 = contents.v4.clone();
         fake.v6 = contents.v6.clone();
         fake.hooks = contents.hooks.clone();

@@ -23,7 +23,7 @@ use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name,
     NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, SourcePrefix,
-    Uplink,
+    Tunnel, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -82,6 +82,8 @@ pub struct Fake {
     pub links: BTreeMap<u32, Link>,
     pub names: BTreeMap<u32, Name>,
     pub prefixes: BTreeMap<u32, PrefixPair<Ip6>>,
+    pub tunnels: BTreeMap<u32, Tunnel>,
+    pub peers: BTreeMap<Ip6, u32>,
     pub v4: Family<Ip4>,
     pub v6: Family<Ip6>,
     pub hooks: BTreeMap<u32, Hooks>,
@@ -118,6 +120,8 @@ impl PartialEq for Fake {
             && self.ports4 == other.ports4
             && self.ports6 == other.ports6
             && self.prefixes == other.prefixes
+            && self.tunnels == other.tunnels
+            && self.peers == other.peers
             && self.state4 == other.state4
             && self.state6 == other.state6
     }
@@ -197,6 +201,8 @@ impl Fake {
             links: BTreeMap::new(),
             names: BTreeMap::new(),
             prefixes: BTreeMap::new(),
+            tunnels: BTreeMap::new(),
+            peers: BTreeMap::new(),
             v4: Family::default(),
             v6: Family::default(),
             hooks: BTreeMap::new(),
@@ -261,6 +267,14 @@ impl Common for Fake {
 
     fn member(&self, group: u32, place: u32) -> Option<u32> {
         self.groups.get(&group)?.get(place as usize).copied()
+    }
+
+    fn tunnel(&self, next_hop: u32) -> Option<Tunnel> {
+        self.tunnels.get(&next_hop).copied()
+    }
+
+    fn is_peer(&self, addr: &Ip6) -> bool {
+        self.peers.contains_key(addr)
     }
 
     fn link(&self, ifindex: u32) -> Option<Link> {

@@ -72,6 +72,11 @@ impl Agent {
         Agent { pins: self.pins.with_file_name(format!("{pins}-{name}")), log, ..self }
     }
 
+    /// Where its maps and programs are pinned.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
     /// Another program in its place, which starts it in its own way.
     pub fn started_by(&mut self, program: PathBuf) -> PathBuf {
         std::mem::replace(&mut self.binary, program)

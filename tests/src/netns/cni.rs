@@ -7,7 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::{Lab, Ns, agent};
+use super::{Agent, Lab, Ns, agent};
 
 /// The runtime of one node. Calls may be made from several threads.
 #[derive(Clone, Debug)]
@@ -47,6 +47,11 @@ impl Runtime {
         let plugin = agent::binary()?.with_file_name("stellwerk-cni");
         ensure!(plugin.is_file(), "there is no {}: build it (cargo xtask build)", plugin.display());
         Ok(Runtime { node: node.clone(), plugin, pins: lab.pins() })
+    }
+
+    /// One of several of a lab, beside its agent.
+    pub fn beside(self, agent: &Agent) -> Runtime {
+        Runtime { pins: agent.pins().to_owned(), ..self }
     }
 
     pub fn call(&self, call: &Call<'_>) -> Result<Said> {

@@ -82,6 +82,11 @@ pub fn lan(host: u8) -> Twin {
     Twin::new([192, 168, 20, host], [0xfd00, 0x20, 0, 0, 0, 0, 0, host.into()])
 }
 
+/// A host on a network behind a router of Port3's.
+pub fn beyond(host: u8) -> Twin {
+    Twin::new([192, 168, 30, host], [0xfd00, 0x30, 0, 0, 0, 0, 0, host.into()])
+}
+
 /// A load-balancer address, 100 to 120.
 pub fn external(host: u8) -> Twin {
     Twin::new([192, 168, 20, host], [0xfd00, 0x20, 0, 0, 0, 0, 1, host.into()])

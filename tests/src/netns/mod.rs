@@ -10,6 +10,7 @@ pub mod agent;
 pub mod between;
 pub mod caller;
 pub mod clean;
+pub mod cluster;
 pub mod cni;
 pub mod config;
 pub mod device;

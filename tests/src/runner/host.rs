@@ -7,7 +7,7 @@ use lb_common::drop::Drop;
 use lb_common::frame::Frame;
 use lb_common::path;
 use lb_common::table::FlowKey;
-use lb_common::verdict::{Arrival, Verdict};
+use lb_common::verdict::{Action, Arrival, Hook, Outcome, Verdict};
 use lb_common::wire::{Addr, Be16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -83,6 +83,24 @@ impl Packet for Buffer {
         false
     }
 
+    fn grow_front(&mut self, by: u32, _: bool) -> Result<(), Drop> {
+        if self.refuses == Refuses::Resizing {
+            return Err(Drop::OverlayRefused);
+        }
+        self.bytes.splice(..0, std::iter::repeat_n(0, by as usize));
+        self.start = self.bytes.as_mut_ptr();
+        Ok(())
+    }
+
+    fn shrink_front(&mut self, by: u32, _: bool, _: bool) -> Result<(), Drop> {
+        if self.refuses == Refuses::Resizing || by as usize > self.bytes.len() {
+            return Err(Drop::OverlayRefused);
+        }
+        self.bytes.drain(..by as usize);
+        self.start = self.bytes.as_mut_ptr();
+        Ok(())
+    }
+
     fn resize(&mut self, len: u32) -> Result<(), Drop> {
         if self.refuses == Refuses::Resizing {
             return Err(Drop::ResizeFailed);
@@ -101,9 +119,31 @@ thread_local! {
 /// Runs one packet, counting a drop as the hooks do.
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
-    let verdict = SCRATCH.with_borrow_mut(|scratch| path::run(&mut packet, arrival, fake, || Some(scratch))).verdict();
-    if let Verdict::Drop(reason) | Verdict::Refuse(reason) = verdict {
-        fake.dropped(reason);
-    }
+    let verdict = whole(fake, arrival, &mut packet).verdict();
     (verdict, packet.into_bytes())
+}
+
+/// As the hooks do it (`lb-ebpf/src/main.rs`).
+fn whole(fake: &Fake, arrival: &Arrival, packet: &mut Buffer) -> Outcome {
+    let counted = |outcome: Outcome| {
+        if let Verdict::Drop(reason) | Verdict::Refuse(reason) = outcome.verdict() {
+            fake.dropped(reason);
+        }
+        outcome
+    };
+    let overlay = fake.settings.overlay();
+    if overlay
+        && arrival.hook != Hook::Egress
+        && arrival.tagged == 0
+        && let Err(reason) = path::overlay::enter(packet, arrival.ifindex, fake)
+    {
+        return counted(Outcome::drop(reason));
+    }
+    let outcome = counted(SCRATCH.with_borrow_mut(|scratch| path::run(packet, arrival, fake, || Some(scratch))));
+    let next_hop = path::overlay::asks(outcome, arrival.hook);
+    if next_hop == 0 || !overlay {
+        return outcome;
+    }
+    let left = counted(path::overlay::leave(packet, next_hop, fake));
+    if left.action == Action::Pass { outcome } else { left }
 }

@@ -211,6 +211,8 @@ pub fn verdict_text(verdict: Verdict, world: &World) -> String {
         Verdict::Reinject => "reinject".into(),
         Verdict::Refuse(reason) => format!("refuse {}", reason.label()),
         Verdict::Drop(reason) => format!("drop {}", reason.label()),
+        // Nothing leaves the hooks so.
+        Verdict::Encapsulate { next_hop } => format!("encapsulate {next_hop}"),
         Verdict::Transmit { ifindex } => match world.links.iter().find(|l| l.index == ifindex) {
             Some(link) => format!("transmit {}", link.name),
             None => format!("transmit link-{ifindex}"),

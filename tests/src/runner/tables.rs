@@ -43,6 +43,8 @@ pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
     let from = from.unwrap_or(&empty);
     let mut ops = vec![Op::Settings(to.settings)];
     ops.extend(to.filter.iter().map(|(index, value)| Op::FilterWord { index: *index, value: *value }));
+    ops.extend(sets(&from.tunnels, &to.tunnels, Op::Tunnel));
+    ops.extend(sets(&from.peers, &to.peers, Op::Peer));
     ops.extend(sets(&from.next_hops, &to.next_hops, Op::NextHop));
     ops.extend(sets(&from.groups, &to.groups, |c| Op::Group(Change::boxed(c))));
     ops.extend(sets(&from.links, &to.links, Op::Link));
@@ -55,6 +57,8 @@ pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
     ops.extend(removals(&from.links, &to.links, Op::Link));
     ops.extend(removals(&from.groups, &to.groups, |c| Op::Group(Change::boxed(c))));
     ops.extend(removals(&from.next_hops, &to.next_hops, Op::NextHop));
+    ops.extend(removals(&from.tunnels, &to.tunnels, Op::Tunnel));
+    ops.extend(removals(&from.peers, &to.peers, Op::Peer));
     let gone = from.filter.keys().filter(|index| !to.filter.contains_key(index));
     ops.extend(gone.map(|index| Op::FilterWord { index: *index, value: 0 }));
     ops

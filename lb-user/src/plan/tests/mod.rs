@@ -65,6 +65,8 @@ impl Model {
             Op::Row { first, backends } => self.write(*first, backends),
             Op::NextHop(change) => apply(&mut c.next_hops, change),
             Op::Group(change) => apply(&mut c.groups, &change.unboxed()),
+            Op::Tunnel(change) => apply(&mut c.tunnels, change),
+            Op::Peer(change) => apply(&mut c.peers, change),
             Op::Link(change) => apply(&mut c.links, change),
             Op::Name(change) => apply(&mut c.names, change),
             Op::Prefix(change) => apply(&mut c.prefixes, change),

@@ -11,15 +11,20 @@ use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
 use super::news::{DEL_ROUTE, DEL_RULE, NEW_ROUTE, NEW_RULE};
-use super::read::{gateway, ip, next_hops, rules};
+use super::read::{self, ip, next_hops, rules};
 use super::routes::GET_ROUTE;
 use super::write::{family, octets};
+use crate::nodes::gateway;
 use crate::route::reply::PRIORITY;
 use crate::route::{Hop, Key, Kind, Own, PROTOCOL, Rule, Target};
 
 const SCOPE_LINK: u8 = 253;
 const SCOPE_ANY: u8 = 255;
 const ON_LINK: u32 = 4;
+/// RTA_PREFSRC, RTA_METRICS, RTAX_MTU
+const PREFERRED_SOURCE: u16 = 7;
+const METRICS: u16 = 8;
+const MTU: u16 = 2;
 /// FR_ACT_TO_TBL
 const TO_TABLE: u8 = 1;
 
@@ -65,14 +70,16 @@ pub fn route(payload: &[u8]) -> Option<(Key, Target)> {
     let prefix = IpNet::new(attrs.find(1).map_or(Some(any), ip)?, bits).ok()?.trunc();
     let (table, metric) = (attrs.u32(15).unwrap_or(table.into()), attrs.u32(6).unwrap_or(0));
     let mut hops = match (kind, attrs.u32(4), attrs.find(9)) {
-        (Kind::Unicast, Some(link), _) => vec![Hop { link, gateway: gateway(attrs), weight: 1 }],
-        (Kind::Unicast, None, Some(hops)) => {
-            next_hops(hops).map(|hop| Hop { link: hop.link, gateway: gateway(hop.attrs), weight: hop.weight }).collect()
-        }
+        (Kind::Unicast, Some(link), _) => vec![Hop { link, gateway: read::gateway(attrs), weight: 1 }],
+        (Kind::Unicast, None, Some(hops)) => next_hops(hops)
+            .map(|hop| Hop { link: hop.link, gateway: read::gateway(hop.attrs), weight: hop.weight })
+            .collect(),
         _ => Vec::new(),
     };
     hops.sort_unstable();
-    Some((Key { table, prefix, metric }, Target { kind, hops }))
+    let mtu = attrs.find(METRICS).and_then(|metrics| Attrs(metrics).u32(MTU)).unwrap_or(0);
+    let source = attrs.find(PREFERRED_SOURCE).and_then(ip);
+    Some((Key { table, prefix, metric }, Target { kind, hops, mtu, source }))
 }
 
 fn message(kind: u16, flags: u16, scope: u8, key: &Key, target: &Target, route_flags: u32) -> Message {
@@ -88,8 +95,10 @@ pub fn set_route(connection: &mut Connection, key: &Key, target: &Target, replac
     let on_link = matches!(target.hops[..], [Hop { gateway: None, .. }]);
     let gatewayed = target.hops.iter().any(|hop| hop.gateway.is_some());
     let scope = if on_link { SCOPE_LINK } else { 0 };
-    // In a table of its own a gateway's network can't be looked up while that table is being filled.
-    let route_flags = if gatewayed && key.table != crate::route::MAIN { ON_LINK } else { 0 };
+    // In a table of its own a gateway's network can't be looked up while that table is being filled; the gateway
+    // into the overlay has none.
+    let no_network = target.hops.iter().any(|hop| hop.gateway == Some(gateway(true)));
+    let route_flags = if gatewayed && (key.table != crate::route::MAIN || no_network) { ON_LINK } else { 0 };
     let flags = CREATE | if replace { REPLACE } else { EXCLUSIVE };
     let mut message = message(NEW_ROUTE, flags, scope, key, target, route_flags);
     message = match &target.hops[..] {
@@ -98,6 +107,12 @@ pub fn set_route(connection: &mut Connection, key: &Key, target: &Target, replac
         [Hop { link, gateway: Some(gateway), .. }] => message.attr(4, &link.to_ne_bytes()).attr(5, &octets(*gateway)),
         hops => message.attr(9, &hops.iter().flat_map(next_hop).collect::<Vec<u8>>()),
     };
+    if let Some(source) = target.source {
+        message = message.attr(PREFERRED_SOURCE, &octets(source));
+    }
+    if target.mtu > 0 {
+        message = message.nest(METRICS, |metrics| metrics.attr(MTU, &target.mtu.to_ne_bytes()));
+    }
     connection.change(message)
 }
 

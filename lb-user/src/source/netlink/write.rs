@@ -10,12 +10,13 @@ use anyhow::{Context, Result};
 use ipnet::IpNet;
 
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
-use super::news::{DEL_ADDRESS, DEL_LINK, NEW_ADDRESS, NEW_LINK, NEW_NEIGHBOUR};
+use super::news::{DEL_ADDRESS, DEL_LINK, DEL_NEIGHBOUR, NEW_ADDRESS, NEW_LINK, NEW_NEIGHBOUR};
 
 const DEL_QDISC: u16 = 37;
 const GET_FILTER: u16 = 46;
-/// NUD_PROBE
+/// NUD_PROBE, NUD_PERMANENT
 const PROBE: u8 = 0x10;
+const PERMANENT: u8 = 0x80;
 const CLSACT: u32 = 0xffff_fff1;
 const INGRESS: u32 = 0xffff_fff2;
 const EGRESS: u32 = 0xffff_fff3;
@@ -37,6 +38,28 @@ fn exists_is_fine(result: io::Result<()>) -> io::Result<bool> {
         Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// A neighbour whose link-layer address is given for good: nobody asks for it.
+pub fn know(connection: &mut Connection, link: u32, addr: IpAddr, mac: [u8; 6]) -> io::Result<()> {
+    let message = Message::new(NEW_NEIGHBOUR, CREATE | REPLACE, &neighbour(link, addr, PERMANENT));
+    connection.change(message.attr(1, &octets(addr)).attr(2, &mac))
+}
+
+/// Removes a neighbour; one that is gone is no error.
+pub fn forget(connection: &mut Connection, link: u32, addr: IpAddr) -> io::Result<()> {
+    let message = Message::new(DEL_NEIGHBOUR, 0, &neighbour(link, addr, 0)).attr(1, &octets(addr));
+    match connection.change(message) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(()),
+        result => result,
+    }
+}
+
+fn neighbour(link: u32, addr: IpAddr, state: u8) -> Vec<u8> {
+    let mut header = vec![family(addr), 0, 0, 0];
+    header.extend_from_slice(&link.to_ne_bytes());
+    header.extend_from_slice(&[state, 0, 0, 0]);
+    header
 }
 
 /// Asks the kernel to resolve a neighbour and, on 5.16 and later, to keep it resolved. Must not be

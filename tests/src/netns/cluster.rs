@@ -1,0 +1,160 @@
+//! Three nodes with pods, two of them on one network and the third behind a router, which is the way to the Internet, too.
+//!
+//! ```text
+//!  n1 .11 ─┐                 ┌────────┐
+//!          ├─ switch ────────┤ router ├── n3 .13 (192.168.30.0/24)
+//!  n2 .12 ─┘ 192.168.20.0/24 └────────┘    198.51.100.7 on it
+//! ```
+//!
+//! The router knows nothing of pods. Pods of node N are 172.27.N.0/26 and fd00:27:N::/122.
+
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use anyhow::{Context, Result};
+
+use super::cni::{Runtime, addresses};
+use super::config::{Files, Service};
+use super::device::{self, Twin};
+use super::{Agent, Lab, Ns, ethtool, pass};
+use crate::load::{Task, echo};
+
+/// Where each pod's server listens, and the Internet's.
+pub const ECHO: u16 = 7000;
+/// The nodes' port.
+pub const PORT: &str = "eth1";
+const NODES: u8 = 3;
+
+/// A pod; its server says its name.
+#[derive(Debug)]
+pub struct Pod {
+    pub name: String,
+    pub node: usize,
+    pub at: Twin,
+    _server: Task,
+    pub ns: Ns,
+}
+
+#[derive(Debug)]
+pub struct Node {
+    pub name: String,
+    pub at: Twin,
+    pub agent: Agent,
+    pub runtime: Runtime,
+    pub ns: Ns,
+}
+
+/// Fields are in the order in which they end.
+#[derive(Debug)]
+pub struct Cluster {
+    pub pods: Vec<Pod>,
+    pub nodes: Vec<Node>,
+    pub router: Ns,
+    switch: Ns,
+    files: Files,
+    _far: Task,
+    _passing: Vec<OwnedFd>,
+    pub lab: Lab,
+}
+
+/// The address of a node on its network.
+fn at(number: u8) -> Twin {
+    if number == 3 { device::beyond(13) } else { device::lan(10 + number) }
+}
+
+impl Cluster {
+    /// Nodes whose agents run, with a hook for their port and further lines under `pods`.
+    pub fn new(hook: &str, pods: &str) -> Result<Cluster> {
+        let lab = Lab::new()?;
+        let (switch, router) = (lab.ns("switch")?, lab.ns("router")?);
+        switch.ip("link add br0 type bridge\nlink set br0 up")?;
+        router.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
+        lab.wire((&router, "lan"), (&switch, "to-router"))?;
+        switch.ip("link set to-router master br0")?;
+        ethtool::set(&router, "lan", ethtool::Offload::TxChecksum, false)?;
+        router.ip("addr add 192.168.20.1/24 dev lan\naddr add fd00:20::1/64 dev lan nodad\n\
+             addr add 198.51.100.7/32 dev lo\naddr add 2001:db8:100::7/128 dev lo nodad")?;
+        let far = echo::serve(&router, "far", &device::far().both().map(|ip| SocketAddr::new(ip, ECHO)))?;
+        let files = Files::new(lab.dir())?;
+        let mut cluster = Cluster {
+            pods: Vec::new(),
+            nodes: Vec::new(),
+            router,
+            switch,
+            files,
+            _far: far,
+            _passing: Vec::new(),
+            lab,
+        };
+        for number in 1..=NODES {
+            cluster.node(number, hook, pods)?;
+        }
+        cluster.nodes.iter_mut().try_for_each(|node| node.agent.start())?;
+        cluster.nodes.iter_mut().try_for_each(|node| node.agent.ready().context(node.name.clone()))?;
+        Ok(cluster)
+    }
+
+    fn node(&mut self, number: u8, hook: &str, pods: &str) -> Result<()> {
+        let (name, at) = (format!("n{number}"), at(number));
+        let ns = self.lab.ns(&name)?;
+        let net = if number == 3 { (30, &self.router) } else { (20, &self.switch) };
+        let port = format!("to-{name}");
+        self.lab.wire((&ns, PORT), (net.1, &port))?;
+        if number == 3 {
+            net.1.ip(&format!("addr add 192.168.30.1/24 dev {port}\naddr add fd00:30::1/64 dev {port} nodad"))?;
+            ethtool::set(net.1, &port, ethtool::Offload::TxChecksum, false)?;
+        } else {
+            net.1.ip(&format!("link set {port} master br0"))?;
+        }
+        self._passing.push(pass::attach(net.1, &port)?);
+        ethtool::set(&ns, PORT, ethtool::Offload::TxChecksum, false)?;
+        let subnet = net.0;
+        ns.ip(&format!(
+            "addr add {}/24 dev {PORT}\naddr add {}/64 dev {PORT} nodad\n\
+             route add default via 192.168.{subnet}.1\nroute add default via fd00:{subnet}::1",
+            at.v4, at.v6
+        ))?;
+        let others: Vec<String> = (1..=NODES)
+            .map(|n| {
+                let Twin { v4, v6 } = self::at(n);
+                format!("  - {{ name: n{n}, addresses: [{v4}, \"{v6}\"], blocks: [172.27.{n}.0/26, \"fd00:27:{n}::/122\"] }}\n")
+            })
+            .collect();
+        let config = self.lab.dir().join(format!("{name}.yaml"));
+        let text = format!(
+            "node: {name}\nports:\n  Port3: {{ interface: {PORT}, gateway: [192.168.{subnet}.1, \"fd00:{subnet}::1\"], \
+             hook: {hook} }}\ncluster:\n  podSubnet: [172.27.0.0/16, \"fd00:27::/32\"]\n  \
+             serviceSubnet: [172.28.0.0/16, \"fd00:28::/108\"]\n  manifests: ./cluster\n  dns: {{ nodeAddresses: [{}, \"{}\"] }}\n\
+             pods: {{ cooldown: 1s{pods} }}\nnodes:\n{}",
+            at.v4,
+            at.v6,
+            others.concat()
+        );
+        std::fs::write(&config, text)?;
+        let agent = Agent::new(&self.lab, &ns, &config)?.named(&name);
+        let runtime = Runtime::new(&self.lab, &ns)?.beside(&agent);
+        self.nodes.push(Node { name, at, agent, runtime, ns });
+        Ok(())
+    }
+
+    /// Makes a pod on a node, by the plugin.
+    pub fn pod(&mut self, node: usize) -> Result<()> {
+        let name = format!("p{}", self.pods.len());
+        let ns = self.lab.ns(&name)?;
+        let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}");
+        let result = self.nodes[node].runtime.add(&ns, &name, &args)?;
+        let [v4, v6] = addresses(&result).try_into().ok().context("an address of each family")?;
+        let at = Twin { v4: v4.parse()?, v6: v6.parse()? };
+        let server = echo::serve(&ns, &name, &at.both().map(|ip| SocketAddr::new(ip, ECHO)))?;
+        self.pods.push(Pod { name, node, at, _server: server, ns });
+        Ok(())
+    }
+
+    /// A service of all pods, in all nodes' manifests.
+    pub fn service(&self, name: &str, host: u8) -> Result<Service> {
+        let service = Service::tcp(name, 80, ECHO, device::cluster(host));
+        let service = self.pods.iter().fold(service, |all, pod| all.endpoint(pod.at, &self.nodes[pod.node].name));
+        self.files.write(&service)?;
+        Ok(service)
+    }
+}

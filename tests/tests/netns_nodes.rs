@@ -1,0 +1,162 @@
+//! Pods of several nodes: each reaches each, whatever is between their nodes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use stellwerk_tests::netns::cluster::{Cluster, ECHO, PORT};
+use stellwerk_tests::netns::device;
+use stellwerk_tests::netns::probe::{self, From, Talk};
+
+/// Pods on the three nodes.
+fn cluster(hook: &str, pods: &str, count: usize) -> Result<Cluster> {
+    let mut cluster = Cluster::new(hook, pods)?;
+    (0..count).try_for_each(|n| cluster.pod(n % 3))?;
+    Ok(cluster)
+}
+
+/// Everything from everywhere: pods, a service, its name, the Internet, other nodes.
+fn all_reach_all(cluster: &Cluster) -> Result<()> {
+    cluster.service("web", 40)?;
+    for pod in &cluster.pods {
+        let from = From::ns(&pod.ns);
+        for other in cluster.pods.iter().filter(|other| other.name != pod.name) {
+            for (addr, own) in other.at.both().into_iter().zip(pod.at.both()) {
+                let between =
+                    || format!("{} (n{}) to {} (n{}) {addr}", pod.name, pod.node + 1, other.name, other.node + 1);
+                let greeting = probe::tcp(&from, SocketAddr::new(addr, ECHO), 100).with_context(between)?;
+                ensure!(
+                    (greeting.name.as_str(), greeting.client) == (&other.name, Some(own)),
+                    "{}: {greeting:?}",
+                    between()
+                );
+            }
+        }
+        for addr in device::cluster(40).both() {
+            let service = || eventually(|| probe::tcp(&from, SocketAddr::new(addr, 80), 1_000));
+            service().with_context(|| format!("{} to the service {addr}", pod.name))?;
+        }
+        let greeting = probe::tcp(&from, SocketAddr::new(device::far().v4, ECHO), 1_000).context("the Internet")?;
+        ensure!(greeting.client == Some(cluster.nodes[pod.node].at.v4), "{}: not translated: {greeting:?}", pod.name);
+    }
+    Ok(())
+}
+
+/// What may take a moment: manifests were written just now.
+fn eventually<T>(what: impl Fn() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + Duration::from_secs(5);
+    loop {
+        match what() {
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(20)),
+            result => return result,
+        }
+    }
+}
+
+/// Large and many packets between pods of two nodes, and packets that are as large as pods may send.
+fn much(cluster: &Cluster, one: usize, other: usize) -> Result<()> {
+    let (from, to) = (From::ns(&cluster.pods[one].ns), cluster.pods[other].at);
+    for addr in to.both() {
+        probe::tcp(&from, SocketAddr::new(addr, ECHO), 4 << 20).with_context(|| format!("4 MiB to {addr}"))?;
+        // A full packet of 1,430 bytes, and one that is cut into pieces.
+        let headers = if addr.is_ipv4() { 28 } else { 48 };
+        probe::ping(&from, addr, 1_430 - headers).context("a full packet")?;
+        probe::ping(&from, addr, 4_000).context("fragments")?;
+        // The nodes' own stacks, there and back.
+        let node = From::ns(&cluster.nodes[cluster.pods[one].node].ns);
+        probe::tcp(&node, SocketAddr::new(addr, ECHO), 1 << 20).with_context(|| format!("from the node to {addr}"))?;
+    }
+    Ok(())
+}
+
+fn drops(cluster: &Cluster) -> Result<Vec<(String, u64)>> {
+    let mut all = Vec::new();
+    for node in &cluster.nodes {
+        for row in node.agent.rows("drops")? {
+            let (name, count) = (row["name"].as_str().unwrap_or_default(), row["count"].as_u64().unwrap_or(0));
+            if count > 0 && row["kind"] == "drop" {
+                all.push((format!("{} {name}", node.name), count));
+            }
+        }
+    }
+    Ok(all)
+}
+
+fn routes(cluster: &Cluster, node: usize) -> Result<String> {
+    cluster.nodes[node].ns.ip_text("route show proto 83")
+}
+
+#[test]
+fn twenty_pods_on_two_networks_by_xdp() -> Result<()> {
+    let mut cluster = cluster("xdp", "", 20)?;
+    all_reach_all(&cluster)?;
+    much(&cluster, 0, 2)?;
+    much(&cluster, 0, 1)?;
+    let routes = routes(&cluster, 0)?;
+    ensure!(routes.contains(&format!("172.27.2.0/26 via 192.168.20.12 dev {PORT}")), "{routes}");
+    ensure!(
+        routes.contains(&format!("172.27.3.0/26 via 169.254.1.2 dev {PORT}")) && routes.contains("mtu 1450"),
+        "{routes}"
+    );
+    ensure!(drops(&cluster)?.is_empty(), "{:?}", drops(&cluster)?);
+    // A connection between nodes lives on while both agents are away, and with new ones.
+    let to = SocketAddr::new(cluster.pods[2].at.v4, ECHO);
+    let mut talk = Talk::open(&From::ns(&cluster.pods[0].ns), to)?;
+    for node in [0, 2] {
+        cluster.nodes[node].agent.kill();
+        talk.exchange(100_000).context("without an agent")?;
+    }
+    for node in [0, 2] {
+        cluster.nodes[node].agent.start_ready()?;
+        talk.exchange(100_000).context("with another agent")?;
+    }
+    all_reach_all(&cluster)
+}
+
+#[test]
+fn by_traffic_control_and_always_in_the_overlay() -> Result<()> {
+    let cluster = cluster("tc", ", overlay: always, vxlanPort: 8472, vni: 77", 6)?;
+    all_reach_all(&cluster)?;
+    much(&cluster, 0, 2)?;
+    much(&cluster, 0, 1)?;
+    let routes = routes(&cluster, 0)?;
+    ensure!(routes.contains("172.27.2.0/26 via 169.254.1.2"), "{routes}");
+    ensure!(drops(&cluster)?.is_empty(), "{:?}", drops(&cluster)?);
+    Ok(())
+}
+
+/// Nobody tells of pods' networks: those on the same network are reached, others are not.
+#[test]
+fn never_in_the_overlay() -> Result<()> {
+    let cluster = cluster("auto", ", overlay: never", 3)?;
+    let from = From::ns(&cluster.pods[0].ns);
+    for addr in cluster.pods[1].at.both() {
+        probe::tcp(&from, SocketAddr::new(addr, ECHO), 100_000)?;
+    }
+    let far: IpAddr = cluster.pods[2].at.v4;
+    ensure!(!probe::connects(&from, SocketAddr::new(far, ECHO), Duration::from_millis(500)), "who told the router?");
+    ensure!(!routes(&cluster, 0)?.contains("172.27.3.0"), "{}", routes(&cluster, 0)?);
+    Ok(())
+}
+
+/// Whoever is no node is not heard in the overlay, and `unload` leaves nothing of it.
+#[test]
+fn strangers_are_not_heard_and_nothing_is_left() -> Result<()> {
+    let mut cluster = cluster("xdp", "", 3)?;
+    let before = cluster.nodes[2].agent.dropped("overlay_stranger")?;
+    cluster.router.ip(
+        "link add vx type vxlan id 4096 local 192.168.30.1 remote 192.168.30.13 dstport 4789 dev to-n3\n\
+         addr add 172.27.9.1/24 dev vx\nlink set vx up\nroute add 172.27.3.0/26 dev vx\n\
+         neigh add 172.27.3.1 lladdr 0a:00:00:53:57:02 dev vx",
+    )?;
+    let pod = SocketAddr::new(cluster.pods[2].at.v4, ECHO);
+    let stranger = From::ns(&cluster.router);
+    ensure!(!probe::connects(&stranger, pod, Duration::from_millis(500)), "a stranger was heard");
+    ensure!(cluster.nodes[2].agent.dropped("overlay_stranger")? > before, "and not counted");
+    let node = &mut cluster.nodes[0];
+    ensure!(node.agent.stop(), "the agent didn't stop");
+    node.agent.command(&["unload"])?;
+    let left = node.ns.ip_text("route show proto 83")? + &node.ns.ip_text("neigh show nud permanent dev eth1")?;
+    ensure!(left.trim().is_empty(), "{left}");
+    Ok(())
+}
