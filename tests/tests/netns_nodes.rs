@@ -4,13 +4,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use stellwerk_tests::netns::cluster::{Cluster, ECHO, PORT};
+use stellwerk_tests::netns::cluster::{Cluster, ECHO, Nodes, PORT};
 use stellwerk_tests::netns::device;
 use stellwerk_tests::netns::probe::{self, From, Talk};
 
 /// Pods on the three nodes.
 fn cluster(hook: &str, pods: &str, count: usize) -> Result<Cluster> {
-    let mut cluster = Cluster::new(hook, pods)?;
+    let mut cluster = Cluster::new(hook, pods, Nodes::Configuration)?;
     (0..count).try_for_each(|n| cluster.pod(n % 3))?;
     Ok(cluster)
 }
@@ -137,6 +137,25 @@ fn never_in_the_overlay() -> Result<()> {
     ensure!(!probe::connects(&from, SocketAddr::new(far, ECHO), Duration::from_millis(500)), "who told the router?");
     ensure!(!routes(&cluster, 0)?.contains("172.27.3.0"), "{}", routes(&cluster, 0)?);
     Ok(())
+}
+
+/// Nodes come and go as objects; the way to one that is gone is gone, too, and no other's.
+#[test]
+fn nodes_of_the_cluster() -> Result<()> {
+    let mut cluster = Cluster::new("auto", "", Nodes::Objects)?;
+    (0..6).try_for_each(|n| cluster.pod(n % 3))?;
+    all_reach_all(&cluster)?;
+    let from = From::ns(&cluster.pods[0].ns);
+    let at = |pod: usize| SocketAddr::new(cluster.pods[pod].at.v4, ECHO);
+    cluster.objects(&[1, 2])?;
+    eventually(|| {
+        ensure!(!routes(&cluster, 0)?.contains("172.27.3.0"), "the route is still there");
+        Ok(())
+    })?;
+    ensure!(!probe::connects(&from, at(2), Duration::from_millis(500)), "a node that is gone was reached");
+    probe::tcp(&from, at(1), 1_000)?;
+    cluster.objects(&[1, 2, 3])?;
+    eventually(|| probe::tcp(&from, at(2), 1_000).map(drop))
 }
 
 /// Whoever is no node is not heard in the overlay, and `unload` leaves nothing of it.

@@ -82,10 +82,10 @@ fn blocks(places: &mut Places, at: &At<'_>, log: &mut Log) -> Vec<IpNet> {
 }
 
 /// The cluster's nodes: `nodes`.
-pub(super) fn nodes(places: &mut Places, at: &At<'_>, log: &mut Log) -> Vec<PodNode> {
+pub(super) fn nodes(places: &mut Places, list: &At<'_>, log: &mut Log) -> Vec<PodNode> {
     let right = "a list of nodes, such as [{ name: b, addresses: 192.0.2.2, blocks: 172.27.2.0/26 }]";
     let mut nodes: Vec<PodNode> = Vec::new();
-    for at in at.list(log, right) {
+    for at in list.list(log, right) {
         if !at.only(log, NODE_KEYS) {
             continue;
         }
@@ -98,6 +98,7 @@ pub(super) fn nodes(places: &mut Places, at: &At<'_>, log: &mut Log) -> Vec<PodN
         for (key, right) in [("addresses", ADDRESS), ("blocks", PREFIX)] {
             _ = at.require(log, key, right);
         }
+        places.note_member(list, &at);
         let addresses = read::addresses(places, &at, "addresses", log);
         nodes.push(PodNode { name: text, addresses, blocks: blocks(places, &at, log) });
     }
@@ -123,7 +124,7 @@ pub(super) fn settle(config: &Config, log: &mut Log) {
     // What `pods.blocks` says of this node goes before.
     let others = config.nodes.iter().enumerate().filter(|(_, n)| n.name != config.node || pods.blocks.is_empty());
     let others = others.flat_map(|(i, node)| {
-        let list = format!("nodes[{i}].blocks");
+        let list = format!("{}.blocks", config.member("nodes", i));
         node.blocks.iter().enumerate().map(move |(j, block)| (config.member(&list, j), *block))
     });
     for (path, block) in own.chain(others) {

@@ -57,14 +57,39 @@ pub struct Cluster {
     pub lab: Lab,
 }
 
+/// Who says which nodes there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nodes {
+    Configuration,
+    /// Node objects in the manifests.
+    Objects,
+}
+
 /// The address of a node on its network.
 fn at(number: u8) -> Twin {
     if number == 3 { device::beyond(13) } else { device::lan(10 + number) }
 }
 
+/// A node and its pods' blocks, as the configuration says it.
+fn named(number: u8) -> String {
+    let Twin { v4, v6 } = at(number);
+    let blocks = format!("[172.27.{number}.0/26, \"fd00:27:{number}::/122\"]");
+    format!("  - {{ name: n{number}, addresses: [{v4}, \"{v6}\"], blocks: {blocks} }}\n")
+}
+
+/// The same as a Node.
+fn object(number: u8) -> String {
+    let Twin { v4, v6 } = at(number);
+    format!(
+        "---\napiVersion: v1\nkind: Node\nmetadata: {{ name: n{number} }}\n\
+         spec: {{ podCIDR: 172.27.{number}.0/26, podCIDRs: [172.27.{number}.0/26, \"fd00:27:{number}::/122\"] }}\n\
+         status: {{ addresses: [{{ type: InternalIP, address: {v4} }}, {{ type: InternalIP, address: \"{v6}\" }}] }}\n"
+    )
+}
+
 impl Cluster {
     /// Nodes whose agents run, with a hook for their port and further lines under `pods`.
-    pub fn new(hook: &str, pods: &str) -> Result<Cluster> {
+    pub fn new(hook: &str, pods: &str, nodes: Nodes) -> Result<Cluster> {
         let lab = Lab::new()?;
         let (switch, router) = (lab.ns("switch")?, lab.ns("router")?);
         switch.ip("link add br0 type bridge\nlink set br0 up")?;
@@ -86,15 +111,22 @@ impl Cluster {
             _passing: Vec::new(),
             lab,
         };
+        let said = match nodes {
+            Nodes::Configuration => format!("nodes:\n{}", (1..=NODES).map(named).collect::<String>()),
+            Nodes::Objects => String::new(),
+        };
+        if nodes == Nodes::Objects {
+            cluster.files.replace("cluster/nodes.yaml", &(1..=NODES).map(object).collect::<String>())?;
+        }
         for number in 1..=NODES {
-            cluster.node(number, hook, pods)?;
+            cluster.node(number, hook, pods, &said)?;
         }
         cluster.nodes.iter_mut().try_for_each(|node| node.agent.start())?;
         cluster.nodes.iter_mut().try_for_each(|node| node.agent.ready().context(node.name.clone()))?;
         Ok(cluster)
     }
 
-    fn node(&mut self, number: u8, hook: &str, pods: &str) -> Result<()> {
+    fn node(&mut self, number: u8, hook: &str, pods: &str, nodes: &str) -> Result<()> {
         let (name, at) = (format!("n{number}"), at(number));
         let ns = self.lab.ns(&name)?;
         let net = if number == 3 { (30, &self.router) } else { (20, &self.switch) };
@@ -114,21 +146,13 @@ impl Cluster {
              route add default via 192.168.{subnet}.1\nroute add default via fd00:{subnet}::1",
             at.v4, at.v6
         ))?;
-        let others: Vec<String> = (1..=NODES)
-            .map(|n| {
-                let Twin { v4, v6 } = self::at(n);
-                format!("  - {{ name: n{n}, addresses: [{v4}, \"{v6}\"], blocks: [172.27.{n}.0/26, \"fd00:27:{n}::/122\"] }}\n")
-            })
-            .collect();
         let config = self.lab.dir().join(format!("{name}.yaml"));
         let text = format!(
             "node: {name}\nports:\n  Port3: {{ interface: {PORT}, gateway: [192.168.{subnet}.1, \"fd00:{subnet}::1\"], \
              hook: {hook} }}\ncluster:\n  podSubnet: [172.27.0.0/16, \"fd00:27::/32\"]\n  \
              serviceSubnet: [172.28.0.0/16, \"fd00:28::/108\"]\n  manifests: ./cluster\n  dns: {{ nodeAddresses: [{}, \"{}\"] }}\n\
-             pods: {{ cooldown: 1s{pods} }}\nnodes:\n{}",
-            at.v4,
-            at.v6,
-            others.concat()
+             pods: {{ cooldown: 1s{pods} }}\n{nodes}",
+            at.v4, at.v6
         );
         std::fs::write(&config, text)?;
         let agent = Agent::new(&self.lab, &ns, &config)?.named(&name);
@@ -148,6 +172,11 @@ impl Cluster {
         let server = echo::serve(&ns, &name, &at.both().map(|ip| SocketAddr::new(ip, ECHO)))?;
         self.pods.push(Pod { name, node, at, _server: server, ns });
         Ok(())
+    }
+
+    /// Another set of Nodes in all nodes' manifests: those of these numbers.
+    pub fn objects(&self, numbers: &[u8]) -> Result<()> {
+        self.files.replace("cluster/nodes.yaml", &numbers.iter().copied().map(object).collect::<String>())
     }
 
     /// A service of all pods, in all nodes' manifests.

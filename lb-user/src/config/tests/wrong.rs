@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -53,7 +53,7 @@ const CASES: &[(&str, &[&str])] = &[
         "pods: {}",
         &[
             "c.yaml:3:7: pods: there is no cluster.podSubnet; expected the one that pods' addresses are of",
-            "c.yaml:3:7: pods: has no blocks of addresses; expected `blocks` such as [172.27.1.0/26, fd00:27:1::/122], or cluster.manifests or cluster.kubeconfig with this node's Node, whose podCIDRs they are",
+            "c.yaml:3:7: pods: has no blocks of addresses; expected `blocks` such as [172.27.1.0/26, fd00:27:1::/122], or this node among `nodes`, or cluster.manifests or cluster.kubeconfig with this node's Node, whose podCIDRs they are",
         ],
     ),
     (
@@ -72,6 +72,21 @@ const CASES: &[(&str, &[&str])] = &[
             "c.yaml:4:56: pods.block: unknown key; expected `blocks`",
         ],
     ),
+    (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { overlay: sometimes, vxlanPort: 0, vni: 16777216 }\nnodes: [{ name: n, addresses: 1.2.3, blocks: 172.27.1.0/26 }, { name: n, addresses: 192.0.2.1, blocks: 172.27.2.0/26 }, { name: b, blocks: 172.27.1.0/27 }, { name: c, addresses: 192.0.2.3, blocks: 10.0.0.0/8 }, { name: d, addresses: 192.0.2.4, blocks: 172.27.4.0/26, zone: a }, 7]",
+        &[
+            "c.yaml:4:18: pods.overlay: `sometimes` is not never, always or crossSubnet",
+            "c.yaml:4:40: pods.vxlanPort: `0` is too small; expected a UDP port from 1 to 65535",
+            "c.yaml:4:48: pods.vni: `16777216` is too large; expected a VXLAN network identifier from 1 to 16777215",
+            "c.yaml:5:31: nodes[0].addresses: `1.2.3` is not an address such as 192.168.1.1 or fd00::1",
+            "c.yaml:5:71: nodes[1].name: `n` is there already; expected each node once",
+            "c.yaml:5:121: nodes[2].addresses: is missing; expected an address such as 192.168.1.1 or fd00::1",
+            "c.yaml:5:140: nodes[2].blocks: `172.27.1.0/27` overlaps nodes[0].blocks (172.27.1.0/26); expected blocks apart",
+            "c.yaml:5:198: nodes[3].blocks: `10.0.0.0/8` is in no cluster.podSubnet; expected a part of one",
+            "c.yaml:5:268: nodes[4].zone: unknown key; expected one of name, addresses, blocks",
+            "c.yaml:5:279: nodes[5]: `7` is not a map with the keys name, addresses, blocks",
+        ],
+    ),
     ("inside: y", &["c.yaml:3:1: the key `inside` is given twice, first at 2:1"]),
     ("draning: 3", &["c.yaml:3:1: draning: unknown key; expected `draining`"]),
     ("log: { traceport: 3 }", &["c.yaml:3:8: log.traceport: unknown key; expected `tracePort`"]),
@@ -79,7 +94,7 @@ const CASES: &[(&str, &[&str])] = &[
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),

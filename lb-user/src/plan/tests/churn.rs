@@ -11,7 +11,8 @@ use super::super::{Contents, Ids, Op, PlanError, diff, plan};
 use super::world::*;
 use super::{Model, clock, nothing};
 use crate::intent::{
-    Endpoint, EndpointState, Filtering, Intent, Nat, Network, PrefixPair, ServicePort, Traffic, Translation,
+    Endpoint, EndpointState, Filtering, Intent, Nat, Network, Overlay, OverlayMode, PodNode, PrefixPair, ServicePort,
+    Traffic, Translation,
 };
 
 const ENDPOINTS: [&str; 8] =
@@ -78,9 +79,15 @@ pub fn networks() -> impl Strategy<Value = Network> {
         [
             full.routes.iter().collect(),
             vec![route("198.51.100.0/24", Some("203.0.113.1"), ETH0, 5), route("::/0", Some("fd20::10"), ETH1, 1)],
+            // As the kernel has them, or still has them.
+            vec![
+                route("172.27.3.0/26", Some("169.254.1.2"), ETH1, 1_000),
+                route("fd27:3::/122", Some("fe80::1:2"), ETH0, 1_000),
+                route("fd27:4::/122", Some("fe80::1:2"), ETH1, 1_000),
+            ],
         ]
         .concat(),
-        0..=4,
+        0..=6,
     );
     let routes = (routes, any::<bool>()).prop_map(|(mut routes, several)| {
         let ways = [("203.0.113.1", ETH0), ("192.168.20.10", ETH1)].into_iter().filter(|_| several);
@@ -138,11 +145,31 @@ fn translations() -> impl Strategy<Value = (Nat, [bool; 3], Vec<&'static str>)> 
     )
 }
 
+/// Nodes whose pods are reached: on a network, behind a router, by neither.
+fn nodes() -> impl Strategy<Value = (Vec<PodNode>, Overlay)> {
+    let node = |name: &str, addresses: &[&str], blocks: &[&str]| PodNode {
+        name: name.into(),
+        addresses: addresses.iter().map(|addr| ip(addr)).collect(),
+        blocks: blocks.iter().map(|net| net.parse().expect("a block")).collect(),
+    };
+    let all = vec![
+        node("n1", &["192.168.20.1"], &["172.27.1.0/26"]),
+        node("n2", &["192.168.20.10"], &["172.27.2.0/26", "fd27:2::/122"]),
+        node("n3", &["198.51.100.3"], &["172.27.3.0/26", "fd27:3::/122"]),
+        node("n4", &["fd20:4::4"], &["172.27.4.0/26", "fd27:4::/122"]),
+    ];
+    let modes = select(vec![OverlayMode::Never, OverlayMode::Always, OverlayMode::CrossSubnet]);
+    let overlay = modes.prop_map(|mode| Overlay { mode, ..Overlay::default() });
+    (subsequence(all, 0..=4), overlay)
+}
+
 /// Wishes with a translation; the tables have room for three addresses outside.
 pub fn intents(services: impl Strategy<Value = Vec<ServicePort>>) -> impl Strategy<Value = Intent> {
     let ports = select(vec![(1_024, 29_999), (1_024, 2_047), (40_000, 50_000)]);
-    (services, translations(), ports).prop_map(|(services, (nat, [out4, out6, second], named), (first, last))| {
-        let mut intent = Intent { nat, ..intent(services) };
+    let all = (services, translations(), ports, nodes());
+    all.prop_map(|(services, (nat, [out4, out6, second], named), (first, last), (pod_nodes, overlay))| {
+        let mut intent = Intent { nat, pod_nodes, overlay, ..intent(services) };
+        intent.pod_blocks = vec!["172.27.1.0/26".parse().expect("a block")];
         intent.ports[0].gateways.extend(out4.then(|| ip("203.0.113.1")));
         intent.ports[0].gateways.extend(out6.then(|| ip("2001:db8:7::1")));
         intent.ports[1].gateways.extend(second.then(|| ip("192.168.20.10")));
