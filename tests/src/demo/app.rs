@@ -1,5 +1,5 @@
-//! The two-tier app on its two nodes: web replicas and a database, each a process of its own in its
-//! own namespace, and the manifests that describe them.
+//! The two-tier app on its two nodes: web replicas and a database, each a process of its own in a pod that the CNI plugin
+//! made, and the manifests that describe them.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::netns::clean::Proc;
+use crate::netns::cni::{Runtime, twin};
 use crate::netns::config::{Files, Service};
 use crate::netns::device::{self, Twin};
 use crate::netns::{Agent, Device, Ns};
@@ -16,6 +17,15 @@ use crate::netns::{Agent, Device, Ns};
 const WEB: u16 = 8080;
 /// The database listens here.
 const DATABASE: u16 = 5432;
+/// The cluster's nodes and their pods' blocks, as all of them know it.
+const NODES: &str = "nodes:\n  \
+    - { name: edge-1, addresses: [192.168.20.10, \"fd00:20::a\"], blocks: [172.27.3.0/26, \"fd00:27:3::/122\"] }\n  \
+    - { name: edge-2, addresses: [192.168.20.11, \"fd00:20::b\"], blocks: [172.27.4.0/26, \"fd00:27:4::/122\"] }\n\
+    pods: {}\n";
+/// The second node: it announces nothing.
+const EDGE_2: &str = "node: edge-2\nports:\n  Port3: { interface: eth0 }\ncluster:\n  \
+    podSubnet: [172.27.0.0/16, \"fd00:27::/32\"]\n  serviceSubnet: [172.28.0.0/16, \"fd00:28::/112\"]\n  \
+    manifests: ./cluster\n  announce: { enabled: false }\n  dns: { nodeAddresses: [192.168.20.11, \"fd00:20::b\"] }\n";
 /// A replica listens once it has found its database: two tries of a resolver, and what a busy machine adds.
 const LISTENS: Duration = Duration::from_secs(60);
 
@@ -32,6 +42,9 @@ struct Place {
 pub struct App {
     processes: BTreeMap<String, Proc>,
     pub agent: Agent,
+    second: Agent,
+    /// By the nodes' names.
+    runtimes: BTreeMap<&'static str, Runtime>,
     places: BTreeMap<String, Place>,
     web: Service,
     files: Files,
@@ -39,19 +52,29 @@ pub struct App {
 }
 
 impl App {
-    /// Builds the device, starts the database, writes configuration and manifests, and starts the agent and the
+    /// Builds the device, writes configuration and manifests, starts both nodes' agents, and in pods the database and the
     /// first three replicas.
     pub fn start() -> Result<App> {
         let device = Device::new()?;
         let files = Files::new(device.lab.dir())?;
         let agent = Agent::new(&device.lab, &device.dev, &files.config())?;
+        files.replace("edge-2.yaml", &format!("{EDGE_2}{NODES}"))?;
+        let second = Agent::new(&device.lab, &device.edge2, &device.lab.dir().join("edge-2.yaml"))?.named("edge-2");
+        let runtimes = BTreeMap::from([
+            ("edge-1", Runtime::new(&device.lab, &device.dev)?),
+            ("edge-2", Runtime::new(&device.lab, &device.edge2)?.beside(&second)),
+        ]);
         let web = Service::tcp("web", 80, WEB, device::cluster(30)).external(device::external(100));
-        let mut app = App { processes: BTreeMap::new(), agent, places: BTreeMap::new(), web, files, device };
-        app.place("db", 21)?;
-        app.place("web-1", 11)?;
-        app.place("web-2", 12)?;
-        let edge2 = Place { ns: app.device.edge2.clone(), at: device::pod(2, 11), node: "edge-2" };
-        app.places.insert("web-3".into(), edge2);
+        let (processes, places) = (BTreeMap::new(), BTreeMap::new());
+        let mut app = App { processes, agent, second, runtimes, places, web, files, device };
+        let names = "  dns: { nodeAddresses: \"fd00:27:1::1\" }\n";
+        app.files.write_config(&(Files::standard("auto", "xdp") + names + NODES))?;
+        app.second.start()?;
+        app.agent.start_ready()?;
+        app.second.ready()?;
+        for (name, node) in [("db", "edge-1"), ("web-1", "edge-1"), ("web-2", "edge-1"), ("web-3", "edge-2")] {
+            app.place(name, node)?;
+        }
         app.run("db")?;
         let database = Service::tcp("db", DATABASE, DATABASE, device::cluster(20));
         app.files.write(&database.endpoint(app.places["db"].at, "edge-1"))?;
@@ -59,11 +82,8 @@ impl App {
             app.list(name)?;
         }
         app.files.write(&app.web)?;
-        let names = "  dns: { nodeAddresses: \"fd00:27:1::1\" }\n";
-        app.files.write_config(&(Files::standard("auto", "xdp") + names))?;
         // As in a house: nobody has a route to service addresses, and whoever wants one asks for it on the network.
         app.device.client.ip("route del 192.168.20.96/27\nroute del fd00:20::1:0/112")?;
-        app.agent.start_ready()?;
         // They find the database by its name, and listen once they have.
         for name in ["web-1", "web-2", "web-3"] {
             app.run(name)?;
@@ -76,10 +96,12 @@ impl App {
         device::external(100).both().map(|ip| SocketAddr::new(ip, 80))
     }
 
-    /// Makes a pod on edge-1.
-    pub fn place(&mut self, name: &str, host: u8) -> Result<()> {
-        let ns = self.device.pod(name, host)?;
-        self.places.insert(name.into(), Place { ns, at: device::pod(1, host), node: "edge-1" });
+    /// Makes a pod on a node, as a container runtime would.
+    pub fn place(&mut self, name: &str, node: &'static str) -> Result<()> {
+        let ns = self.device.lab.ns(name)?;
+        let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}");
+        let at = self.runtimes[node].add(&ns, name, &args)?;
+        self.places.insert(name.into(), Place { ns, at: twin(&at)?, node });
         Ok(())
     }
 
@@ -140,12 +162,14 @@ impl App {
         })
     }
 
-    /// How often the agent has told a name of the cluster.
+    /// How often the first node's agent has told a name of the cluster.
     pub fn names_told(&self) -> Result<u64> {
-        let rows: Vec<serde_json::Value> =
-            serde_json::from_str(&self.agent.asker().command(&["dns", "status", "--json"])?)?;
-        let row = rows.iter().find(|row| row["kind"] == "zone" && row["name"] == "cluster");
-        row.and_then(|row| row["count"].as_u64()).context("no count of the cluster's names")
+        told(&self.agent)
+    }
+
+    /// The same of both nodes' agents.
+    pub fn names_told_by_both(&self) -> Result<u64> {
+        Ok(told(&self.agent)? + told(&self.second)?)
     }
 
     /// Asks a replica's process to leave: it finishes what it has.
@@ -166,6 +190,12 @@ impl App {
     fn process(&self, name: &str) -> Result<&Proc> {
         self.processes.get(name).with_context(|| format!("{name} doesn't run"))
     }
+}
+
+fn told(agent: &Agent) -> Result<u64> {
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&agent.asker().command(&["dns", "status", "--json"])?)?;
+    let row = rows.iter().find(|row| row["kind"] == "zone" && row["name"] == "cluster");
+    row.and_then(|row| row["count"].as_u64()).context("no count of the cluster's names")
 }
 
 /// Waits until something listens.

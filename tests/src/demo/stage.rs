@@ -46,7 +46,8 @@ impl Stage {
         say!(
             "stellwerk demo: an edge device in network namespaces, with its real agent and real HTTP.\n\
              Building it: Port2 to an Internet (TC), Port3 to a private network (XDP), two nodes,\n\
-             three web replicas that ask a database for each request: they find it by its name,\n\
+             three web replicas in pods that the CNI plugin makes, on both nodes; they ask a database for each request\n\
+             and find it by its name,\n\
              db.default.svc.cluster.local, for each connection that they open to it …"
         );
         let app = App::start()?;

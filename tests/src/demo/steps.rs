@@ -88,7 +88,7 @@ fn steady(stage: &mut Stage, findings: &mut Findings) -> Result<Summary> {
         findings.expect(requests > 20 && failed < requests, format!("{label}: {requests} requests"));
     }
     findings.shares(&summary, &["web-1", "web-2", "web-3"]);
-    let told = stage.app.names_told()?;
+    let told = stage.app.names_told_by_both()?;
     findings
         .expect(told >= 48, format!("the database's name was told {told} times, to six pools of eight connections"));
     let links = stage.app.device.dev.ip_text("-d link show eth1")?;
@@ -124,7 +124,7 @@ fn drain(stage: &mut Stage, findings: &mut Findings) -> Result<Summary> {
 
 fn add(stage: &mut Stage, findings: &mut Findings) -> Result<Summary> {
     let from = Instant::now();
-    stage.app.place("web-4", 14)?;
+    stage.app.place("web-4", "edge-1")?;
     stage.app.run("web-4")?;
     let listed = Instant::now();
     stage.app.list("web-4")?;

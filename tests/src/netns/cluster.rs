@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 
-use super::cni::{Runtime, addresses};
+use super::cni::{Runtime, twin};
 use super::config::{Files, Service};
 use super::device::{self, Twin};
 use super::{Agent, Lab, Ns, ethtool, pass};
@@ -167,8 +167,7 @@ impl Cluster {
         let ns = self.lab.ns(&name)?;
         let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}");
         let result = self.nodes[node].runtime.add(&ns, &name, &args)?;
-        let [v4, v6] = addresses(&result).try_into().ok().context("an address of each family")?;
-        let at = Twin { v4: v4.parse()?, v6: v6.parse()? };
+        let at = twin(&result)?;
         let server = echo::serve(&ns, &name, &at.both().map(|ip| SocketAddr::new(ip, ECHO)))?;
         self.pods.push(Pod { name, node, at, _server: server, ns });
         Ok(())

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::device::Twin;
 use super::{Agent, Lab, Ns, agent};
 
 /// The runtime of one node. Calls may be made from several threads.
@@ -91,6 +92,13 @@ impl Runtime {
         let said = self.call(&Call { verb: "DEL", container, netns, version: "1.1.0", ..Call::default() })?;
         if said.success { Ok(()) } else { bail!("DEL of {container}: {}", said.value) }
     }
+}
+
+/// The address of each family that a result has.
+pub fn twin(result: &Value) -> Result<Twin> {
+    let addresses = addresses(result);
+    let [v4, v6] = &addresses[..] else { bail!("an address of each family, not {addresses:?}") };
+    Ok(Twin { v4: v4.parse()?, v6: v6.parse()? })
 }
 
 /// The addresses of a result, without their lengths.
