@@ -75,6 +75,8 @@ reasons! {
         IcmpQuoteTooShort = "icmp_quote_too_short",
         /// nobody answers for names on this node until its agent runs again: who is not told so goes on waiting
         NoAgentForNames = "no_agent_for_names",
+        /// to the node of a backend, as it came, but larger than the link takes, or that node is not to be found any more
+        DirectUnsent = "direct_unsent",
         /// in the overlay, from an address that is no node's
         OverlayStranger = "overlay_stranger",
         /// in the overlay, but no IP packet, or of another network identifier

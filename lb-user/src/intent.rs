@@ -259,6 +259,9 @@ pub struct Traffic {
     pub internal_local: bool,
     /// Who may ask at the load balancer's addresses; none of a family: everybody.
     pub sources: Vec<IpNet>,
+    /// Endpoints of other nodes on this one's network get what asks external addresses as it came, and answer clients
+    /// themselves.
+    pub direct: bool,
     /// The port at which others learn how many endpoints are ready on this node.
     pub health_check: Option<u16>,
 }

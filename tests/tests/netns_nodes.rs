@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use stellwerk_tests::netns::cluster::{Cluster, ECHO, Nodes, PORT};
 use stellwerk_tests::netns::device;
-use stellwerk_tests::netns::probe::{self, From, Talk};
+use stellwerk_tests::netns::probe::{self, Datagram, From, Talk};
 
 /// Pods on the three nodes.
 fn cluster(hook: &str, pods: &str, count: usize) -> Result<Cluster> {
@@ -136,6 +136,48 @@ fn never_in_the_overlay() -> Result<()> {
     let far: IpAddr = cluster.pods[2].at.v4;
     ensure!(!probe::connects(&from, SocketAddr::new(far, ECHO), Duration::from_millis(500)), "who told the router?");
     ensure!(!routes(&cluster, 0)?.contains("172.27.3.0"), "{}", routes(&cluster, 0)?);
+    Ok(())
+}
+
+/// A load balancer's packet goes to the pod's node as it came, and the answer from there to the client; without the
+/// annotation, or where the way is in the overlay, the answer comes back through the node that was asked.
+#[test]
+fn answers_go_directly() -> Result<()> {
+    for hook in ["xdp", "tc"] {
+        let cluster = cluster(hook, "", 3)?;
+        let dsr = "stellwerk.io/forwarding-mode: dsr";
+        let ways = [(100, 1, dsr, true), (101, 1, "", false), (102, 2, dsr, false), (103, 0, dsr, true)];
+        for (host, pod, annotation, kept) in ways {
+            let vip = cluster.balancer(&format!("b{host}"), host, pod, annotation)?;
+            // The network's way to it is by the first node.
+            cluster
+                .router
+                .ip(&format!("route add {} via 192.168.20.11\nroute add {} via fd00:20::b", vip.v4, vip.v6))?;
+            for (addr, client) in vip.both().into_iter().zip(device::far().both()) {
+                let (from, to) = (From::at(&cluster.router, client), SocketAddr::new(addr, 80));
+                let what = || format!("{hook}: {to} in pod {pod}");
+                let greeting = eventually(|| probe::tcp(&from, to, 200_000)).with_context(what)?;
+                ensure!(greeting.name == cluster.pods[pod].name, "{}: {greeting:?}", what());
+                ensure!((greeting.client == Some(client)) == kept, "{}: {greeting:?}", what());
+                probe::udp(&from, to, Datagram::default()).with_context(what)?;
+            }
+        }
+        let flows = cluster.nodes[0].agent.rows("flows")?;
+        let passing = |pod: usize| {
+            let at = cluster.pods[pod].at.both().map(|addr| addr.to_string());
+            flows.iter().filter(|flow| at.iter().any(|addr| flow.to_string().contains(addr.as_str()))).count()
+        };
+        ensure!(passing(1) > 0 && passing(2) > 0, "translated ones are there");
+        let vip = device::external(100)
+            .both()
+            .map(|addr| format!("{}:80", if addr.is_ipv6() { format!("[{addr}]") } else { addr.to_string() }));
+        let direct: Vec<_> = flows.iter().filter(|flow| vip.iter().any(|vip| flow["vip"] == vip.as_str())).collect();
+        ensure!(
+            direct.len() >= 4 && direct.iter().all(|flow| flow["vip"] == flow["backend"] && flow["state"] == "new"),
+            "{direct:?}"
+        );
+        ensure!(drops(&cluster)?.is_empty(), "{:?}", drops(&cluster)?);
+    }
     Ok(())
 }
 

@@ -12,7 +12,7 @@ use crate::flow_table::{Hit, set_next_hop};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
 use crate::tcp;
-use crate::verdict::{Hook, Outcome, Verdict};
+use crate::verdict::{Action, Hook, Outcome, Verdict};
 use crate::wire::header::TCP;
 use crate::wire::{Be16, Mac};
 
@@ -60,8 +60,17 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
+    let direct = work.hit.flow.is(Flow::<A>::DIRECT);
+    if direct && context.at.hook == Hook::Egress {
+        // As it came, so that it is met again where it leaves: on its way already.
+        return;
+    }
     if resolve(work, context) {
         go(packet, work, context, outcome);
+        if direct && outcome.action == Action::Continue {
+            // The kernel knows no way to the node for what goes to a service.
+            *outcome = Outcome::drop(Drop::DirectUnsent);
+        }
     } else {
         work.follow = tcp::RESET as u32;
         context.tables.nat_follow(work, context.at);
@@ -90,7 +99,12 @@ fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> boo
     if hit.flow.next_hop != NextHop::UNRESOLVED && hit.flow.epoch == epoch {
         return true;
     }
-    match forward::next_hop(tables, hit.flow.dst, &parsed.key) {
+    let next_hop = if hit.flow.is(Flow::<A>::DIRECT) {
+        tables.backend(hit.flow.backend).unwrap_or_default().next_hop
+    } else {
+        forward::next_hop(tables, hit.flow.dst, &parsed.key)
+    };
+    match next_hop {
         NextHop::UNRESOLVED => hit.flow.next_hop = NextHop::UNRESOLVED,
         next_hop => set_next_hop(tables, hit, next_hop, epoch),
     }

@@ -224,6 +224,17 @@ pub fn complete<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -
     Ok(())
 }
 
+/// Puts a connection's own entry into the table, where no answer comes by.
+#[inline(always)]
+pub fn alone<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Result<(), Drop> {
+    aim_both(work, context);
+    let Work { parsed, hit, .. } = work;
+    match put(context.tables, &parsed.key, hit, NONE) {
+        Err(PutError::Full) => Err(Drop::FlowTableFull),
+        _ => Ok(()),
+    }
+}
+
 /// Who has a reply tuple: a number, since a function of its own has one register to answer by.
 const NOBODY: u32 = 0;
 const OURSELVES: u32 = 1;

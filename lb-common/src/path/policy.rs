@@ -25,8 +25,8 @@ pub enum Admission {
 }
 
 /// Finds the service that a packet is for, as it is for this client: with the row that the client gets,
-/// [`Service::LOCAL`] if that is of this node's endpoints, and [`Service::MASQUERADE`] if the client
-/// gets this node's address.
+/// [`Service::LOCAL`] if that is of this node's endpoints, [`Service::MASQUERADE`] if the client gets this node's
+/// address, and [`Service::DIRECT`] if it may be answered by others.
 #[inline(never)]
 pub fn admit<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Admission {
     let Parsed { key, proto, .. } = &work.parsed;
@@ -56,7 +56,7 @@ fn judged<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Admi
     let service = &mut work.service;
     let flags = service.flags;
     let local = flags & Service::LOCAL != 0 && (!near || flags & Service::EVERYBODY != 0);
-    service.flags = if near { 0 } else { flags & Service::MASQUERADE };
+    service.flags = if near { 0 } else { flags & (Service::MASQUERADE | Service::DIRECT) };
     if !local {
         return of_row(service.count, Admission::Empty);
     }

@@ -3,7 +3,7 @@
 //! Invariant: a backend that leaves gets no new connection. A connection's reply tuple is unique:
 //! where another connection has it, the source is translated to a free port.
 
-use super::flow::{claim, complete};
+use super::flow::{alone, claim, complete};
 use super::parse::Ip;
 use super::{Context, Work};
 use crate::drop::{Drop, Note};
@@ -41,6 +41,11 @@ fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Re
         return Ok(false);
     }
     let mid_stream = parsed.proto == TCP && parsed.flags & TCP_SYN == 0;
+    let direct = service.flags & Service::DIRECT != 0
+        && backend.flags & Backend::<A>::DIRECT != 0
+        && !own
+        && hop.kind == NextHop::LINK
+        && (context.at.hook != Hook::Xdp || hop.flags & NextHop::XDP != 0);
     hit.flow = Flow {
         src: parsed.key.src,
         dst: backend.addr,
@@ -55,6 +60,14 @@ fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Re
         flags: 0,
         epoch: context.tables.settings().epoch,
     };
+    if direct {
+        hit.flow = Flow { dst: parsed.key.dst, dport: parsed.key.dport, flags: Flow::<A>::DIRECT, ..hit.flow };
+        if parsed.proto != TCP || parsed.flags & TCP_RST == 0 {
+            alone(work, context)?;
+            context.tables.count_connection(id);
+        }
+        return Ok(true);
+    }
     // The answer comes back through this node only if it must: from elsewhere, or to the very link
     // that the backend is on (there the two would talk directly), or the client is the backend. What
     // this node sends itself has an address of ours already, but of the way to the service, which

@@ -58,6 +58,9 @@ impl<A: Addr> Flow<A> {
     /// ([`crate::path::nat`]).
     pub const MEMORY: u8 = 16;
 
+    /// Flag: goes to the node of its backend as it came; that node answers by itself, and there is no other entry.
+    pub const DIRECT: u8 = 32;
+
     /// [`Flow::backend`] of what has none.
     pub const NO_BACKEND: u32 = u32::MAX;
     /// [`Flow::backend`] of what is only forwarded: no backend's id, where it is counted.

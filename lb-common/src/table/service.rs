@@ -42,6 +42,8 @@ impl Service {
     pub const MASQUERADE: u32 = 4;
     /// Flag: only sources that are named for it ([`SourcePrefix`]).
     pub const RANGES: u32 = 8;
+    /// Flag: what goes to a [`Backend::DIRECT`] goes there as it came.
+    pub const DIRECT: u32 = 16;
 
     /// First slots and lengths of its rows.
     pub fn rows(&self) -> impl Iterator<Item = (u32, u32)> + use<> {
@@ -107,6 +109,8 @@ impl<A: Addr> Backend<A> {
     pub const HERE: u8 = 2;
     /// Flag: in no other row, since it leaves and others elsewhere are ready.
     pub const LAST: u8 = 4;
+    /// Flag: on another node on this one's network, which has the same services and answers clients itself.
+    pub const DIRECT: u8 = 8;
 }
 
 plain! {

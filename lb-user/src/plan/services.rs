@@ -6,8 +6,8 @@
 //! better an endpoint that is about to go than none).
 //! Not here: which endpoints are healthy; the sources say so.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::SystemTime;
 
@@ -33,6 +33,8 @@ pub(super) struct World {
     pub clock: Clock,
     /// This node's name.
     node: String,
+    /// Addresses of the other nodes that make their pods' interfaces.
+    nodes: BTreeSet<IpAddr>,
     /// Addresses at which node ports are reached.
     pub node_addresses: Vec<IpAddr>,
     /// Links that lead to other hosts.
@@ -59,7 +61,9 @@ impl World {
         };
         let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).filter(wished).collect();
         let node = intent.node.clone();
-        World { node, routing, sides, clock, node_addresses, port_links, inside_links }
+        let others = intent.pod_nodes.iter().filter(|other| other.name != node);
+        let nodes = others.flat_map(|other| &other.addresses).copied().collect();
+        World { node, nodes, routing, sides, clock, node_addresses, port_links, inside_links }
     }
 }
 
@@ -127,7 +131,8 @@ fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, P
         A::from_ip(*addr).map(|addr| (ServiceKey { addr, port: Be16::new(at), proto, pad: 0 }, place))
     };
     let traffic = &port.traffic;
-    let external = if traffic.external_local { Service::LOCAL } else { 0 };
+    let node_port = if traffic.external_local { Service::LOCAL } else { 0 };
+    let external = node_port | if traffic.direct { Service::DIRECT } else { 0 };
     let named = traffic.sources.iter().any(|net| net.addr().is_ipv4() != A::IS_V6);
     let flags = |addr: &IpAddr| {
         if traffic.cluster_ips.contains(addr) {
@@ -140,8 +145,12 @@ fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, P
         }
     };
     let by_node = port.node_port.iter().flat_map(|&at| world.node_addresses.iter().map(move |a| (a, at)));
-    let by_node = by_node.filter_map(|(a, at)| key(a, at, Place { of_node: true, flags: external }));
-    let place = |a: &IpAddr| Place { of_node: world.routing.local.contains(a), flags: flags(a) };
+    let by_node = by_node.filter_map(|(a, at)| key(a, at, Place { of_node: true, flags: node_port }));
+    let place = |a: &IpAddr| {
+        let of_node = world.routing.local.contains(a);
+        // Another node doesn't answer for this one's addresses.
+        Place { of_node, flags: flags(a) & if of_node { !Service::DIRECT } else { !0 } }
+    };
     let own = port.addresses.iter().filter_map(|a| key(a, port.port, place(a)));
     by_node.chain(own).collect()
 }
@@ -336,12 +345,14 @@ fn backend<A: Addr>(
             let inside = world.inside_links.contains(&way.link);
             world.port_links.contains(&way.link) || (way.gateway.is_some() && !inside)
         });
+    // By its own node, which has the same services.
+    let direct = remote && way.and_then(|way| way.gateway).is_some_and(|gateway| world.nodes.contains(&gateway));
     Some(Backend {
         addr,
         snat: world.routing.source(to, way.as_ref()).and_then(A::from_ip).unwrap_or_default(),
         port: Be16::new(endpoint.port),
         state: if deadline.is_some() { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
-        flags: if remote { Backend::<A>::REMOTE } else { 0 },
+        flags: if remote { Backend::<A>::REMOTE } else { 0 } | if direct { Backend::<A>::DIRECT } else { 0 },
         service,
         next_hop: if local { NextHop::HOST } else { way.map_or(NextHop::UNRESOLVED, |way| way.one()) },
         weight: endpoint.weight.max(1),

@@ -170,6 +170,7 @@ fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
             ("local", _) => line.flags |= Service::LOCAL,
             ("everybody", _) => line.flags |= Service::EVERYBODY,
             ("masquerade", _) => line.flags |= Service::MASQUERADE,
+            ("direct", _) => line.flags |= Service::DIRECT,
             (_, Some(("affinity", time))) => line.affinity = seconds(time)?,
             (_, Some(("from", nets))) => {
                 let (net4, net6) = nets.split_once(',').ok_or("from=NET4,NET6")?;
@@ -191,15 +192,16 @@ fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
 fn backend(word: &str) -> Built<BackendLine> {
     let mut parts = word.split('/');
     let at = parts.next().unwrap_or("").parse()?;
-    let mut line = BackendLine { at, remote: false, draining: false, gone: false, here: None };
+    let mut line = BackendLine { at, remote: false, direct: false, draining: false, gone: false, here: None };
     for part in parts {
         match part {
             "remote" => line.remote = true,
+            "direct" => (line.remote, line.direct) = (true, true),
             "draining" => line.draining = true,
             "gone" => line.gone = true,
             "here" => line.here = Some(Here::Ready),
             "last" => line.here = Some(Here::Last),
-            _ => return Err(format!("{part}: remote, draining, gone, here or last")),
+            _ => return Err(format!("{part}: remote, direct, draining, gone, here or last")),
         }
     }
     Ok(line)

@@ -56,6 +56,8 @@ pub enum Place {
 pub struct BackendLine {
     pub at: End,
     pub remote: bool,
+    /// Of a node that has the same services.
+    pub direct: bool,
     pub draining: bool,
     /// The slot names it, but it isn't there.
     pub gone: bool,
@@ -422,6 +424,7 @@ impl World {
             port: Be16::new(line.at.port.unwrap_or(0)),
             state: if line.draining { Backend::<A>::DRAINING } else { Backend::<A>::ACTIVE },
             flags: if line.remote { Backend::<A>::REMOTE } else { 0 }
+                | if line.direct { Backend::<A>::DIRECT } else { 0 }
                 | line.here.map_or(0, |_| Backend::<A>::HERE)
                 | if line.here == Some(Here::Last) { Backend::<A>::LAST } else { 0 },
             service,

@@ -178,6 +178,19 @@ impl Cluster {
         self.files.replace("cluster/nodes.yaml", &numbers.iter().copied().map(object).collect::<String>())
     }
 
+    /// A load balancer of one pod, with annotations, in all nodes' manifests.
+    pub fn balancer(&self, name: &str, host: u8, pod: usize, annotations: &str) -> Result<Twin> {
+        let (at, pod) = (device::external(host), &self.pods[pod]);
+        let service = Service::tcp(name, 80, ECHO, device::cluster(host)).external(at).and_udp();
+        self.files.write(&service.endpoint(pod.at, &self.nodes[pod.node].name))?;
+        let file = self.lab.dir().join(format!("cluster/{name}.yaml"));
+        let text = std::fs::read_to_string(&file)?;
+        let named = format!("name: {name}, ");
+        let annotated = text.replacen(&named, &format!("{named}annotations: {{ {annotations} }}, "), 1);
+        self.files.replace(&format!("cluster/{name}.yaml"), &annotated)?;
+        Ok(at)
+    }
+
     /// A service of all pods, in all nodes' manifests.
     pub fn service(&self, name: &str, host: u8) -> Result<Service> {
         let service = Service::tcp(name, 80, ECHO, device::cluster(host));

@@ -89,6 +89,16 @@ pub(super) fn health(at: &At<'_>, log: &mut Log) -> Option<Option<Arc<Check>>> {
     annotation(at, &PREFIXES[..1], "health-check", check::RIGHT, log, Check::parse).map(|check| check.map(Arc::new))
 }
 
+/// Whether nodes send what asks it to each other as it came, and answer clients directly.
+pub(super) fn is_direct(at: &At<'_>, log: &mut Log) -> bool {
+    let read = |text: &str| match text {
+        "dsr" => Ok(true),
+        "snat" => Ok(false),
+        _ => Err(String::new()),
+    };
+    annotation(at, &PREFIXES[..1], "forwarding-mode", "snat or dsr", log, read).unwrap_or(false)
+}
+
 /// The value of an annotation, by whichever of its names.
 fn annotation<T: PartialEq>(
     at: &At<'_>,

@@ -44,6 +44,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Service> {
     let families: Vec<bool> = families(&spec, &cluster_ips, log);
     let (external, proxied) = ingress(at, log);
     let traffic = traffic::read(&spec, &kind, cluster_ips.clone(), external.clone(), log);
+    let traffic = Traffic { direct: ask::is_direct(at, log), ..traffic };
     let mut addresses = cluster_ips;
     addresses.extend(external.iter().copied());
     addresses.extend(list_of_addresses(&spec, "externalIPs", log));

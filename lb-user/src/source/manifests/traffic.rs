@@ -26,6 +26,7 @@ pub(super) fn read(
         external_local,
         internal_local: is_local(spec, "internalTrafficPolicy", log),
         sources: sources(spec, kind, log),
+        direct: false,
         health_check: health_check(spec, kind == "LoadBalancer" && external_local, log),
     }
 }

@@ -189,6 +189,25 @@ fn session_affinity() {
 }
 
 #[test]
+fn forwarding_modes() {
+    let mode = |value: &str| {
+        let folder = Folder::new("forwarding");
+        let spec = format!("{{ clusterIP: 10.1.0.1, {PORT} }}");
+        let annotated = format!("name: a, annotations: {{ stellwerk.io/forwarding-mode: {value} }}");
+        folder.write("a.yaml", &service("a", &spec).replacen("name: a", &annotated, 1));
+        let mut manifests = Manifests::new(folder.0.clone(), rules());
+        manifests.load(&Scope::All, at(0)).unwrap();
+        match manifests.refused().first() {
+            Some(error) => error.to_string(),
+            None => manifests.services()[0].traffic.direct.to_string(),
+        }
+    };
+    assert_eq!([mode("dsr"), mode("snat"), mode("''")], ["true", "false", "false"]);
+    let wrong = mode("direct");
+    assert!(wrong.contains("forwarding-mode: `direct` is not snat or dsr"), "{wrong}");
+}
+
+#[test]
 fn traffic_policies_and_source_ranges() {
     let traffic = |spec: &str| {
         let folder = Folder::new("traffic");
@@ -196,8 +215,16 @@ fn traffic_policies_and_source_ranges() {
         let mut manifests = Manifests::new(folder.0.clone(), rules());
         manifests.load(&Scope::All, at(0)).unwrap();
         let [port] = &manifests.services()[..] else { panic!("{spec}: no service") };
-        let Traffic { cluster_ips, balancer_ips, announced: _, external_local, internal_local, sources, health_check } =
-            &port.traffic;
+        let Traffic {
+            cluster_ips,
+            balancer_ips,
+            announced: _,
+            external_local,
+            internal_local,
+            sources,
+            direct: _,
+            health_check,
+        } = &port.traffic;
         let list = |of: Vec<String>| of.join(" ");
         let addrs = |of: &[IpAddr]| list(of.iter().map(ToString::to_string).collect());
         let sources = list(sources.iter().map(ToString::to_string).collect());
