@@ -11,6 +11,7 @@ mod cluster;
 mod dns;
 mod health;
 mod health_check;
+mod host_ports;
 mod lock;
 pub mod nat_log;
 mod planning;
@@ -50,6 +51,7 @@ use crate::config::Config;
 use crate::intent::Network;
 use crate::plan::{Apply, Ids, Planned};
 use crate::pods::Pods;
+use crate::pods::ports::HostPorts;
 use crate::source::manifests::Objects;
 use crate::source::netlink::{self, Asked, Wanted};
 use crate::source::readiness::{at, readable};
@@ -105,6 +107,7 @@ async fn start(options: &Options) -> Result<()> {
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
     let (health, reports) = Health::start(&options.paths)?;
     let announce = Announce::start(&options.paths, &current);
+    let pods = Pods::new(&options.paths);
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
@@ -126,7 +129,8 @@ async fn start(options: &Options) -> Result<()> {
         announce,
         gives: false,
         dns,
-        pods: Pods::new(&options.paths),
+        pods_ports: pods.host_ports(),
+        pods,
         retry: None,
         deadline: None,
         ask: None,
@@ -207,6 +211,7 @@ struct Agent {
     gives: bool,
     dns: dns::Dns,
     pods: Pods,
+    pods_ports: watch::Receiver<HostPorts>,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -275,6 +280,7 @@ impl Agent {
                 }
                 1.. = reports.recv_many(&mut told, 4_096) => block_in_place(|| self.probed(std::mem::take(&mut told))),
                 Ok(()) = self.announce.lives.changed() => block_in_place(|| self.settle_announcements()),
+                Ok(()) = self.pods_ports.changed() => block_in_place(|| self.host_ports_changed()),
                 () = routes::changed(&mut stored) => block_in_place(|| self.stored_routes_changed()),
                 () = at(self.routes.retry) => block_in_place(|| self.settle_routes()),
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
@@ -286,6 +292,7 @@ impl Agent {
                     self.wish.keep_addresses();
                     self.prune();
                     self.forget_pods();
+                    self.retry_host_ports();
                 }),
             }
         }

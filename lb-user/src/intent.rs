@@ -223,6 +223,14 @@ impl Protocol {
             Protocol::Sctp => lb_common::wire::header::SCTP,
         }
     }
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "TCP",
+            Protocol::Udp => "UDP",
+            Protocol::Sctp => "SCTP",
+        }
+    }
 }
 
 /// One port of one service: the unit that is balanced.
@@ -270,9 +278,16 @@ impl ServicePort {
     /// The namespace of what the configuration publishes itself.
     pub const PUBLISH: &str = "publish";
 
-    /// Whether it is a port that the configuration forwards to a host inside.
+    /// The namespace of pods' host ports: no cluster's has such a name.
+    pub const HOST_PORT: &str = "hostPort";
+
+    /// Whether it is a port that is forwarded to a host inside: by the configuration, or a pod's host port.
     pub fn is_published(&self) -> bool {
-        self.namespace == Self::PUBLISH
+        self.namespace == Self::PUBLISH || self.is_host_port()
+    }
+
+    pub fn is_host_port(&self) -> bool {
+        self.namespace == Self::HOST_PORT
     }
 
     /// `namespace/name:port`, where port is its name or, without one, its number.

@@ -5,61 +5,28 @@ use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use serde_json::{Value, json};
 use stellwerk_tests::load::{Task, echo};
-use stellwerk_tests::netns::cni::{Call, Runtime, addresses};
+use stellwerk_tests::netns::Ns;
+use stellwerk_tests::netns::cni::{Call, Node, Runtime, Said, addresses};
 use stellwerk_tests::netns::config::{Files, Service};
-use stellwerk_tests::netns::device::{self, Device, Twin};
-use stellwerk_tests::netns::probe::{self, From};
-use stellwerk_tests::netns::{Agent, Ns};
+use stellwerk_tests::netns::device::{self, Twin};
+use stellwerk_tests::netns::probe::{self, Datagram, From};
 
 const ECHO: u16 = 7000;
 const IP: &str = "IP=172.27.3.20,fd00:27:3::14";
 
-struct Node {
-    agent: Agent,
-    runtime: Runtime,
-    device: Device,
+fn open(lines: &str) -> Node {
+    let service = Service::tcp("pod", 80, ECHO, device::cluster(40)).external(device::external(112));
+    let service = service.and_udp().endpoint(device::pod(3, 20), "edge-1");
+    Node::open(lines, |files| files.write(&service)).unwrap()
 }
 
-impl Node {
-    fn open(lines: &str) -> Node {
-        let device = Device::new().unwrap();
-        let files = Files::new(device.lab.dir()).unwrap();
-        let standard = Files::standard("auto", "auto")
-            .replace("gateway: 203.0.113.1", "gateway: [203.0.113.1, \"2001:db8:113::1\"]")
-            .replace("address: 10.20.0.1/24", "address: 10.20.0.1/24, ipv6: masquerade");
-        files.write_config(&format!("{standard}  dns: {{}}\n{lines}")).unwrap();
-        let service = Service::tcp("pod", 80, ECHO, device::cluster(40)).external(device::external(112));
-        files.write(&service.and_udp().endpoint(device::pod(3, 20), "edge-1")).unwrap();
-        let mut agent = Agent::new(&device.lab, &device.dev, &files.config()).unwrap();
-        agent.start_ready().unwrap();
-        let runtime = Runtime::new(&device.lab, &device.dev).unwrap();
-        Node { agent, runtime, device }
-    }
-
-    fn standard() -> Node {
-        Node::open("pods: { blocks: [172.27.3.0/26, \"fd00:27:3::/122\"], cooldown: 1s }\n")
-    }
-
-    fn pod(&self, name: &str) -> Ns {
-        self.device.lab.ns(name).unwrap()
-    }
-
-    fn leases(&self) -> Vec<Value> {
-        serde_json::from_str(&self.agent.command(&["ipam", "show", "--json"]).unwrap()).unwrap()
-    }
-
-    fn containers(&self) -> BTreeSet<String> {
-        self.leases().iter().filter_map(|row| Some(row["container"].as_str()?.to_owned())).collect()
-    }
-
-    /// Neither leases without interfaces nor the other way round.
-    fn clean(&self) {
-        assert_eq!(self.agent.command(&["ipam", "check"]).unwrap().lines().count(), 1, "only the headline");
-    }
+fn standard() -> Node {
+    open("pods: { blocks: [172.27.3.0/26, \"fd00:27:3::/122\"], cooldown: 1s }\n")
 }
 
 fn resolve(pod: &Ns, server: &str, name: &str) -> Vec<String> {
@@ -84,8 +51,8 @@ fn serve(ns: &Ns, name: &str, at: Twin) -> Task {
 
 #[test]
 fn pods_reach_each_other_services_and_the_world() {
-    let node = Node::standard();
-    let (a, b) = (node.pod("a"), node.pod("b"));
+    let node = standard();
+    let (a, b) = (node.pod("a").unwrap(), node.pod("b").unwrap());
     let result = node.runtime.add(&b, "b", IP).unwrap();
     assert_eq!(addresses(&result), ["172.27.3.20", "fd00:27:3::14"]);
     let _b = serve(&b, "b", device::pod(3, 20));
@@ -120,8 +87,8 @@ fn pods_reach_each_other_services_and_the_world() {
 
 #[test]
 fn every_verb_in_every_version() {
-    let node = Node::standard();
-    let pod = node.pod("pod");
+    let node = standard();
+    let pod = node.pod("pod").unwrap();
     for (version, check) in [("0.3.1", false), ("0.4.0", true), ("1.0.0", true), ("1.1.0", true)] {
         let call = |verb, conf| {
             node.runtime.call(&Call { verb, container: "c", netns: Some(pod.path()), version, conf, ..Call::default() })
@@ -146,14 +113,14 @@ fn every_verb_in_every_version() {
         let told = call("VERSION", Value::Null).unwrap().value;
         assert_eq!(told, json!({ "cniVersion": version, "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] }));
     }
-    assert!(node.leases().is_empty());
+    assert!(node.leases().unwrap().is_empty());
     node.clean();
 }
 
 #[test]
 fn what_is_refused_leaves_nothing() {
-    let node = Node::standard();
-    let (one, two) = (node.pod("one"), node.pod("two"));
+    let node = standard();
+    let (one, two) = (node.pod("one").unwrap(), node.pod("two").unwrap());
     node.runtime.add(&one, "one", "IP=172.27.3.9;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0").unwrap();
     two.ip("link add eth0 type bridge").unwrap();
     let nowhere = || Some("/run/netns/none".into());
@@ -170,7 +137,7 @@ fn what_is_refused_leaves_nothing() {
         let said = said.unwrap();
         assert_eq!((said.success, said.code()), (false, Some(code)), "{what}: {}", said.value);
     }
-    assert_eq!(node.containers(), BTreeSet::from(["one".to_owned()]));
+    assert_eq!(node.containers().unwrap(), BTreeSet::from(["one".to_owned()]));
     node.clean();
 
     // What the runtime no longer lists goes; by command, too.
@@ -179,12 +146,127 @@ fn what_is_refused_leaves_nothing() {
     let list = json!({ "cni.dev/valid-attachments": [{ "containerID": "one", "ifname": "eth0" }] });
     let gc = node.runtime.call(&Call { verb: "GC", version: "1.1.0", conf: list, ..Call::default() }).unwrap();
     assert!(gc.success && gc.value.is_null(), "{}", gc.value);
-    assert_eq!(node.containers(), BTreeSet::from(["one".to_owned()]));
+    assert_eq!(node.containers().unwrap(), BTreeSet::from(["one".to_owned()]));
     assert_eq!(node.agent.command(&["ipam", "release", "default/web-0"]).unwrap(), "released eth0 of one\n");
     let unknown = format!("{:#}", node.agent.command(&["ipam", "release", "default/web-0"]).unwrap_err());
     assert!(unknown.contains("nothing is known of `default/web-0`"), "{unknown}");
-    assert!(node.leases().is_empty());
+    assert!(node.leases().unwrap().is_empty());
     node.clean();
+}
+
+/// An ADD with host ports, each as `8080 to 7000 tcp`, or with an address in front.
+fn add_ports(node: &Node, pod: &Ns, container: &str, ports: &[&str]) -> Said {
+    let mapping = |text: &&str| {
+        let words: Vec<&str> = text.split(' ').collect();
+        let (ip, port) = words[0].rsplit_once(':').unwrap_or(("", words[0]));
+        let number = |text: &str| text.parse::<u16>().unwrap();
+        json!({ "hostPort": number(port), "containerPort": number(words[2]), "protocol": words[3], "hostIP": ip.trim_matches(['[', ']']) })
+    };
+    let mappings: Vec<Value> = ports.iter().map(mapping).collect();
+    let conf = json!({ "runtimeConfig": { "portMappings": mappings } });
+    let (netns, args) = (Some(pod.path()), "");
+    node.runtime.call(&Call { verb: "ADD", container, netns, args, version: "1.1.0", conf }).unwrap()
+}
+
+/// Who answers at a port of the node, as soon as it is who it should be; None: nobody.
+fn answers(from: &Ns, at: SocketAddr, want: Option<&str>) {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        let said = match probe::connects(&From::ns(from), at, Duration::from_millis(500)) {
+            true => probe::tcp(&From::ns(from), at, 100).ok().map(|greeting| greeting.name),
+            false => None,
+        };
+        if said.as_deref() == want {
+            return;
+        }
+        assert!(Instant::now() < end, "{at} is answered by {said:?}, not by {want:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn host_ports() {
+    let mut node = standard();
+    let [a, b, c] = ["a", "b", "c"].map(|name| node.pod(name).unwrap());
+    let said = add_ports(&node, &a, "a", &["8080 to 7000 tcp", "8080 to 7000 udp"]);
+    assert!(said.success, "{}", said.value);
+    let _a = serve(&a, "a", device::pod(3, 1));
+    let said = add_ports(&node, &b, "b", &["192.168.20.10:8081 to 7000 tcp", "[fd00:20::a]:8081 to 7000 tcp"]);
+    assert!(said.success, "{}", said.value);
+    let _b = serve(&b, "b", device::pod(3, 2));
+    node.runtime.add(&c, "c", "").unwrap();
+
+    // From outside, by both ports of the node, from the node, from pods, and from the pod itself.
+    let (dev, client, inet) = (&node.device.dev, &node.device.client, &node.device.inet);
+    let at = |twin: Twin, like, port| SocketAddr::new(twin.like(like), port);
+    for like in device::lan(50).both() {
+        let greeting = probe::tcp(&From::ns(client), at(device::lan(10), like, 8080), 5_000).unwrap();
+        assert_eq!((greeting.name.as_str(), greeting.client), ("a", Some(like)));
+        let greeting = probe::udp(&From::ns(client), at(device::lan(10), like, 8080), Datagram::default()).unwrap();
+        assert_eq!(greeting.name, "a");
+        for from in [inet, dev, &c, &b, &a] {
+            let greeting = probe::tcp(&From::ns(from), at(device::uplink(), like, 8080), 5_000);
+            assert_eq!(greeting.with_context(|| from.full_name().to_owned()).unwrap().name, "a");
+        }
+        // At one address alone.
+        assert_eq!(probe::tcp(&From::ns(client), at(device::lan(10), like, 8081), 5_000).unwrap().name, "b");
+        answers(inet, at(device::uplink(), like, 8081), None);
+    }
+    let rows = node.leases().unwrap();
+    let row = rows.iter().find(|row| row["container"] == "a").unwrap();
+    assert_eq!(row["host_ports"], json!(["8080/TCP -> 7000", "8080/UDP -> 7000"]));
+
+    // Others' places: a pod's, a service's; and an address that isn't the node's.
+    let mut service = Service::tcp("web", 80, ECHO, device::cluster(41)).endpoint(device::pod(3, 2), "edge-1");
+    service.ports[0].node_port = Some(30_080);
+    let files = Files::new(node.device.lab.dir()).unwrap();
+    files.write(&service).unwrap();
+    answers(client, at(device::lan(10), device::lan(10).v4, 30_080), Some("b"));
+    let d = node.pod("d").unwrap();
+    for (port, why) in [
+        ("8080 to 80 tcp", "8080/TCP is that of eth0 of a"),
+        ("192.168.20.10:8080 to 80 udp", "192.168.20.10:8080/UDP is that of eth0 of a"),
+        ("8081 to 80 tcp", "8081/TCP is that of eth0 of b"),
+        ("30080 to 80 tcp", "services default/web:tcp and hostPort/"),
+        ("192.0.2.1:80 to 80 tcp", "192.0.2.1:80/TCP is at none of this node's addresses"),
+    ] {
+        let said = add_ports(&node, &d, "d", &[port]);
+        let details = said.value["details"].as_str().unwrap_or_default();
+        assert!(said.code() == Some(104) && details.contains(why), "{port}: {}", said.value);
+    }
+    assert_eq!(node.containers().unwrap(), ["a", "b", "c"].map(String::from).into());
+    node.clean();
+
+    // A service that comes to a host port's place has it, until it goes.
+    service.ports[0].node_port = Some(8_080);
+    files.write(&service).unwrap();
+    let place = at(device::lan(10), device::lan(10).v4, 8_080);
+    answers(client, place, Some("b"));
+    assert!(node.agent.log().contains("a host port is not served"), "{}", node.agent.log_tail());
+    node.agent.kill();
+    node.agent.start_ready().unwrap();
+    answers(client, place, Some("b"));
+    service.ports[0].node_port = Some(30_080);
+    files.write(&service).unwrap();
+    answers(client, place, Some("a"));
+
+    // An agent that starts again serves them; what ends gives its own back.
+    assert!(node.agent.stop());
+    answers(client, place, Some("a"));
+    node.agent.start_ready().unwrap();
+    answers(client, place, Some("a"));
+    node.runtime.del(&a, "a").unwrap();
+    answers(client, place, None);
+    let said = add_ports(&node, &c, "c", &["8080 to 7000 tcp"]);
+    assert_eq!(said.code(), Some(101), "{}", said.value);
+    node.runtime.del(&c, "c").unwrap();
+    let said = add_ports(&node, &c, "c", &["8080 to 7000 tcp"]);
+    let own: Vec<SocketAddr> =
+        addresses(&said.value).iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), ECHO)).collect();
+    let _c = echo::serve(&c, "c", &own).unwrap();
+    assert_eq!(probe::tcp(&From::ns(client), place, 100).unwrap().name, "c");
+    assert_eq!(node.agent.command(&["ipam", "release", "c"]).unwrap(), "released eth0 of c\n");
+    answers(client, place, None);
 }
 
 /// Many at once, each in a thread, as a node that starts does it; how long each took.
@@ -210,11 +292,11 @@ fn each(pods: &[Ns], work: impl Fn(&Ns, &str) + Sync) -> Vec<Duration> {
 
 #[test]
 fn many_at_once() {
-    let node = Node::standard();
-    let pods: Vec<Ns> = (0..20).map(|i| node.pod(&format!("p{i}"))).collect();
+    let node = standard();
+    let pods: Vec<Ns> = (0..20).map(|i| node.pod(&format!("p{i}")).unwrap()).collect();
     let took = each(&pods, |pod, container| _ = node.runtime.add(pod, container, "").unwrap());
     println!("20 ADDs at once: half within {:?}, all within {:?}", took[10], took[19]);
-    let leases = node.leases();
+    let leases = node.leases().unwrap();
     let all: BTreeSet<String> = leases.iter().map(|row| row["addresses"].to_string()).collect();
     assert_eq!((leases.len(), all.len()), (20, 20));
     node.clean();
@@ -223,14 +305,14 @@ fn many_at_once() {
     }
     let took = each(&pods, |pod, container| node.runtime.del(pod, container).unwrap());
     println!("20 DELs at once: half within {:?}, all within {:?}", took[10], took[19]);
-    assert!(node.leases().is_empty());
+    assert!(node.leases().unwrap().is_empty());
     node.clean();
 }
 
 #[test]
 fn while_the_agent_is_away() {
-    let mut node = Node::standard();
-    let (one, two) = (node.pod("one"), node.pod("two"));
+    let mut node = standard();
+    let (one, two) = (node.pod("one").unwrap(), node.pod("two").unwrap());
     node.runtime.add(&one, "one", "").unwrap();
     node.runtime.add(&two, "two", "").unwrap();
     assert!(node.agent.stop());
@@ -245,7 +327,7 @@ fn while_the_agent_is_away() {
     assert!(call("DEL", "two").success);
     assert!(call("DEL", "two").success);
     node.agent.start_ready().unwrap();
-    assert_eq!(node.containers(), BTreeSet::from(["one".to_owned()]));
+    assert_eq!(node.containers().unwrap(), BTreeSet::from(["one".to_owned()]));
     let status = node.runtime.call(&Call { verb: "STATUS", version: "1.1.0", ..Call::default() }).unwrap();
     assert!(status.success, "{}", status.value);
     assert!(!two.ip_text("link").unwrap().contains("eth0"));
@@ -254,19 +336,19 @@ fn while_the_agent_is_away() {
 
     // An interface that went without a DEL, and one that is nobody's.
     assert!(node.agent.stop());
-    let host = node.leases()[0]["host_interface"].as_str().unwrap().to_owned();
+    let host = node.leases().unwrap()[0]["host_interface"].as_str().unwrap().to_owned();
     node.device.dev.ip(&format!("link del {host}\nlink add stpodstray type veth peer name stpodpeer")).unwrap();
     let check = node.agent.command(&["ipam", "check", "--json"]);
     assert!(check.is_err(), "{check:?}");
     node.agent.start_ready().unwrap();
-    assert_eq!(node.containers(), BTreeSet::from(["two".to_owned()]));
+    assert_eq!(node.containers().unwrap(), BTreeSet::from(["two".to_owned()]));
     node.clean();
 }
 
 #[test]
 fn an_agent_that_is_killed_at_any_moment() {
-    let mut node = Node::standard();
-    let pods: Vec<Ns> = (0..6).map(|i| node.pod(&format!("p{i}"))).collect();
+    let mut node = standard();
+    let pods: Vec<Ns> = (0..6).map(|i| node.pod(&format!("p{i}")).unwrap()).collect();
     let mut there: BTreeSet<String> = BTreeSet::new();
     for round in 0..6u64 {
         let (runtime, before) = (node.runtime.clone(), there.clone());
@@ -285,14 +367,14 @@ fn an_agent_that_is_killed_at_any_moment() {
         });
         there = churn;
         node.agent.start_ready().unwrap();
-        assert_eq!(node.containers(), there, "round {round}\n{}", node.agent.log_tail());
+        assert_eq!(node.containers().unwrap(), there, "round {round}\n{}", node.agent.log_tail());
         node.clean();
     }
     for (i, pod) in pods.iter().enumerate().filter(|(i, _)| there.contains(&format!("c{i}"))) {
         probe::ping(&From::ns(pod), device::lan(10).v4, 64).unwrap();
         node.runtime.del(pod, &format!("c{i}")).unwrap();
     }
-    assert!(node.leases().is_empty());
+    assert!(node.leases().unwrap().is_empty());
     node.clean();
 }
 
@@ -316,14 +398,14 @@ fn churn(runtime: &Runtime, pod: &Ns, container: &str, before: &BTreeSet<String>
 
 #[test]
 fn blocks_of_the_node_and_an_installed_plugin() {
-    let node = Node::open("pods: { mtu: 1400 }\n");
-    let pod = node.pod("pod");
+    let node = open("pods: { mtu: 1400 }\n");
+    let pod = node.pod("pod").unwrap();
     let add = || {
         let netns = Some(pod.path());
         node.runtime.call(&Call { verb: "ADD", container: "c", netns, version: "1.1.0", ..Call::default() }).unwrap()
     };
     let said = add();
-    let why = "neither pods.blocks nor podCIDRs of the Node edge-1 say which addresses pods have";
+    let why = "neither pods.blocks nor `nodes` nor podCIDRs of the Node edge-1 say which addresses pods have";
     assert_eq!((said.code(), said.value["details"].as_str()), (Some(11), Some(why)));
     let files = Files::new(node.device.lab.dir()).unwrap();
     let node_yaml = "apiVersion: v1\nkind: Node\nmetadata: { name: edge-1 }\n\
@@ -355,5 +437,9 @@ fn blocks_of_the_node_and_an_installed_plugin() {
     assert_eq!(install(), lines("written"));
     assert_eq!(install(), lines("is there already"));
     let list: Value = serde_json::from_slice(&std::fs::read(list).unwrap()).unwrap();
-    assert_eq!(list["plugins"][0], json!({ "type": "stellwerk-cni", "pinPath": node.device.lab.pins() }));
+    assert_eq!((&list["cniVersion"], &list["cniVersions"][3]), (&json!("1.0.0"), &json!("1.1.0")));
+    assert_eq!(
+        list["plugins"][0],
+        json!({ "type": "stellwerk-cni", "capabilities": { "portMappings": true }, "pinPath": node.device.lab.pins() })
+    );
 }

@@ -28,6 +28,10 @@ pub const NET: &[Tool] = &[
     ("dnsmasq", "dnsmasq-base"),
 ];
 
+/// A container runtime, and what its containers run, for tests of the CNI plugin.
+pub const CONTAINERS: &[Tool] =
+    &[("containerd", "containerd"), ("runc", "runc"), ("nsenter", "util-linux"), ("busybox", "busybox-static")];
+
 /// What `test --kernel` boots other kernels with.
 pub const VM: &[Tool] = &[
     ("ip", "iproute2"),
@@ -48,6 +52,7 @@ pub fn all() -> Result<()> {
         Some(why) => say!("miri: left out, {why}"),
     }
     tools(NET)?;
+    tools(CONTAINERS)?;
     say!("system packages for tests, demo and benchmarks: there");
     say!("Ready. Next: `cargo xtask test` or `cargo xtask demo`.");
     Ok(())

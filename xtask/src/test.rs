@@ -100,6 +100,7 @@ pub fn run(args: &Args) -> Result<i32> {
     let mut built = true;
     if rungs.iter().any(|rung| rung.root) && !args.no_root {
         setup::tools(setup::NET)?;
+        setup::tools(setup::CONTAINERS)?;
         if !chosen("build") {
             build::all()?;
         }

@@ -82,6 +82,9 @@ impl Agent {
             None => match self.plan_whole(clock) {
                 Ok(ops) => ops,
                 Err(error) => {
+                    if self.yield_host_port(&error) {
+                        return self.replan(undo);
+                    }
                     if let Some(undo) = undo {
                         self.wish.take_back(undo);
                         // Of the wish that stays.

@@ -5,6 +5,7 @@ use std::path::Path;
 use tracing::error;
 
 use super::Agent;
+use crate::pods::Served;
 use crate::pods::wire::PREFIX;
 
 impl Agent {
@@ -14,10 +15,15 @@ impl Agent {
         self.pods.configure(settings);
     }
 
-    /// The tables are as planned: so are the programs of these links.
+    /// The tables are as planned: so are the programs of these links, and the host ports.
     pub(super) fn tell_pods(&self) {
         if let Some(planned) = &self.planned {
-            self.pods.carried(planned.contents().hooks.keys().copied());
+            let ports = &self.wish.host_ports;
+            self.pods.served(Served {
+                links: planned.contents().hooks.keys().copied().collect(),
+                ports: ports.revision(),
+                refused: ports.refused().clone(),
+            });
         }
     }
 

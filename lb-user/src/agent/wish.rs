@@ -18,7 +18,7 @@ use crate::config::{Config, Dns, Error, Errors, verify};
 use crate::health::Check;
 use crate::intent::{Intent, Network, PodNode, ServicePort, SocketBalancing};
 use crate::nodes;
-use crate::pods::Settings;
+use crate::pods::{self, Settings};
 use crate::route::StaticRoute;
 use crate::source::live::{Access, Statuses};
 use crate::source::manifests::names::Names;
@@ -26,12 +26,14 @@ use crate::source::manifests::{Manifests, Objects, Scope, ServiceName, Update};
 use crate::source::netlink::Mirror;
 
 use super::addresses::Addresses;
+use super::host_ports::HostPorts;
 use super::switch;
 
 pub struct Wish {
     pub intent: Intent,
     /// Those of what a plan accepted last.
     pub names: Names,
+    pub host_ports: HostPorts,
     config: Config,
     manifests: Option<Manifests>,
     /// The manifests know services that a plan has refused: the next change takes all of them.
@@ -132,9 +134,14 @@ impl Wish {
             }
         }
         notices(&config.dns_notices(&services));
+        let host_ports = HostPorts::new(pods::ports::HostPorts::read(paths));
+        if config.pod_network.is_some() {
+            services.extend(host_ports.wished().cloned());
+        }
         let mut intent = config.intent(1, services);
         PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
-        let mut wish = Wish { intent, names: Names::default(), config, manifests, refused: false, waits, addresses };
+        let names = Names::default();
+        let mut wish = Wish { intent, names, host_ports, config, manifests, refused: false, waits, addresses };
         wish.keep();
         Ok(wish)
     }
@@ -245,8 +252,9 @@ impl Wish {
         if self.refused || first || self.is_about_dns(&update) || !pods.is_of(&self.intent) {
             let undo = (self.intent.clone(), self.config.clone(), self.manifests.clone(), self.waits);
             let undo = Undo::All(Box::new(undo));
-            let services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
+            let mut services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
             notices(&self.config.dns_notices(&services));
+            services.extend(self.host_ports.wished().filter(|_| self.has_pods()).cloned());
             self.intent.services = self.config.with_published(services);
             pods.put(&mut self.intent);
             self.intent.revision += 1;
@@ -255,10 +263,24 @@ impl Wish {
         if update.changed.is_empty() && !renamed {
             return Ok(None);
         }
+        Ok(Some(self.replace(update)))
+    }
+
+    /// Some services are wished for otherwise. None: nothing changed.
+    pub fn replace_services(&mut self, update: Update) -> Option<Undo> {
+        (!update.changed.is_empty()).then(|| self.replace(update))
+    }
+
+    fn replace(&mut self, update: Update) -> Undo {
         let undo = Undo::Services(inverse(&update, &self.intent.services));
         update.apply_to(&mut self.intent.services);
         self.intent.revision += 1;
-        Ok(Some(undo))
+        undo
+    }
+
+    /// Whether pods' interfaces are made here.
+    pub fn has_pods(&self) -> bool {
+        self.config.pod_network.is_some()
     }
 
     /// Whether a service comes to the place of the cluster's DNS, or leaves it.
@@ -284,13 +306,14 @@ impl Wish {
         }
         if waits {
             let own = self.config.with_published(Vec::new());
-            services = self.intent.services.iter().filter(|s| !own.contains(s)).cloned().collect();
+            services = self.intent.services.iter().filter(|s| !own.contains(s) && !s.is_host_port()).cloned().collect();
         } else if let Some(manifests) = &mut manifests {
             notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
             self.addresses.keep(Some(manifests));
             services = manifests.services();
         }
         let told = config.dns_notices(&services);
+        services.extend(self.host_ports.wished().filter(|_| config.pod_network.is_some()).cloned());
         let mut intent = config.intent(self.intent.revision, services);
         PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
         if config.tuning.capacity != self.config.tuning.capacity {

@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{VERSIONS, pins};
-use crate::ipam::Key;
+use super::{VERSIONS, pins, ports};
+use crate::ipam::{HostPort, Key};
 use crate::pods::talk::{Failure, code};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,7 @@ pub struct Call {
     pub pod: String,
     /// Asked for.
     pub addresses: Vec<IpAddr>,
+    pub ports: Vec<HostPort>,
     /// Of the previous result.
     pub before: Vec<IpAddr>,
     /// Of a GC: what there still is.
@@ -49,7 +50,7 @@ fn environment(details: impl Into<String>) -> Failure {
     Failure::new(code::ENVIRONMENT, "invalid environment variables", details.into())
 }
 
-fn config(details: impl Into<String>) -> Failure {
+pub(super) fn config(details: impl Into<String>) -> Failure {
     Failure::new(code::CONFIG, "invalid network configuration", details.into())
 }
 
@@ -73,6 +74,7 @@ pub fn read(env: Env<'_>, text: &[u8]) -> Result<Call, Failure> {
         namespace: String::new(),
         pod: String::new(),
         addresses: Vec::new(),
+        ports: Vec::new(),
         before: Vec::new(),
         valid: Vec::new(),
         pins: PathBuf::new(),
@@ -174,9 +176,12 @@ fn network(call: &mut Call, conf: &Value) -> Result<(), Failure> {
     }
     let runtime = conf.get("runtimeConfig").and_then(Value::as_object).into_iter().flatten();
     let says = |value: &Value| !value.is_null() && value.as_array().is_none_or(|all| !all.is_empty());
-    if let Some((field, _)) = runtime.filter(|(_, value)| says(value)).find(|_| call.verb == Verb::Add) {
-        let details = format!("runtimeConfig.{field}: stellwerk has no such capability");
-        return Err(Failure::new(code::UNSUPPORTED, "unsupported field", details));
+    for (field, value) in runtime.filter(|(_, value)| call.verb == Verb::Add && says(value)) {
+        if field != "portMappings" {
+            let details = format!("runtimeConfig.{field}: stellwerk has no such capability");
+            return Err(Failure::new(code::UNSUPPORTED, "unsupported field", details));
+        }
+        call.ports = ports::read(value)?;
     }
     match (call.verb, conf.get("prevResult").filter(|value| !value.is_null())) {
         (Verb::Add, Some(_)) => Err(config("prevResult: expected stellwerk to be the first plugin of its list")),

@@ -10,21 +10,24 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::NEWEST;
+use super::VERSIONS;
 use crate::apply::Paths;
 use crate::disk;
 
 const PLUGIN: &str = "stellwerk-cni";
 /// The first by name is a runtime's default.
 const NETWORK: &str = "10-stellwerk.conflist";
+/// Runtimes of before 1.1.0 refuse a newer one (containerd 1.6 and 1.7 do); others choose of `cniVersions`.
+const SAID: &str = "1.0.0";
 
 /// Writes both, and says what was written or was there, a line each.
 pub fn install(paths: &Paths, bin_dir: &Path, conf_dir: &Path) -> Result<Vec<String>> {
     let plugin = bin_dir.join(PLUGIN);
     let network = json!({
-        "cniVersion": NEWEST,
+        "cniVersion": SAID,
+        "cniVersions": VERSIONS,
         "name": "stellwerk",
-        "plugins": [{ "type": PLUGIN, "pinPath": paths.pin }],
+        "plugins": [{ "type": PLUGIN, "capabilities": { "portMappings": true }, "pinPath": paths.pin }],
     });
     Ok(vec![
         put(&plugin, &fs::read(beside()?).context("reading the plugin")?, 0o755)?,

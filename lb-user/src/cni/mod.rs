@@ -6,6 +6,7 @@
 
 mod call;
 pub mod install;
+mod ports;
 mod result;
 #[cfg(test)]
 mod tests;
@@ -67,6 +68,7 @@ fn request(call: &Call) -> Request {
             namespace: call.namespace.clone(),
             pod: call.pod.clone(),
             addresses: call.addresses.clone(),
+            ports: call.ports.clone(),
         },
         Verb::Del => Request::Del { key },
         Verb::Check => {

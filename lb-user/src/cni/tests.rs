@@ -19,6 +19,10 @@ fn read(env: &str, conf: &str) -> Result<Call, Failure> {
 fn what_is_wrong() {
     let with = |field: &str| CONF.replace("\"type\"", &format!("{field},\"type\""));
     let of = |version: &str| CONF.replace("1.1.0", version);
+    let ports = |protocol: &str, ip: &str, to: u16| {
+        let port = json!({ "hostPort": 8080, "containerPort": to, "protocol": protocol, "hostIP": ip });
+        with(&format!("\"runtimeConfig\":{{\"portMappings\":[{port}]}}"))
+    };
     for (env, conf, code, details) in [
         ("", CONF.to_owned(), 4, "CNI_COMMAND is missing; expected ADD, DEL, CHECK, STATUS, GC or VERSION"),
         ("CNI_COMMAND=add", CONF.into(), 4, "CNI_COMMAND: `add`; expected ADD, DEL, CHECK, STATUS, GC or VERSION"),
@@ -89,9 +93,39 @@ fn what_is_wrong() {
         ),
         (
             "CNI_COMMAND=ADD",
-            with("\"runtimeConfig\":{\"portMappings\":[{\"hostPort\":80}]}"),
+            with("\"runtimeConfig\":{\"bandwidth\":{\"ingressRate\":1000}}"),
             2,
-            "runtimeConfig.portMappings: stellwerk has no such capability",
+            "runtimeConfig.bandwidth: stellwerk has no such capability",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            with("\"runtimeConfig\":{\"portMappings\":[{\"hostPort\":0,\"containerPort\":80}]}"),
+            7,
+            "runtimeConfig.portMappings[0].hostPort: 0; expected a number from 1 to 65535",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            ports("tcp", "10.0.0.300", 80),
+            7,
+            "runtimeConfig.portMappings[0].hostIP: \"10.0.0.300\"; expected an address of this node, or none",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            ports("icmp", "", 80),
+            7,
+            "runtimeConfig.portMappings[0].protocol: \"icmp\"; expected tcp, udp or sctp",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            ports("sctp", "", 80),
+            7,
+            "runtimeConfig.portMappings[0].containerPort: 80; expected that of hostPort, since SCTP's checksum covers it",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            ports("udp", "", 8080).replace("}]", "},{\"hostPort\":8080,\"containerPort\":81,\"protocol\":\"UDP\"}]"),
+            7,
+            "runtimeConfig.portMappings[1]: 8080/UDP leads to 8080 already; expected a host port of its own",
         ),
         (
             "CNI_COMMAND=ADD",
@@ -131,6 +165,12 @@ fn what_is_read() {
     assert_eq!((call.namespace.as_str(), call.pod.as_str()), ("default", "web-0"));
     assert_eq!(call.addresses.iter().map(ToString::to_string).collect::<Vec<_>>(), ["172.27.1.9", "fd00::9"]);
     assert_eq!(call.pins, PathBuf::from(PIN_PATH));
+    let list = "[{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\",\"hostIP\":\"\"},\
+                {\"hostPort\":53,\"containerPort\":53,\"protocol\":\"UDP\",\"hostIP\":\"::ffff:10.0.0.5\"},\
+                {\"hostPort\":8080,\"containerPort\":80}]";
+    let conf = CONF.replace("\"type\"", &format!("\"runtimeConfig\":{{\"portMappings\":{list}}},\"type\""));
+    let ports = read(&format!("{ENV} CNI_COMMAND=ADD"), &conf).unwrap().ports;
+    assert_eq!(ports.iter().map(ToString::to_string).collect::<Vec<_>>(), ["8080/TCP", "10.0.0.5:53/UDP"]);
     // A container that is gone has no namespace any more.
     assert_eq!(read("CNI_COMMAND=DEL CNI_CONTAINERID=c1 CNI_IFNAME=eth0", CONF).unwrap().verb, Verb::Del);
     let gc = CONF

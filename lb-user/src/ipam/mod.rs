@@ -4,6 +4,7 @@
 //! twice, none is outside of the blocks, and none that was given back is given again before its cool-down is over. Not
 //! here: interfaces ([`crate::pods`]), and the file ([`store`]).
 
+mod port;
 pub mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,6 +13,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use self::port::HostPort;
 
 /// An interface of a container: what a lease is known by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -33,6 +36,9 @@ pub struct Lease {
     pub pod: String,
     /// One a family.
     pub addresses: Vec<IpAddr>,
+    /// Of the node, that lead to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<HostPort>,
 }
 
 /// Who has what, and what nobody may have yet.
@@ -51,6 +57,8 @@ pub struct Ask<'a> {
     pub pod: &'a str,
     /// These, one a family at most, and any of the other families.
     pub addresses: &'a [IpAddr],
+    /// None of them meets another.
+    pub ports: &'a [HostPort],
 }
 
 /// What this node may give.
@@ -87,13 +95,10 @@ pub enum Refusal {
         addr: IpAddr,
         other: IpAddr,
     },
-}
-
-impl Refusal {
-    /// It may be otherwise in a moment, without anybody's doing.
-    pub fn passes(&self) -> bool {
-        matches!(self, Refusal::Cooling { .. })
-    }
+    Port {
+        port: HostPort,
+        why: String,
+    },
 }
 
 impl fmt::Display for Refusal {
@@ -110,21 +115,49 @@ impl fmt::Display for Refusal {
             }
             Refusal::Taken { addr, why } => write!(f, "{addr} {why}"),
             Refusal::Twice { addr, other } => write!(f, "{other} and {addr} are asked for; expected one a family"),
+            Refusal::Port { port, why } => write!(f, "{port} {why}"),
         }
     }
 }
 
 impl State {
-    /// Gives addresses, one of each family that there are blocks of. Whoever has some keeps them.
+    /// Gives addresses, one of each family that there are blocks of. Whoever has some keeps them. Of host ports those
+    /// that are asked for now count.
     pub fn take(&mut self, ask: &Ask<'_>, stock: Stock<'_>, now: u64) -> Result<&Lease, Refusal> {
-        if !self.leases.contains_key(ask.key) {
-            // By a wrong clock none may cool down for longer than it would by a right one.
-            self.cooling.retain(|_, until| *until > now && *until <= now + stock.cooldown);
-            let addresses = self.choose(ask, stock, now)?;
-            let lease = Lease { namespace: ask.namespace.into(), pod: ask.pod.into(), addresses };
-            self.leases.insert(ask.key.clone(), lease);
+        let addresses = match self.leases.get(ask.key) {
+            Some(lease) => lease.addresses.clone(),
+            None => {
+                // By a wrong clock none may cool down for longer than it would by a right one.
+                self.cooling.retain(|_, until| *until > now && *until <= now + stock.cooldown);
+                self.choose(ask, stock, now)?
+            }
+        };
+        for port in ask.ports {
+            self.is_free(port, ask.key, &addresses, stock).map_err(|why| Refusal::Port { port: *port, why })?;
         }
+        let (namespace, pod, ports) = (ask.namespace.into(), ask.pod.into(), ask.ports.to_vec());
+        self.leases.insert(ask.key.clone(), Lease { namespace, pod, addresses, ports });
         Ok(&self.leases[ask.key])
+    }
+
+    /// Whether the host port may lead to a pod with these addresses; else why not.
+    fn is_free(&self, port: &HostPort, key: &Key, addresses: &[IpAddr], stock: Stock<'_>) -> Result<(), String> {
+        let meets = |(other, lease): &(&Key, &Lease)| *other != key && lease.ports.iter().any(|p| p.meets(port));
+        if let Some((other, _)) = self.leases.iter().find(meets) {
+            return Err(format!("is that of {other}"));
+        }
+        if let Some(ip) = port.host_ip.filter(|ip| !ip.is_unspecified()) {
+            if ip.is_loopback() {
+                return Err("is at a loopback address, where there are no host ports".into());
+            }
+            if !stock.avoid.contains(&ip) {
+                return Err("is at none of this node's addresses".into());
+            }
+        }
+        match addresses.iter().any(|addr| port.leads_to(addr)) {
+            true => Ok(()),
+            false => Err("is of a family that the pod has no address of".into()),
+        }
     }
 
     fn choose(&self, ask: &Ask<'_>, stock: Stock<'_>, now: u64) -> Result<Vec<IpAddr>, Refusal> {

@@ -51,7 +51,7 @@ fn who_gets_what() {
         let stock = Stock { blocks: &blocks, avoid: &avoid, cooldown: 60 };
         let mut state = State::default();
         let mut take = |number, addresses: &[IpAddr]| {
-            let ask = Ask { key: &key(number), namespace: "default", pod: "web", addresses };
+            let ask = Ask { key: &key(number), namespace: "default", pod: "web", addresses, ports: &[] };
             state.take(&ask, stock, 1_000).map(|lease| lease.addresses.clone())
         };
         for number in 0..before {
@@ -71,7 +71,7 @@ fn what_was_given_back_cools_down() {
     let stock = Stock { blocks: &blocks, avoid: &avoid, cooldown: 60 };
     let mut state = State::default();
     let take = |state: &mut State, number, now| {
-        let ask = Ask { key: &key(number), namespace: "", pod: "", addresses: &[] };
+        let ask = Ask { key: &key(number), namespace: "", pod: "", addresses: &[], ports: &[] };
         state.take(&ask, stock, now).map(|lease| lease.addresses[0].to_string()).map_err(|why| why.to_string())
     };
     assert_eq!(take(&mut state, 1, 100), Ok("172.27.1.1".into()));
@@ -85,6 +85,57 @@ fn what_was_given_back_cools_down() {
     // A clock that was set back by a year holds nobody up for one.
     state.give_back(&key(3), 60, 40_000_000);
     assert_eq!(take(&mut state, 4, 1_000), Ok("172.27.1.1".into()));
+}
+
+#[test]
+fn host_ports_are_of_one_pod() {
+    let (blocks, avoid) =
+        (nets("172.27.1.0/26"), list("203.0.113.5 10.20.0.1 fd00::5 127.0.0.1").into_iter().collect());
+    let stock = Stock { blocks: &blocks, avoid: &avoid, cooldown: 60 };
+    let port = |text: &str| {
+        let (at, protocol) = text.split_once('/').expect("a protocol");
+        let (ip, at) = at.rsplit_once(':').map_or((None, at), |(ip, at)| (Some(ip), at));
+        HostPort {
+            host_port: at.parse().expect("a port"),
+            container_port: 80,
+            protocol: if protocol == "UDP" { crate::intent::Protocol::Udp } else { crate::intent::Protocol::Tcp },
+            host_ip: ip.map(|ip| ip.trim_matches(['[', ']']).parse().expect("an address")),
+        }
+    };
+    let take = |state: &mut State, number, ports: &str| {
+        let ports: Vec<HostPort> = ports.split_whitespace().map(port).collect();
+        let ask = Ask { key: &key(number), namespace: "", pod: "", addresses: &[], ports: &ports };
+        state.take(&ask, stock, 1_000).map(|lease| lease.ports.len()).map_err(|why| why.to_string())
+    };
+    // What the first pod has; what the second asks for, and what is wrong with that.
+    for (first, second, wrong) in [
+        ("8080/TCP", "8080/UDP 8081/TCP", ""),
+        ("8080/TCP", "8080/TCP", "8080/TCP is that of eth0 of c1"),
+        ("8080/TCP", "203.0.113.5:8080/TCP", "203.0.113.5:8080/TCP is that of eth0 of c1"),
+        ("203.0.113.5:8080/TCP", "0.0.0.0:8080/TCP", "0.0.0.0:8080/TCP is that of eth0 of c1"),
+        ("203.0.113.5:8080/TCP", "10.20.0.1:8080/TCP", ""),
+        ("", "192.0.2.1:8080/TCP", "192.0.2.1:8080/TCP is at none of this node's addresses"),
+        ("", "127.0.0.1:80/TCP", "127.0.0.1:80/TCP is at a loopback address, where there are no host ports"),
+        ("", "[fd00::5]:80/TCP", "[fd00::5]:80/TCP is of a family that the pod has no address of"),
+    ] {
+        let mut state = State::default();
+        take(&mut state, 1, first).expect("nobody has any");
+        let got = take(&mut state, 2, second);
+        assert_eq!(got.err().unwrap_or_default(), wrong, "{first} {second}");
+        assert_eq!(state.leases.len(), if wrong.is_empty() { 2 } else { 1 });
+        // Asked again, with others.
+        assert_eq!(take(&mut state, 1, "9090/TCP"), Ok(1));
+        assert!(state.give_back(&key(1), 0, 1_000).is_some());
+        assert_eq!(take(&mut state, 3, "9090/TCP"), Ok(1));
+    }
+}
+
+#[test]
+fn leases_of_before_host_ports_are_read() {
+    let text = r#"{ "namespace": "default", "pod": "web-0", "addresses": ["172.27.1.9"] }"#;
+    let lease: Lease = serde_json::from_str(text).unwrap();
+    assert!(lease.ports.is_empty());
+    assert!(!serde_json::to_string(&lease).unwrap().contains("ports"));
 }
 
 /// A node: what it knows, and what it has written.
@@ -171,7 +222,7 @@ proptest! {
                 Step::Add { node, key: number, named } => {
                     let asked: Vec<IpAddr> = named.map(|n| IpAddr::from([172, 27, node as u8, n])).into_iter().collect();
                     let key = key(number);
-                    let ask = Ask { key: &key, namespace: "", pod: "", addresses: &asked };
+                    let ask = Ask { key: &key, namespace: "", pod: "", addresses: &asked, ports: &[] };
                     if let Ok(lease) = nodes[node].known.take(&ask, stock(node), now).cloned() {
                         prop_assert_eq!(lease.addresses.len(), 2);
                         nodes[node].durable = nodes[node].known.clone();
@@ -189,7 +240,7 @@ proptest! {
                     let key = key(during);
                     let mut at = nodes[node].known.clone();
                     if add {
-                        let ask = Ask { key: &key, namespace: "", pod: "", addresses: &[] };
+                        let ask = Ask { key: &key, namespace: "", pod: "", addresses: &[], ports: &[] };
                         _ = at.take(&ask, stock(node), now);
                     } else if let Some(lease) = at.give_back(&key, 60, now) && written {
                         world.free(&lease, now);

@@ -145,7 +145,9 @@ fn keys<A: Addr>(port: &ServicePort, world: &World) -> BTreeMap<ServiceKey<A>, P
         }
     };
     let by_node = port.node_port.iter().flat_map(|&at| world.node_addresses.iter().map(move |a| (a, at)));
-    let by_node = by_node.filter_map(|(a, at)| key(a, at, Place { of_node: true, flags: node_port }));
+    // What is forwarded to a host of one family leaves the node's own ports of the other alone.
+    let met = !port.is_published() || port.endpoints.iter().any(|e| A::from_ip(e.addr).is_some());
+    let by_node = by_node.filter(|_| met).filter_map(|(a, at)| key(a, at, Place { of_node: true, flags: node_port }));
     let place = |a: &IpAddr| {
         let of_node = world.routing.local.contains(a);
         // Another node doesn't answer for this one's addresses.

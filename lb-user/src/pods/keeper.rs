@@ -10,12 +10,14 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use anyhow::Result;
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
+use super::ports::{self, HostPorts};
 use super::talk::{Failure, Made, code};
 use super::{Settings, spool, wire};
 use crate::apply::Paths;
-use crate::ipam::{Ask, Key, Lease, State, Stock, store};
+use crate::ipam::{Ask, HostPort, Key, Lease, Refusal, State, Stock, store};
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, write};
 
@@ -24,6 +26,8 @@ pub struct Keeper {
     pub settings: Result<Settings, String>,
     /// As on disk; or why that isn't known.
     state: Result<State, String>,
+    /// Is told the host ports of what is on disk.
+    ports: watch::Sender<HostPorts>,
 }
 
 /// An interface to make.
@@ -33,6 +37,16 @@ pub struct New<'a> {
     pub namespace: &'a str,
     pub pod: &'a str,
     pub addresses: &'a [IpAddr],
+    pub ports: &'a [HostPort],
+}
+
+/// What was made, and what has to be in force before it is of use.
+pub struct Added {
+    pub made: Made,
+    pub link: u32,
+    /// Full names of the services of its host ports, and the revision that they are in.
+    pub services: Vec<String>,
+    pub revision: u64,
 }
 
 fn now() -> u64 {
@@ -50,7 +64,7 @@ fn netns(path: &Path) -> Result<File, Failure> {
 
 impl Keeper {
     /// Takes over what agents before left, and what ended without one.
-    pub fn open(paths: &Paths, settings: Result<Settings, String>) -> Keeper {
+    pub fn open(paths: &Paths, settings: Result<Settings, String>, ports: watch::Sender<HostPorts>) -> Keeper {
         let read = store::read(&paths.ipam()).map_err(|error| format!("{error:#}"));
         let state = read.and_then(|state| match state.twice() {
             Some(addr) => Err(format!("{}: two have {addr}; expected one of them", paths.ipam().display())),
@@ -59,7 +73,8 @@ impl Keeper {
         if let Err(why) = &state {
             error!("pods get no interfaces: {why}");
         }
-        let mut keeper = Keeper { paths: paths.clone(), settings, state };
+        let mut keeper = Keeper { paths: paths.clone(), settings, state, ports };
+        keeper.tell_ports();
         keeper.tidy();
         keeper.mend();
         keeper
@@ -79,10 +94,23 @@ impl Keeper {
     fn write(&mut self, state: State) -> Result<()> {
         store::write(&self.paths.ipam(), &state)?;
         self.state = Ok(state);
+        self.tell_ports();
         Ok(())
     }
 
-    pub fn add(&mut self, new: &New<'_>) -> Result<(Made, u32), Failure> {
+    fn tell_ports(&self) {
+        let Ok(state) = &self.state else { return };
+        let services = ports::of_all(state);
+        self.ports.send_if_modified(|told| {
+            let other = told.services != services;
+            if other {
+                *told = HostPorts { revision: told.revision + 1, services };
+            }
+            other
+        });
+    }
+
+    pub fn add(&mut self, new: &New<'_>) -> Result<Added, Failure> {
         let later = |why| Failure::new(code::LATER, "pods get no interfaces yet, try again later", why);
         let settings = self.ready().map_err(later)?.clone();
         let netns = netns(new.netns)?;
@@ -97,17 +125,19 @@ impl Keeper {
         if let Some(other) = same {
             return Err(Failure::new(code::EXISTS, format!("{host} is there already"), format!("for {other}")));
         }
-        let ask = Ask { key: new.key, namespace: new.namespace, pod: new.pod, addresses: new.addresses };
+        let New { key, namespace, pod, addresses, ports, .. } = *new;
+        let ask = Ask { key, namespace, pod, addresses, ports };
         let stock = Stock { blocks: &settings.blocks, avoid: &settings.avoid, cooldown: settings.cooldown };
-        let refused = |why: crate::ipam::Refusal| {
-            Failure::new(if why.passes() { code::LATER } else { code::ADDRESS }, "no address for the pod", why)
-        };
         let lease = state.take(&ask, stock, now()).map_err(refused)?.clone();
         self.write(state).map_err(|error| disk(&error))?;
         // A call before this one may have ended half-way.
         let made = wire::remove(new.key).and_then(|_| wire::make(new.key, &lease, &netns, settings.mtu));
         match made {
-            Ok(wire) => Ok((told(&settings, host, &wire, &lease), wire.link)),
+            Ok(wire) => {
+                let services: Vec<String> = ports::of(key, &lease).map(|service| service.full_name()).collect();
+                let revision = if services.is_empty() { 0 } else { self.ports.borrow().revision };
+                Ok(Added { made: told(&settings, host, &wire, &lease), link: wire.link, services, revision })
+            }
             Err(error) => {
                 // Nobody has used its addresses: they need no time to cool down.
                 self.undo(new.key, 0);
@@ -147,14 +177,16 @@ impl Keeper {
         Ok(there || had)
     }
 
-    pub fn check(&self, key: &Key, path: &Path, addresses: &[IpAddr]) -> Result<(), Failure> {
+    /// Whether it is as it was made; the full names of its host ports.
+    pub fn check(&self, key: &Key, path: &Path, addresses: &[IpAddr]) -> Result<Vec<String>, Failure> {
         let differs = |why: String| Failure::new(code::DIFFERS, "the interface is not as it was made", why);
         let lease = self.known()?.leases.get(key);
         let lease = lease.ok_or_else(|| Failure::new(code::UNKNOWN, "there is no such interface", key))?;
         if let Some(addr) = lease.addresses.iter().find(|addr| !addresses.contains(addr)) {
             return Err(differs(format!("prevResult has no {addr}, which it was given")));
         }
-        wire::verify(key, lease, &netns(path)?).map_err(|error| differs(format!("{error:#}")))
+        wire::verify(key, lease, &netns(path)?).map_err(|error| differs(format!("{error:#}")))?;
+        Ok(ports::of(key, lease).map(|service| service.full_name()).collect())
     }
 
     /// Gives back all of which something is true; which they were.
@@ -207,6 +239,14 @@ impl Keeper {
         if let Err(error) = all {
             error!("{error:#}");
         }
+    }
+}
+
+fn refused(why: Refusal) -> Failure {
+    match why {
+        Refusal::Port { .. } => Failure::new(code::PORT, "no host port for the pod", why),
+        Refusal::Cooling { .. } => Failure::new(code::LATER, "no address for the pod", why),
+        _ => Failure::new(code::ADDRESS, "no address for the pod", why),
     }
 }
 

@@ -5,19 +5,22 @@
 //! runtime's own next call does. Not here: the CNI's forms ([`crate::cni`]), and who gets which address ([`crate::ipam`]).
 
 pub mod keeper;
+pub mod ports;
 mod server;
 pub mod spool;
 pub mod talk;
 pub mod wire;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use self::keeper::Keeper;
+use self::ports::HostPorts;
 use crate::apply::Paths;
 
 /// How long an interface may be without the programs that serve it before it is given up.
@@ -40,6 +43,19 @@ pub struct Settings {
 pub struct Pods {
     shared: Option<Arc<Shared>>,
     paths: Paths,
+    /// What the leases say.
+    ports: watch::Sender<HostPorts>,
+}
+
+/// What of pods is in force.
+#[derive(Clone, Debug, Default)]
+pub struct Served {
+    /// Links whose programs are in force.
+    pub links: BTreeSet<u32>,
+    /// The revision of host ports that is in force,
+    pub ports: u64,
+    /// without these services, and why each is not served.
+    pub refused: BTreeMap<String, String>,
 }
 
 struct Shared {
@@ -47,8 +63,7 @@ struct Shared {
     keeper: Mutex<Keeper>,
     /// Apart from the keeper, who may be at work for longer than the agent's loop can wait.
     settings: Mutex<Result<Settings, String>>,
-    /// Links whose programs are in force.
-    carried: Mutex<BTreeSet<u32>>,
+    served: Mutex<Served>,
     more: Condvar,
 }
 
@@ -58,7 +73,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pods {
     pub fn new(paths: &Paths) -> Pods {
-        Pods { shared: None, paths: paths.clone() }
+        Pods { shared: None, paths: paths.clone(), ports: watch::Sender::default() }
+    }
+
+    /// The host ports of pods, and every change of them.
+    pub fn host_ports(&self) -> watch::Receiver<HostPorts> {
+        self.ports.subscribe()
     }
 
     /// Goes by other settings, or says why there are none. Without a word none are served.
@@ -71,12 +91,12 @@ impl Pods {
         if let Some(shared) = &self.shared {
             return *lock(&shared.settings) = settings;
         }
-        let keeper = Keeper::open(&self.paths, settings.clone());
+        let keeper = Keeper::open(&self.paths, settings.clone(), self.ports.clone());
         let shared = Arc::new(Shared {
             paths: self.paths.clone(),
             keeper: Mutex::new(keeper),
             settings: Mutex::new(settings),
-            carried: Mutex::default(),
+            served: Mutex::default(),
             more: Condvar::new(),
         });
         match server::start(&shared) {
@@ -85,10 +105,10 @@ impl Pods {
         }
     }
 
-    /// These links' programs are in force.
-    pub fn carried(&self, links: impl Iterator<Item = u32>) {
+    /// This is in force.
+    pub fn served(&self, served: Served) {
         if let Some(shared) = &self.shared {
-            *lock(&shared.carried) = links.collect();
+            *lock(&shared.served) = served;
             shared.more.notify_all();
         }
     }
@@ -102,17 +122,18 @@ impl Shared {
         keeper
     }
 
-    /// Waits until a link's programs are in force; false: it took too long.
-    fn wait(&self, link: u32) -> bool {
+    /// Waits until a link's programs are in force, and the host ports of a revision but for those that are refused,
+    /// which this gives; None: it took too long.
+    fn wait(&self, link: u32, ports: u64) -> Option<BTreeMap<String, String>> {
         let end = Instant::now() + PATIENCE;
-        let mut carried = lock(&self.carried);
-        while !carried.contains(&link) {
+        let mut served = lock(&self.served);
+        while !served.links.contains(&link) || served.ports < ports {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return false;
+                return None;
             }
-            carried = self.more.wait_timeout(carried, left).unwrap_or_else(PoisonError::into_inner).0;
+            served = self.more.wait_timeout(served, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        true
+        Some(served.refused.clone())
     }
 }

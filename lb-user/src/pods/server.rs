@@ -13,9 +13,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tracing::{info, warn};
 
-use super::keeper::New;
+use super::keeper::{Added, New};
 use super::talk::{Answer, Failure, LARGEST, Reply, Request, code};
-use super::{PATIENCE, Shared, spool};
+use super::{PATIENCE, Shared, lock, spool};
 use crate::ipam::{Key, Lease};
 
 const TIDY: Duration = Duration::from_secs(10);
@@ -76,8 +76,8 @@ fn serve(shared: &Shared, mut stream: UnixStream) {
 fn answer(shared: &Shared, request: &Request) -> Answer {
     let done = |released| Ok(Reply::Done { released });
     match request {
-        Request::Add { key, netns, namespace, pod, addresses } => {
-            add(shared, &New { key, netns, namespace, pod, addresses })
+        Request::Add { key, netns, namespace, pod, addresses, ports } => {
+            add(shared, &New { key, netns, namespace, pod, addresses, ports })
         }
         Request::Del { key } => {
             let mut keeper = shared.keeper();
@@ -86,8 +86,12 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
             done(if had { vec![key.clone()] } else { Vec::new() })
         }
         Request::Check { key, netns, addresses } => {
-            shared.keeper().check(key, netns, addresses)?;
-            done(Vec::new())
+            let services = shared.keeper().check(key, netns, addresses)?;
+            let refused = &lock(&shared.served).refused;
+            match services.iter().find_map(|name| refused.get(name)) {
+                None => done(Vec::new()),
+                Some(why) => Err(Failure::new(code::DIFFERS, "a host port of the pod is not served", why)),
+            }
         }
         Request::Status => {
             let keeper = shared.keeper();
@@ -117,7 +121,7 @@ fn forget(shared: &Shared, key: &Key) -> Result<(), Failure> {
 
 /// Once it is made, other calls go on while the agent's loop brings its programs into force.
 fn add(shared: &Shared, new: &New<'_>) -> Answer {
-    let (made, link) = {
+    let Added { made, link, services, revision } = {
         let mut keeper = shared.keeper();
         if spool::has(&shared.paths.spool(), new.key) {
             keeper.del(new.key)?;
@@ -125,10 +129,15 @@ fn add(shared: &Shared, new: &New<'_>) -> Answer {
         }
         keeper.add(new)?
     };
-    if shared.wait(link) {
+    let waited = shared.wait(link, revision);
+    let refused = waited.as_ref().and_then(|refused| services.iter().find_map(|name| refused.get(name)));
+    if let (Some(_), None) = (&waited, refused) {
         return Ok(Reply::Made(made));
     }
     shared.keeper().undo(new.key, 0);
+    if let Some(why) = refused {
+        return Err(Failure::new(code::PORT, "no host port for the pod", why));
+    }
     let waited = format!("the programs of {} are not in force after {} s", made.host, PATIENCE.as_secs());
     Err(Failure::new(code::LATER, "the pod's interface isn't served yet, try again later", waited))
 }

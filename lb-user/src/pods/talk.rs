@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ipam::Key;
+use crate::ipam::{HostPort, Key};
 
 /// Longer than any answer takes: a pod's interface waits at most [`super::PATIENCE`] for its programs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,6 +28,8 @@ pub enum Request {
         pod: String,
         /// That the runtime asks for.
         addresses: Vec<IpAddr>,
+        #[serde(default)]
+        ports: Vec<HostPort>,
     },
     Del {
         key: Key,
@@ -95,6 +97,8 @@ pub mod code {
     pub const KERNEL: u32 = 102;
     /// It isn't as it was made.
     pub const DIFFERS: u32 = 103;
+    /// A host port is another's, or can't be served.
+    pub const PORT: u32 = 104;
 }
 
 impl Failure {

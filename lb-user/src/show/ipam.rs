@@ -20,7 +20,7 @@ use crate::source::netlink::message::Connection;
 /// Who has which addresses.
 pub fn ipam(paths: &Paths) -> Result<Table> {
     let state = store::read(&paths.ipam())?;
-    let mut table = Table::new(&["container", "interface", "pod", "addresses", "host_interface"]);
+    let mut table = Table::new(&["container", "interface", "pod", "addresses", "host_interface", "host_ports"]);
     for (key, lease) in &state.leases {
         table.push([
             key.container.clone().into(),
@@ -28,6 +28,7 @@ pub fn ipam(paths: &Paths) -> Result<Table> {
             pod(lease).into(),
             list(&lease.addresses),
             wire::host_name(key).into(),
+            Cell::List(lease.ports.iter().map(|port| format!("{port} -> {}", port.container_port)).collect()),
         ]);
     }
     Ok(table)

@@ -2,7 +2,8 @@
 //!
 //! Invariant: only things whose name begins with `sw-PID-` of this process, or of a process that no
 //! longer lives, are removed. Names are the only book-keeping, so nothing can be forgotten by a
-//! panic or a signal; only child processes are listed, by id.
+//! panic or a signal; only child processes are listed, by id. A container runtime's leave their parents: they are known by
+//! the run's name in their arguments.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -137,6 +138,7 @@ fn owner(name: &str) -> Option<u32> {
 }
 
 fn remove(which: &dyn Fn(&str) -> bool) {
+    end_containers(which);
     // Pins first: they hold programs on links.
     for pins in matching(Path::new(BPFFS), which) {
         remove_pins(&pins, 8);
@@ -148,8 +150,8 @@ fn remove(which: &dyn Fn(&str) -> bool) {
             .stderr(Stdio::null())
             .status();
     }
-    for group in matching(&super::lab::cgroups().unwrap_or_default(), which) {
-        let _ = std::fs::remove_dir(group);
+    for group in super::lab::all_cgroups().iter().flat_map(|groups| matching(groups, which)) {
+        remove_group(&group);
     }
     // The agent notes under /run what it changed, and keeps under /var/lib what outlives a reboot.
     for parent in [std::env::temp_dir(), "/run".into(), "/var/lib".into()] {
@@ -157,6 +159,54 @@ fn remove(which: &dyn Fn(&str) -> bool) {
             let _ = std::fs::remove_dir_all(dir);
         }
     }
+}
+
+/// Ends daemons and shims of containerd's, and all that they have started.
+fn end_containers(which: &dyn Fn(&str) -> bool) {
+    let all: Vec<i32> = matching(Path::new("/proc"), &|name| name.parse::<i32>().is_ok_and(|id| id > 1))
+        .iter()
+        .filter_map(|path| path.file_name()?.to_str()?.parse().ok())
+        .collect();
+    let read = |id: i32, file: &str| std::fs::read_to_string(format!("/proc/{id}/{file}")).unwrap_or_default();
+    let ours = |id: &i32| {
+        let name = read(*id, "comm");
+        let words = || read(*id, "cmdline");
+        (name.starts_with("containerd") || name.trim() == "ctr") && words().split(['\0', '/']).any(which)
+    };
+    let parent = |id: i32| -> Option<i32> {
+        // Behind the name, which may hold anything.
+        read(id, "stat").rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    let mut ending: BTreeSet<i32> = all.iter().copied().filter(ours).collect();
+    if ending.is_empty() {
+        return;
+    }
+    let parents: Vec<(i32, Option<i32>)> = all.iter().map(|id| (*id, parent(*id))).collect();
+    loop {
+        let children = parents.iter().filter(|(_, parent)| parent.is_some_and(|id| ending.contains(&id)));
+        let before = ending.len();
+        let more: Vec<i32> = children.map(|(id, _)| *id).collect();
+        ending.extend(more);
+        if ending.len() == before {
+            break;
+        }
+    }
+    for id in &ending {
+        let _ = nix::sys::signal::kill(Pid::from_raw(*id), Signal::SIGKILL);
+    }
+    let end = Instant::now() + Duration::from_secs(5);
+    let there = |id: &i32| read(*id, "stat").rsplit_once(')').is_some_and(|(_, rest)| !rest.starts_with(" Z"));
+    while ending.iter().any(there) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// With those below it: a runtime's are of two levels.
+fn remove_group(group: &Path) {
+    for below in matching(group, &|_| true).iter().filter(|path| path.is_dir()) {
+        let _ = std::fs::remove_dir(below);
+    }
+    let _ = std::fs::remove_dir(group);
 }
 
 fn matching(dir: &Path, which: &dyn Fn(&str) -> bool) -> Vec<PathBuf> {

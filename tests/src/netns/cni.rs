@@ -1,5 +1,6 @@
 //! A container runtime, as far as the CNI goes: calls the plugin by the specification, and remembers what a runtime does.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -7,8 +8,9 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
+use super::config::Files;
 use super::device::Twin;
-use super::{Agent, Lab, Ns, agent};
+use super::{Agent, Device, Lab, Ns, agent};
 
 /// The runtime of one node. Calls may be made from several threads.
 #[derive(Clone, Debug)]
@@ -16,6 +18,49 @@ pub struct Runtime {
     node: Ns,
     plugin: PathBuf,
     pins: PathBuf,
+}
+
+/// The standard device with an agent that makes pods, and a runtime. Fields are in the order in which they end.
+#[derive(Debug)]
+pub struct Node {
+    pub agent: Agent,
+    pub runtime: Runtime,
+    pub device: Device,
+}
+
+impl Node {
+    /// `lines` are what the configuration says of pods.
+    pub fn open(lines: &str, manifests: impl FnOnce(&Files) -> Result<()>) -> Result<Node> {
+        let device = Device::new()?;
+        let files = Files::new(device.lab.dir())?;
+        let standard = Files::standard("auto", "auto")
+            .replace("gateway: 203.0.113.1", "gateway: [203.0.113.1, \"2001:db8:113::1\"]")
+            .replace("address: 10.20.0.1/24", "address: 10.20.0.1/24, ipv6: masquerade");
+        files.write_config(&format!("{standard}  dns: {{}}\n{lines}"))?;
+        manifests(&files)?;
+        let mut agent = Agent::new(&device.lab, &device.dev, &files.config())?;
+        agent.start_ready()?;
+        let runtime = Runtime::new(&device.lab, &device.dev)?;
+        Ok(Node { agent, runtime, device })
+    }
+
+    pub fn pod(&self, name: &str) -> Result<Ns> {
+        self.device.lab.ns(name)
+    }
+
+    pub fn leases(&self) -> Result<Vec<Value>> {
+        Ok(serde_json::from_str(&self.agent.command(&["ipam", "show", "--json"])?)?)
+    }
+
+    pub fn containers(&self) -> Result<BTreeSet<String>> {
+        Ok(self.leases()?.iter().filter_map(|row| Some(row["container"].as_str()?.to_owned())).collect())
+    }
+
+    /// Neither leases without interfaces nor the other way round.
+    pub fn clean(&self) {
+        let said = self.agent.command(&["ipam", "check"]).expect("nothing is wrong");
+        assert_eq!(said.lines().count(), 1, "only the headline");
+    }
 }
 
 /// One call; what is left out is left out of the environment.

@@ -78,9 +78,19 @@ impl Drop for Lab {
 
 /// Where the second version of control groups is mounted.
 pub fn cgroups() -> Option<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").ok()?;
-    let mut fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    fields.find(|f| f.get(2) == Some(&"cgroup2")).map(|f| PathBuf::from(f[1]))
+    mounts_of(&["cgroup2"]).into_iter().next()
+}
+
+/// Where control groups of either version are.
+pub fn all_cgroups() -> Vec<PathBuf> {
+    mounts_of(&["cgroup", "cgroup2"])
+}
+
+fn mounts_of(kinds: &[&str]) -> Vec<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    let of = fields.filter(|f| f.get(2).is_some_and(|kind| kinds.contains(kind)));
+    of.map(|f| PathBuf::from(f[1])).collect()
 }
 
 fn mount_bpffs() -> Result<()> {

@@ -13,6 +13,7 @@ pub mod clean;
 pub mod cluster;
 pub mod cni;
 pub mod config;
+pub mod containerd;
 pub mod device;
 pub mod ethtool;
 pub mod lab;

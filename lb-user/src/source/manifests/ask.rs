@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::document::{Balancer, ServicePort, Wish, labels, strings};
-use super::index;
 use crate::address::Terms;
 use crate::config::{self, At, Log};
 use crate::health::check::{self, Check};
@@ -43,7 +42,7 @@ pub(super) fn balancer(
     let terms = Terms {
         key: annotation(at, &PREFIXES, "allow-shared-ip", "a key that services share an address by", log, text),
         pods,
-        ports: ports.iter().map(|p| format!("{}/{}", p.port, index::protocol(p.protocol))).collect(),
+        ports: ports.iter().map(|p| format!("{}/{}", p.port, p.protocol.name())).collect(),
     };
     let pool = annotation(at, &PREFIXES, "address-pool", "a pool's name", log, text);
     let (classless, labels) = (class.is_none(), labels(at, log));

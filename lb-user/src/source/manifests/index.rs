@@ -222,7 +222,7 @@ impl Taken {
                 for key in node_ports(joined, port) {
                     let before = mine.node_ports.insert(key, name.clone());
                     if let Some(first) = before.as_ref().or(self.node_ports.get(&key).filter(old)) {
-                        let what = format!("node port {}/{}", key.0, protocol(key.1));
+                        let what = format!("node port {}/{}", key.0, key.1.name());
                         clash(what, service(first), Some(first));
                     }
                 }
@@ -267,14 +267,6 @@ struct Listen(IpAddr, u16, Protocol);
 
 impl std::fmt::Display for Listen {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", std::net::SocketAddr::new(self.0, self.1), protocol(self.2))
-    }
-}
-
-pub(super) fn protocol(protocol: Protocol) -> &'static str {
-    match protocol {
-        Protocol::Tcp => "TCP",
-        Protocol::Udp => "UDP",
-        Protocol::Sctp => "SCTP",
+        write!(f, "{}/{}", std::net::SocketAddr::new(self.0, self.1), self.2.name())
     }
 }

@@ -1,6 +1,5 @@
 //! Folders of manifests and what they give: data, and the exact words of every error.
 
-use super::index::protocol;
 use super::*;
 use crate::intent::EndpointState;
 
@@ -73,7 +72,7 @@ fn show(services: &[ServicePort]) -> Vec<String> {
                 "{} {}/{} [{}]{node_port}{affinity} -> {}",
                 s.full_name(),
                 s.port,
-                protocol(s.protocol),
+                s.protocol.name(),
                 addresses.join(" "),
                 endpoints.join(" ")
             )
