@@ -125,6 +125,24 @@ fn by_traffic_control_and_always_in_the_overlay() -> Result<()> {
     Ok(())
 }
 
+/// Nodes that know each other by IPv6 alone: pods' IPv4 packets go in the overlay even to a neighbour.
+#[test]
+fn over_ipv6() -> Result<()> {
+    for hook in ["xdp", "tc"] {
+        let mut cluster = Cluster::new(hook, "", Nodes::Ipv6)?;
+        (0..3).try_for_each(|n| cluster.pod(n))?;
+        let from = From::ns(&cluster.pods[0].ns);
+        for (other, addr) in [1, 2].into_iter().flat_map(|n| cluster.pods[n].at.both().map(|addr| (n, addr))) {
+            let what = || format!("{hook}: to {addr} on n{}", other + 1);
+            eventually(|| probe::tcp(&from, SocketAddr::new(addr, ECHO), 2 << 20)).with_context(what)?;
+        }
+        let routes = routes(&cluster, 0)?;
+        ensure!(routes.contains("172.27.2.0/26 via 169.254.1.2") && routes.contains("mtu 1430"), "{routes}");
+        ensure!(drops(&cluster)?.is_empty(), "{:?}", drops(&cluster)?);
+    }
+    Ok(())
+}
+
 /// Nobody tells of pods' networks: those on the same network are reached, others are not.
 #[test]
 fn never_in_the_overlay() -> Result<()> {

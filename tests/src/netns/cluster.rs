@@ -24,6 +24,8 @@ pub const ECHO: u16 = 7000;
 /// The nodes' port.
 pub const PORT: &str = "eth1";
 const NODES: u8 = 3;
+/// The hook that needs no whole packets.
+const TC: &str = "tc";
 
 /// A pod; its server says its name.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub struct Cluster {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Nodes {
     Configuration,
+    /// The same, by their IPv6 addresses alone.
+    Ipv6,
     /// Node objects in the manifests.
     Objects,
 }
@@ -71,10 +75,11 @@ fn at(number: u8) -> Twin {
 }
 
 /// A node and its pods' blocks, as the configuration says it.
-fn named(number: u8) -> String {
+fn named(number: u8, nodes: Nodes) -> String {
     let Twin { v4, v6 } = at(number);
+    let v4 = if nodes == Nodes::Ipv6 { String::new() } else { format!("{v4}, ") };
     let blocks = format!("[172.27.{number}.0/26, \"fd00:27:{number}::/122\"]");
-    format!("  - {{ name: n{number}, addresses: [{v4}, \"{v6}\"], blocks: {blocks} }}\n")
+    format!("  - {{ name: n{number}, addresses: [{v4}\"{v6}\"], blocks: {blocks} }}\n")
 }
 
 /// The same as a Node.
@@ -96,7 +101,9 @@ impl Cluster {
         router.sysctls(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
         lab.wire((&router, "lan"), (&switch, "to-router"))?;
         switch.ip("link set to-router master br0")?;
-        ethtool::set(&router, "lan", ethtool::Offload::TxChecksum, false)?;
+        if hook != TC {
+            ethtool::set(&router, "lan", ethtool::Offload::TxChecksum, false)?;
+        }
         router.ip("addr add 192.168.20.1/24 dev lan\naddr add fd00:20::1/64 dev lan nodad\n\
              addr add 198.51.100.7/32 dev lo\naddr add 2001:db8:100::7/128 dev lo nodad")?;
         let far = echo::serve(&router, "far", &device::far().both().map(|ip| SocketAddr::new(ip, ECHO)))?;
@@ -112,8 +119,8 @@ impl Cluster {
             lab,
         };
         let said = match nodes {
-            Nodes::Configuration => format!("nodes:\n{}", (1..=NODES).map(named).collect::<String>()),
             Nodes::Objects => String::new(),
+            _ => format!("nodes:\n{}", (1..=NODES).map(|n| named(n, nodes)).collect::<String>()),
         };
         if nodes == Nodes::Objects {
             cluster.files.replace("cluster/nodes.yaml", &(1..=NODES).map(object).collect::<String>())?;
@@ -134,12 +141,17 @@ impl Cluster {
         self.lab.wire((&ns, PORT), (net.1, &port))?;
         if number == 3 {
             net.1.ip(&format!("addr add 192.168.30.1/24 dev {port}\naddr add fd00:30::1/64 dev {port} nodad"))?;
-            ethtool::set(net.1, &port, ethtool::Offload::TxChecksum, false)?;
+            if hook != TC {
+                ethtool::set(net.1, &port, ethtool::Offload::TxChecksum, false)?;
+            }
         } else {
             net.1.ip(&format!("link set {port} master br0"))?;
         }
         self._passing.push(pass::attach(net.1, &port)?);
-        ethtool::set(&ns, PORT, ethtool::Offload::TxChecksum, false)?;
+        // XDP loses the mark "checksum to be done"; TC has to see it, and what is still to be cut into segments.
+        if hook != TC {
+            ethtool::set(&ns, PORT, ethtool::Offload::TxChecksum, false)?;
+        }
         let subnet = net.0;
         ns.ip(&format!(
             "addr add {}/24 dev {PORT}\naddr add {}/64 dev {PORT} nodad\n\
