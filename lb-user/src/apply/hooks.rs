@@ -1,4 +1,4 @@
-//! Programs on links: pinned XDP and tcx links or, before 6.6, filters of a clsact qdisc.
+//! Programs on links: pinned XDP and tcx links or filters of a clsact qdisc, before 6.6 and on pods' interfaces.
 //!
 //! Invariant: a program is replaced in one step, never detached and attached: no packet meets a
 //! link without one. What hangs on a link is read from the kernel, not remembered.
@@ -23,6 +23,7 @@ use super::maps::Paths;
 use super::state::State;
 use super::sys;
 use crate::plan::Hooks;
+use crate::pods::wire::PREFIX;
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::write::{Filter, filters};
 
@@ -112,6 +113,24 @@ pub fn attached(paths: &Paths, state: &State) -> Result<BTreeMap<(u32, Point), u
     Ok(all)
 }
 
+/// Where our programs hang on a link.
+fn points(paths: &Paths, state: &State, link: u32) -> Result<BTreeSet<Point>> {
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    let mut all = BTreeSet::new();
+    for point in Point::ALL {
+        let path = pin(paths, link, point);
+        let filters = point != Point::Xdp && state.filters.contains_key(&link);
+        let there = match path.exists() {
+            true => sys::link_facts(&path).with_context(|| path.display().to_string())?.ifindex == link,
+            false => filters && ours(&mut connection, link, point).is_some(),
+        };
+        if there {
+            all.insert(point);
+        }
+    }
+    Ok(all)
+}
+
 /// Our filter on a link. A link or qdisc that isn't there has none.
 fn ours(connection: &mut Connection, link: u32, point: Point) -> Option<Filter> {
     let all = filters(connection, link, point == Point::Egress).ok()?;
@@ -158,8 +177,7 @@ impl Attacher {
         hooks: Option<&Hooks>,
     ) -> Result<()> {
         let mut wanted = hooks.cloned().unwrap_or_default();
-        let there: BTreeSet<Point> =
-            attached(paths, state)?.into_keys().filter(|(l, _)| *l == link).map(|(_, point)| point).collect();
+        let there = points(paths, state, link)?;
         // First what comes, then what goes: a link that changes hooks is never without.
         let name = wanted.interface.clone();
         for point in Point::ALL {
@@ -201,7 +219,11 @@ impl Attacher {
         let program = ebpf.program_mut(point.program()).context("the programs are loaded")?;
         match point {
             Point::Xdp => attach_xdp(program.try_into()?, &path, link, name),
-            _ if self.tcx => attach_tcx(program.try_into()?, &path, name, point),
+            // The kernel lets nobody else near its links until all CPUs have gone by a new tcx link (`tcx_entry_sync`,
+            // 6.6 to 6.18), 10 ms or so: too long for many pods at once. A filter costs less than 1 ms.
+            _ if self.tcx && (!name.starts_with(PREFIX) || path.exists()) => {
+                attach_tcx(program.try_into()?, &path, name, point)
+            }
             _ => attach_filter(program.try_into()?, paths, state, link, name, point),
         }
     }
@@ -287,7 +309,9 @@ fn attach_filter(
     name: &str,
     point: Point,
 ) -> Result<()> {
-    state.change(paths, |state| _ = state.filters.insert(link, name.to_owned()))?;
+    if state.filters.get(&link).is_none_or(|known| known != name) {
+        state.change(paths, |state| _ = state.filters.insert(link, name.to_owned()))?;
+    }
     if ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some() {
         let id = program.attach_to_link(filter(name, point)?)?;
         return keep(program, id);

@@ -18,18 +18,28 @@ pub fn write(name: &str, value: &str) -> Result<()> {
     fs::write(Path::new("/proc/sys").join(name), value).with_context(|| format!("setting {name} to {value}"))
 }
 
-fn ensure(paths: &Paths, state: &mut State, name: &str, value: &str) -> Result<()> {
-    let Some(old) = read(name).filter(|old| old != value) else { return Ok(()) };
-    state.change(paths, |state| _ = state.sysctls.entry(name.to_owned()).or_insert_with(|| old.clone()))?;
-    write(name, value)?;
-    tracing::info!("{name}: {old} is now {value}");
+/// Records all of them by one change.
+fn ensure(paths: &Paths, state: &mut State, all: &[(String, &str)]) -> Result<()> {
+    let others = all.iter().filter_map(|(name, value)| Some((name, *value, read(name).filter(|old| old != value)?)));
+    let others: Vec<(&String, &str, String)> = others.collect();
+    if others.is_empty() {
+        return Ok(());
+    }
+    state.change(paths, |state| {
+        for (name, _, old) in &others {
+            state.sysctls.entry((*name).clone()).or_insert_with(|| old.clone());
+        }
+    })?;
+    for (name, value, old) in others {
+        write(name, value)?;
+        tracing::info!("{name}: {old} is now {value}");
+    }
     Ok(())
 }
 
 /// The node forwards.
 pub fn forwarding(paths: &Paths, state: &mut State) -> Result<()> {
-    ensure(paths, state, "net/ipv4/ip_forward", "1")?;
-    ensure(paths, state, "net/ipv6/conf/all/forwarding", "1")
+    ensure(paths, state, &["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(|name| (name.to_owned(), "1")))
 }
 
 /// An interface with next hops whose life decides something. One that is asked and doesn't answer has failed
@@ -39,10 +49,8 @@ const RETRANSMIT_MS: &str = "100";
 /// See [`RETRANSMIT_MS`].
 pub fn next_hops(paths: &Paths, state: &mut State, name: &str, v4: bool) -> Result<()> {
     let family = if v4 { "ipv4" } else { "ipv6" };
-    for (key, value) in [("retrans_time_ms", RETRANSMIT_MS), ("ucast_solicit", "3"), ("mcast_solicit", "3")] {
-        ensure(paths, state, &format!("net/{family}/neigh/{name}/{key}"), value)?;
-    }
-    Ok(())
+    let all = [("retrans_time_ms", RETRANSMIT_MS), ("ucast_solicit", "3"), ("mcast_solicit", "3")];
+    ensure(paths, state, &all.map(|(key, value)| (format!("net/{family}/neigh/{name}/{key}"), value)))
 }
 
 /// An interface that carries our programs: the source of a packet may be translated to an address
@@ -52,17 +60,16 @@ pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {
     // The stricter of "all" and the interface's own is in force: 1 strict, 2 loose, the higher wins.
     let filter = conf(name, "rp_filter");
     let strict = |path: &str| read(path).is_some_and(|value| value == "1");
+    let mut all = Vec::new();
     if strict(&filter) || (strict(&conf("all", "rp_filter")) && read(&filter).is_some_and(|value| value == "0")) {
-        ensure(paths, state, &filter, "2")?;
+        all.push((filter, "2"));
     }
     // What the loopback carries has local sources anyway.
-    if name == "lo" {
-        return Ok(());
+    if name != "lo" {
+        all.push((conf(name, "accept_local"), "1"));
+        // The kernel goes on using routes of a port whose cable is out; the tables don't.
+        let linkdown = |family| (format!("net/{family}/conf/{name}/ignore_routes_with_linkdown"), "1");
+        all.extend(["ipv4", "ipv6"].map(linkdown));
     }
-    ensure(paths, state, &conf(name, "accept_local"), "1")?;
-    // The kernel goes on using routes of a port whose cable is out; the tables don't.
-    for family in ["ipv4", "ipv6"] {
-        ensure(paths, state, &format!("net/{family}/conf/{name}/ignore_routes_with_linkdown"), "1")?;
-    }
-    Ok(())
+    ensure(paths, state, &all)
 }

@@ -60,7 +60,7 @@ pub fn write(path: &Path, state: &State) -> Result<()> {
     let file = File { version: VERSION, boot: boot()?, leases, cooling: state.cooling.clone() };
     let text = serde_json::to_string_pretty(&file)? + "\n";
     disk::make(disk::folder(path))
-        .and_then(|()| disk::replace(path, text.as_bytes()))
+        .and_then(|()| disk::swap(path, text.as_bytes()))
         .with_context(|| format!("writing {}", path.display()))
 }
 

@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use anyhow::Result;
 use tokio::sync::watch;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::ports::{self, HostPorts};
 use super::talk::{Failure, Made, code};
@@ -129,9 +129,12 @@ impl Keeper {
         let ask = Ask { key, namespace, pod, addresses, ports };
         let stock = Stock { blocks: &settings.blocks, avoid: &settings.avoid, cooldown: settings.cooldown };
         let lease = state.take(&ask, stock, now()).map_err(refused)?.clone();
+        let began = Instant::now();
         self.write(state).map_err(|error| disk(&error))?;
+        let written = began.elapsed();
         // A call before this one may have ended half-way.
         let made = wire::remove(new.key).and_then(|_| wire::make(new.key, &lease, &netns, settings.mtu));
+        debug!(?written, made = ?began.elapsed(), "{host}");
         match made {
             Ok(wire) => {
                 let services: Vec<String> = ports::of(key, &lease).map(|service| service.full_name()).collect();
