@@ -87,8 +87,11 @@ fn way(block: IpNet, node: &PodNode, intent: &Intent, network: &Network) -> Opti
     if mode == OverlayMode::Never {
         return None;
     }
+    // Elsewhere there are no programs that could put the headers around.
+    let name = |index: u32| network.links.iter().find(|link| link.index == index).map(|link| &link.name);
+    let is_port = |link: u32| intent.ports.iter().any(|port| Some(&port.interface) == name(link));
     node.addresses.iter().find_map(|remote| {
-        let (link, neighbour) = near(remote).or_else(|| routed(*remote, network))?;
+        let (link, neighbour) = near(remote).or_else(|| routed(*remote, network)).filter(|(link, _)| is_port(*link))?;
         let local = local(*remote, link, intent, network)?;
         Some(Way { block, link, neighbour, overlay: Some((local, *remote)) })
     })
@@ -174,7 +177,7 @@ pub fn pod_mtu(intent: &Intent, port: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::intent::{Address, Overlay, Path, Route};
+    use crate::intent::{Address, HookChoice, Overlay, Path, Port, ReplyVia, Route};
 
     fn network() -> Network {
         let link = |index: u32| Link {
@@ -206,9 +209,22 @@ mod tests {
         };
         Intent {
             node: "own".into(),
+            ports: ["eth2", "eth3"].map(port).to_vec(),
             pod_nodes: nodes.iter().map(node).collect(),
             overlay: Overlay { mode, ..Overlay::default() },
             ..Intent::default()
+        }
+    }
+
+    fn port(interface: &str) -> Port {
+        Port {
+            name: interface.to_uppercase(),
+            interface: interface.into(),
+            gateways: Vec::new(),
+            nat_addresses: Vec::new(),
+            compute: false,
+            hook: HookChoice::Auto,
+            reply_via: ReplyVia::default(),
         }
     }
 
@@ -250,6 +266,19 @@ mod tests {
                 "fd00:2::/122 in 192.0.2.1 > 192.0.2.2 by 192.0.2.2 on 2",
                 "10.1.3.0/26 in 192.0.2.1 > 198.51.100.3 by 192.0.2.254 on 2",
                 "fd00:3::/122 in 192.0.2.1 > 198.51.100.3 by 192.0.2.254 on 2",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_overlay_goes_by_ports_alone() {
+        let mut intent = intent(OverlayMode::Always, NODES);
+        intent.ports.remove(0);
+        assert_eq!(
+            told(&intent),
+            [
+                "10.1.3.0/26 in 2001:db8::1 > 2001:db8::3 by 2001:db8::3 on 3",
+                "fd00:3::/122 in 2001:db8::1 > 2001:db8::3 by 2001:db8::3 on 3",
             ]
         );
     }
