@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::{build, cmd, setup};
 
 /// Known here as well, so that a wrong name is told before everything is built.
-pub const NAMES: [&str; 8] = ["packet", "nat", "route", "flow-table", "wire", "update", "connect", "dns"];
+pub const NAMES: [&str; 9] = ["packet", "nat", "route", "flow-table", "wire", "update", "connect", "dns", "pods"];
 
 pub fn run(name: &str, args: &[String]) -> Result<i32> {
     setup::tools(setup::NET)?;

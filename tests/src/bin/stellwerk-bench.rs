@@ -63,6 +63,8 @@ enum What {
     Connect(Output),
     /// Queries a second of the cluster's names and of others', beside dnsmasq
     Dns(Output),
+    /// Traffic between pods beside a bridge, and how long their interfaces take
+    Pods(Output),
 }
 
 #[derive(Args, Clone)]
@@ -93,7 +95,8 @@ fn main() -> ExitCode {
         | What::Wire(output)
         | What::Update(output)
         | What::Connect(output)
-        | What::Dns(output) => empty(&[output.json.as_ref()]),
+        | What::Dns(output)
+        | What::Pods(output) => empty(&[output.json.as_ref()]),
     };
     if let Err(error) = made {
         eprintln!("stellwerk-bench: {error:#}");
@@ -130,6 +133,10 @@ fn main() -> ExitCode {
         }
         What::Dns(output) => {
             let done = bench::dns::run(output.quick);
+            (output, done)
+        }
+        What::Pods(output) => {
+            let done = bench::pods::run(output.quick);
             (output, done)
         }
         What::Update(output) => {

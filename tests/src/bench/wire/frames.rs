@@ -8,10 +8,11 @@ use aya::maps::{Array, PerCpuArray};
 use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp};
 use stellwerk_tests::netns::Ns;
 
-use super::path::{PORT, Path, attach_xdp, link, way};
+use super::path::{Path, attach_xdp, link, way};
 use crate::bench::machine::pin_cpu;
 use crate::bench::scene::STRANGER;
 use crate::bench::script::{CLIENTS, Clients, Order, Peer, Script};
+use crate::bench::sockets::PORT;
 
 /// Connections that the frames belong to.
 const FLOWS: u32 = 1024;

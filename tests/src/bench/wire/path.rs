@@ -13,9 +13,9 @@ use stellwerk_tests::netns::clean::Proc;
 use stellwerk_tests::netns::ethtool::{self, Offload};
 use stellwerk_tests::netns::{Lab, Ns};
 
-use super::load::Servers;
 use super::rules;
 use crate::bench::machine::object;
+use crate::bench::sockets::{IPERF, PORT, Servers};
 
 /// How the box passes packets on. The number: services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,9 +129,6 @@ pub const FAR: [u8; 4] = [198, 51, 100, 2];
 const CLIENT: [u8; 4] = [10, 1, 0, 2];
 /// The box, where the server is.
 const OUTSIDE: [u8; 4] = [10, 2, 0, 1];
-pub const PORT: u16 = 8080;
-/// The port that iperf3 listens on.
-pub const IPERF: u16 = 5201;
 
 impl Path {
     pub fn new(lab: &Lab, way: Way, address: [u8; 4]) -> Result<Path> {

@@ -10,7 +10,8 @@ use anyhow::{Context, Result, ensure};
 use stellwerk_tests::netns::clean::Proc;
 use stellwerk_tests::netns::{Lab, Ns};
 
-use super::path::{IPERF, PORT, until};
+use super::path::until;
+use crate::bench::sockets::{IPERF, PORT};
 
 const SERVER: &str = "10.2.0.2";
 

@@ -1,0 +1,62 @@
+//! How long a runtime waits for the plugin: many calls at once, as a node that starts makes them.
+
+use std::thread;
+use std::time::Instant;
+
+use anyhow::Result;
+use stellwerk_tests::netns::cni::Call;
+use stellwerk_tests::netns::{Ns, clean};
+
+use super::scene::Node;
+use crate::bench::report::{Reach, Row};
+use crate::bench::series::quantile;
+
+const AT_ONCE: usize = 20;
+/// Milliseconds.
+const REACH: f64 = 50.0;
+
+pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
+    let pods = (0..AT_ONCE).map(|i| node.lab.ns(&format!("p{i}"))).collect::<Result<Vec<Ns>>>()?;
+    let rounds = if quick { 10 } else { 50 };
+    let [mut nothing, mut alone, mut add, mut del] = [const { Vec::new() }; 4];
+    // The first round warms up.
+    for round in 0..=rounds {
+        clean::check()?;
+        let version = || Call { verb: "VERSION", version: "1.1.0", ..Call::default() };
+        let spent = at_once(&pods, |_, _| node.runtime.call(&version()).map(drop))?;
+        nothing.extend(spent.into_iter().filter(|_| round > 0));
+        let spent = at_once(&pods, |pod, name| node.runtime.add(pod, name, "").map(drop))?;
+        add.extend(spent.into_iter().filter(|_| round > 0));
+        let spent = at_once(&pods, |pod, name| node.runtime.del(pod, name))?;
+        del.extend(spent.into_iter().filter(|_| round > 0));
+        let spent = at_once(&pods[..1], |pod, name| node.runtime.add(pod, name, "").map(drop))?;
+        alone.extend(spent.into_iter().filter(|_| round > 0));
+        node.runtime.del(&pods[0], "c0")?;
+    }
+    let row = |name: &str, values: &[f64], part: f64| {
+        Row::new(name, quantile(values, part), "ms").verdict("calls", values.len())
+    };
+    Ok(vec![
+        row("VERSION, 20 at once: p99, what starting the program costs", &nothing, 0.99),
+        row("ADD alone: p50", &alone, 0.5),
+        row("ADD, 20 at once: p50", &add, 0.5),
+        row("ADD, 20 at once: p99", &add, 0.99).reach(Reach::AtMost(REACH)),
+        row("DEL, 20 at once: p50", &del, 0.5),
+        row("DEL, 20 at once: p99", &del, 0.99),
+    ])
+}
+
+/// Milliseconds of each.
+fn at_once(pods: &[Ns], work: impl Fn(&Ns, &str) -> Result<()> + Sync) -> Result<Vec<f64>> {
+    thread::scope(|scope| {
+        let one = |(i, pod)| {
+            let (work, name) = (&work, format!("c{i}"));
+            scope.spawn(move || {
+                let begin = Instant::now();
+                work(pod, &name).map(|()| begin.elapsed().as_secs_f64() * 1e3)
+            })
+        };
+        let threads: Vec<_> = pods.iter().enumerate().map(one).collect();
+        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}

@@ -1,0 +1,93 @@
+//! `bench pods`: what passes between two pods, beside two namespaces on a bridge of the kernel's; and how long a
+//! runtime waits for a pod's interface.
+//!
+//! Invariant: pods are made by the plugin's own program, as a runtime calls it; all ways take turns in rounds, and a
+//! ratio is the median of the rounds' ratios.
+
+mod latency;
+mod scene;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use stellwerk_tests::netns::clean;
+
+use self::scene::{Node, Pair, bridge};
+use super::report::{Reach, Report, Row};
+use super::series::{median, ratio};
+use super::sockets::{self, IPERF, PORT};
+
+struct Kind {
+    name: &'static str,
+    unit: &'static str,
+    measure: fn(&Pair, Duration, &AtomicU64) -> Result<f64>,
+    /// Of the bridge's.
+    reach: f64,
+    /// How long one measurement takes, shorter and longer.
+    time: (u64, u64),
+}
+
+const KINDS: [Kind; 3] = [
+    Kind {
+        name: "throughput",
+        unit: "Gbit/s",
+        measure: |pair, time, _| sockets::throughput(&pair.client, pair.at(IPERF), time),
+        reach: 0.95,
+        time: (1_000, 2_000),
+    },
+    Kind {
+        name: "requests",
+        unit: "1/s",
+        measure: |pair, time, _| sockets::requests(&pair.client, pair.at(PORT), time),
+        reach: 0.95,
+        time: (300, 1_500),
+    },
+    Kind {
+        name: "connections",
+        unit: "1/s",
+        measure: |pair, time, failed| sockets::connections(&pair.client, pair.at(PORT), time, failed),
+        reach: 0.95,
+        time: (300, 1_500),
+    },
+];
+
+pub fn run(quick: bool) -> Result<Report> {
+    let mut node = Node::new()?;
+    let ways = [node.pods()?, bridge(&node.lab)?];
+    let mut rows = between("one node", &ways, quick)?;
+    drop(ways);
+    node.empty()?;
+    rows.extend(latency::rows(&node, quick)?);
+    Ok(Report { bench: "pods", rows })
+}
+
+/// Two ways between a client and a server: ours, and what it is held against.
+fn between(place: &str, ways: &[Pair; 2], quick: bool) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for kind in &KINDS {
+        let (time, rounds) = if quick { (kind.time.0, 4) } else { (kind.time.1, 9) };
+        let (mut figures, failed) = ([Vec::new(), Vec::new()], AtomicU64::new(0));
+        for round in 0..=rounds {
+            clean::check()?;
+            for (figures, pair) in figures.iter_mut().zip(ways) {
+                let figure = (kind.measure)(pair, Duration::from_millis(time), &failed);
+                let figure = figure.with_context(|| format!("{place}, {}: {}", kind.name, pair.name))?;
+                // The first round warms up.
+                figures.extend((round > 0).then_some(figure));
+            }
+        }
+        let [ours, other] = &figures;
+        let row = Row::new(
+            format!("{place}, {}: {} against {}", kind.name, ways[0].name, ways[1].name),
+            median(ours),
+            kind.unit,
+        )
+        .against(median(other), ratio(ours, other), Reach::AtLeast(kind.reach))
+        .verdict("failed", failed.load(Ordering::Relaxed))
+        .verdict("client", ways[0].seen().to_string())
+        .prove(failed.into_inner() == 0 && ways.iter().all(Pair::is_seen));
+        rows.push(row);
+    }
+    Ok(rows)
+}
