@@ -23,7 +23,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    fn new(name: &'static str, (client, source): (Ns, IpAddr), (server, target): (&Ns, IpAddr)) -> Result<Pair> {
+    pub fn new(name: &'static str, (client, source): (Ns, IpAddr), (server, target): (&Ns, IpAddr)) -> Result<Pair> {
         let IpAddr::V4(source) = source else { anyhow::bail!("{source} is no address of IPv4") };
         Ok(Pair { name, client, servers: Servers::start(server)?, source, target })
     }
