@@ -7,7 +7,7 @@
 use crate::drop::Note;
 use crate::flow_table::FlowTable;
 use crate::path::parse::Ip;
-use crate::path::{Context, Work, nat, service};
+use crate::path::{Context, Work, deliver, nat, service};
 use crate::port_table::PortTable;
 use crate::table::{
     Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned,
@@ -65,6 +65,15 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
         A: Ip,
     {
         service::open(work, &Context { tables: self, at }, outcome)
+    }
+
+    /// [`deliver::resolve`], as well.
+    fn resolve(&self, work: &mut Work<A>, at: &Arrival) -> u32
+    where
+        Self: Sized,
+        A: Ip,
+    {
+        deliver::resolve(work, &Context { tables: self, at })
     }
 
     /// The link, if it leads out.

@@ -2,7 +2,7 @@
 
 use lb_common::fib;
 use lb_common::path::parse::Ip;
-use lb_common::path::{Context, Work, nat, service};
+use lb_common::path::{Context, Work, deliver, nat, service};
 use lb_common::verdict::{Arrival, Outcome};
 use lb_common::wire::{Ip4, Ip6};
 
@@ -15,6 +15,7 @@ use crate::tables::Kernel;
 pub trait InArrays: Ip + InArray {
     fn way_to(dst: &Self) -> u32;
     fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
+    fn resolve(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn way(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32;
     fn known(work: &mut Work<Self>, at: &Arrival) -> u32;
     fn take_port(work: &mut Work<Self>, at: &Arrival) -> u32;
@@ -58,7 +59,7 @@ macro_rules! step {
 macro_rules! family {
     (
         $addr:ty, [$($flows:path),+], $way_to:ident, $slot:ident, $elder_slot:ident, $find:ident, $find_elder:ident, $touch:ident, $set_state:ident, $set_next_hop:ident, $flow_remove:ident, $take:ident, $choose:ident, $rival:ident, $elder_rival:ident, $wins:ident, $write:ident, $publish:ident,
-        $open:ident, $way:ident, $known:ident, $take_port:ident, $cede:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
+        $open:ident, $resolve:ident, $way:ident, $known:ident, $take_port:ident, $cede:ident, $map:ident, $remember:ident, $put:ident, $follow:ident
     ) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -73,6 +74,7 @@ macro_rules! family {
         flow_steps!(Kernel, $addr, [$($flows),+], $slot, $elder_slot, $find, $find_elder, $touch, $set_state, $set_next_hop, $flow_remove, $take, $choose, $rival, $elder_rival, $wins, $write, $publish);
 
         step!($open, $addr, service::open);
+        step!($resolve, $addr, deliver::resolve,);
         step!($way, $addr, nat::way);
         step!($take_port, $addr, nat::take,);
         step!($cede, $addr, nat::cede,);
@@ -101,6 +103,11 @@ macro_rules! family {
             #[inline(always)]
             fn open(work: &mut Work<Self>, at: &Arrival, outcome: &mut Outcome) -> u32 {
                 $open(work, at, outcome)
+            }
+
+            #[inline(always)]
+            fn resolve(work: &mut Work<Self>, at: &Arrival) -> u32 {
+                $resolve(work, at)
             }
 
             #[inline(always)]
@@ -166,6 +173,7 @@ family!(
     flow_write4,
     flow_publish4,
     flow_open4,
+    flow_resolve4,
     nat_way4,
     nat_known4,
     nat_take4,
@@ -195,6 +203,7 @@ family!(
     flow_write6,
     flow_publish6,
     flow_open6,
+    flow_resolve6,
     nat_way6,
     nat_known6,
     nat_take6,

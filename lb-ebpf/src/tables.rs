@@ -246,6 +246,11 @@ impl<A: Family> Tables<A> for Kernel {
     }
 
     #[inline(always)]
+    fn resolve(&self, work: &mut Work<A>, at: &Arrival) -> u32 {
+        A::resolve(work, at)
+    }
+
+    #[inline(always)]
     fn uplink(&self, ifindex: u32) -> Option<&Uplink<A>> {
         // SAFETY: as for services.
         unsafe { A::UPLINKS.get(&ifindex) }

@@ -12,7 +12,7 @@ use crate::flow_table::{Hit, set_next_hop};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
 use crate::tcp;
-use crate::verdict::{Action, Hook, Outcome, Verdict};
+use crate::verdict::{Hook, Outcome, Verdict};
 use crate::wire::header::TCP;
 use crate::wire::{Be16, Mac};
 
@@ -60,24 +60,27 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
-    let direct = work.hit.flow.is(Flow::<A>::DIRECT);
-    if direct && context.at.hook == Hook::Egress {
-        // As it came, so that it is met again where it leaves: on its way already.
-        return;
-    }
-    if resolve(work, context) {
-        go(packet, work, context, outcome);
-        if direct && outcome.action == Action::Continue {
-            // The kernel knows no way to the node for what goes to a service.
-            *outcome = Outcome::drop(Drop::DirectUnsent);
+    match context.tables.resolve(work, context.at) {
+        GO => go(packet, work, context, outcome),
+        ON_ITS_WAY => {}
+        UNSENT => *outcome = Outcome::drop(Drop::DirectUnsent),
+        _ => {
+            work.follow = tcp::RESET as u32;
+            context.tables.nat_follow(work, context.at);
+            flow::remove(work, context);
+            *outcome = Outcome::drop(Drop::NatMoved);
         }
-    } else {
-        work.follow = tcp::RESET as u32;
-        context.tables.nat_follow(work, context.at);
-        flow::remove(work, context);
-        *outcome = Outcome::drop(Drop::NatMoved);
     }
 }
+
+// What [`resolve`] found: numbers, since a function of its own has one register to answer by.
+const GO: u32 = 0;
+/// It goes as it came, and TC that has sent it meets it again where it leaves.
+const ON_ITS_WAY: u32 = 1;
+/// It goes as it came, but can't: the kernel knows no way to the node for what goes to a service.
+const UNSENT: u32 = 2;
+/// A translated connection that can't live on the way there is by now.
+const MOVED: u32 = 3;
 
 #[inline(never)]
 pub fn go<A: Ip, P: Packet, T: Tables<A>>(
@@ -89,26 +92,36 @@ pub fn go<A: Ip, P: Packet, T: Tables<A>>(
     *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
 }
 
-/// Finds the connection's next hop where it isn't known, or others may be better by now; false where a
-/// translated connection can't live on it.
-#[inline(never)]
-fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> bool {
+/// Finds the connection's next hop where it isn't known, or others may be better by now. A function of its own in the
+/// kernel.
+#[inline(always)]
+pub fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> u32 {
     let tables = context.tables;
     let epoch = tables.settings().epoch;
     let Work { parsed, hit, .. } = work;
-    if hit.flow.next_hop != NextHop::UNRESOLVED && hit.flow.epoch == epoch {
-        return true;
+    let direct = hit.flow.is(Flow::<A>::DIRECT);
+    if direct && context.at.hook == Hook::Egress {
+        return ON_ITS_WAY;
     }
-    let next_hop = if hit.flow.is(Flow::<A>::DIRECT) {
-        tables.backend(hit.flow.backend).unwrap_or_default().next_hop
-    } else {
-        forward::next_hop(tables, hit.flow.dst, &parsed.key)
-    };
-    match next_hop {
-        NextHop::UNRESOLVED => hit.flow.next_hop = NextHop::UNRESOLVED,
-        next_hop => set_next_hop(tables, hit, next_hop, epoch),
+    if hit.flow.next_hop == NextHop::UNRESOLVED || hit.flow.epoch != epoch {
+        let next_hop = if direct {
+            tables.backend(hit.flow.backend).unwrap_or_default().next_hop
+        } else {
+            forward::next_hop(tables, hit.flow.dst, &parsed.key)
+        };
+        match next_hop {
+            NextHop::UNRESOLVED => hit.flow.next_hop = NextHop::UNRESOLVED,
+            next_hop => set_next_hop(tables, hit, next_hop, epoch),
+        }
+        if moved(hit, context) {
+            return MOVED;
+        }
     }
-    !moved(hit, context)
+    if direct && parsed.ttl > 1 {
+        let hop = tables.next_hop(hit.flow.next_hop).unwrap_or_default();
+        return if transmits(parsed, context, &hop) { GO } else { UNSENT };
+    }
+    GO
 }
 
 /// Whether a connection to the outside has another way out by now than the one that it has its address of.

@@ -147,9 +147,9 @@ impl Cluster {
         } else {
             net.1.ip(&format!("link set {port} master br0"))?;
         }
-        self._passing.push(pass::attach(net.1, &port)?);
         // XDP loses the mark "checksum to be done"; TC has to see it, and what is still to be cut into segments.
         if hook != TC {
+            self._passing.push(pass::attach(net.1, &port)?);
             ethtool::set(&ns, PORT, ethtool::Offload::TxChecksum, false)?;
         }
         let subnet = net.0;
