@@ -5,6 +5,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use serde_json::Value;
+use stellwerk_tests::netns::nat::sockets::eventually;
 use stellwerk_tests::netns::{Agent, Lab};
 
 struct World {
@@ -135,8 +136,9 @@ fn addresses_outlive_agents_and_tables() {
     world.agent.wait("addresses", |rows| shown(rows).contains(&"192.168.20.103 f: given".to_owned())).unwrap();
     world.write("stellwerk.yaml", &config(101));
     world.agent.wait("addresses", |rows| shown(rows).contains(&"default 2 used, 0 free".to_owned())).unwrap();
-    let log = world.agent.log();
-    assert!(log.contains("LoadBalancer default/e loses 192.168.20.102: no pool has it any more"), "{log}");
+    // Told once it is in force, which the listing doesn't wait for.
+    let told = "LoadBalancer default/e loses 192.168.20.102: no pool has it any more";
+    eventually(told, 5, || world.agent.log().contains(told));
 }
 
 #[test]
