@@ -21,7 +21,7 @@ use aya::util::KernelVersion;
 use super::load;
 use super::maps::Paths;
 use super::state::State;
-use super::sys;
+use super::sys::{self, links};
 use crate::plan::Hooks;
 use crate::pods::wire::PREFIX;
 use crate::source::netlink::message::Connection;
@@ -339,7 +339,8 @@ fn keep(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<()> 
 
 /// Takes our program off a point. What is gone already is fine.
 pub fn detach(paths: &Paths, state: &State, link: u32, point: Point) -> Result<()> {
-    match fs::remove_file(pin(paths, link, point)) {
+    let pin = pin(paths, link, point);
+    match links::detach(&pin).and_then(|()| fs::remove_file(pin)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }

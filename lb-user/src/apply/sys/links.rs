@@ -1,4 +1,4 @@
-//! Pinned links of control groups: another program in the old one's place, and what the kernel says of them.
+//! Pinned links: detached, another program in the old one's place, and what the kernel says of those of control groups.
 
 use std::ffi::CString;
 use std::io;
