@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use ipnet::IpNet;
 
 use crate::config::{self, Config, Error, Errors};
-use crate::intent::{EndpointState, HookChoice, Nat, Port, ServicePort, Translation};
+use crate::intent::{EndpointState, HookChoice, Nat, Overlay, OverlayMode, Port, ServicePort, Translation};
 use crate::source::manifests::{Manifests, Scope};
 
 /// A readable summary, or everything that is wrong.
@@ -71,8 +71,16 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         line("published", published(forward));
     }
     if let Some(pods) = &config.pod_network {
-        let blocks = if pods.blocks.is_empty() { "those of this node's Node".into() } else { subnets(&pods.blocks) };
-        line("pods", format!("addresses of {blocks}"));
+        let named = config.nodes.iter().find(|node| node.name == config.node).map(|node| &node.blocks);
+        let blocks = match named.filter(|_| pods.blocks.is_empty()).unwrap_or(&pods.blocks) {
+            none if none.is_empty() => "those of this node's Node".into(),
+            blocks => subnets(blocks),
+        };
+        line("pods", format!("addresses of {blocks}, overlay {}", overlay(pods.overlay)));
+    }
+    for node in &config.nodes {
+        let at = node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+        line(&format!("node {}", node.name), format!("{}, pods {}", at.join(", "), subnets(&node.blocks)));
     }
     if let Some(dns) = &config.dns {
         let at = dns.addresses.iter().chain(&dns.node_addresses).map(ToString::to_string).collect::<Vec<_>>();
@@ -94,6 +102,15 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         line("notice", notice.to_string());
     }
     out
+}
+
+fn overlay(overlay: Overlay) -> String {
+    let to = match overlay.mode {
+        OverlayMode::Never => return "never".into(),
+        OverlayMode::Always => "always",
+        OverlayMode::CrossSubnet => "to other networks",
+    };
+    format!("{to}, VXLAN {} at UDP port {}", overlay.vni, overlay.port)
 }
 
 fn port(port: &Port) -> String {
@@ -210,6 +227,24 @@ mod tests {
         let said = super::check(&file).map_err(|errors| errors.to_string().replace(&dir.display().to_string(), "DIR"));
         std::fs::remove_dir_all(&dir).unwrap();
         assert_eq!(said, Err("DIR/cluster/pod.yaml:3:19: metadata.name: `` is not a name".to_owned()));
+    }
+
+    #[test]
+    fn pods_and_nodes() {
+        let text = "node: a\nports: { P: { interface: eth0 } }\ncluster: { podSubnet: [172.27.0.0/16, fd00::/16] }\n\
+                    pods: { vni: 77 }\nnodes: [{ name: a, addresses: 192.0.2.1, blocks: [172.27.1.0/26, 'fd00:1::/122'] },\n  \
+                    { name: b, addresses: [192.0.2.2, 'fd00:2::1'], blocks: 172.27.2.0/26 }]\n";
+        let config = super::Config::parse(&"c.yaml".into(), text).unwrap();
+        let said = super::summary(&config, None, &[]);
+        let said: Vec<&str> = said.lines().skip(3).collect();
+        assert_eq!(
+            said,
+            [
+                "pods            addresses of 172.27.1.0/26, fd00:1::/122, overlay to other networks, VXLAN 77 at UDP port 4789",
+                "node a          192.0.2.1, pods 172.27.1.0/26, fd00:1::/122",
+                "node b          192.0.2.2, fd00:2::1, pods 172.27.2.0/26",
+            ]
+        );
     }
 
     const EXAMPLE: &str = "\
