@@ -50,12 +50,11 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
     }
     let ranges =
         |ranges: &[crate::intent::ServiceRange]| ranges.iter().map(config::show).collect::<Vec<_>>().join(", ");
-    let subnets = |nets: &[IpNet]| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     for (name, text) in [
         ("node IPs", ranges(&config.node_ranges)),
         ("service IPs", ranges(&config.service_ranges)),
-        ("pod subnet", subnets(&config.pod_subnets)),
-        ("service subnet", subnets(&config.service_subnets)),
+        ("pod subnet", list(&config.pod_subnets)),
+        ("service subnet", list(&config.service_subnets)),
     ] {
         if !text.is_empty() {
             line(name, text);
@@ -71,20 +70,18 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         line("published", published(forward));
     }
     if let Some(pods) = &config.pod_network {
-        let named = config.nodes.iter().find(|node| node.name == config.node).map(|node| &node.blocks);
-        let blocks = match named.filter(|_| pods.blocks.is_empty()).unwrap_or(&pods.blocks) {
-            none if none.is_empty() => "those of this node's Node".into(),
-            blocks => subnets(blocks),
+        let blocks = match config.pod_blocks() {
+            [] => "those of this node's Node".into(),
+            blocks => list(blocks),
         };
         line("pods", format!("addresses of {blocks}, overlay {}", overlay(pods.overlay)));
     }
     for node in &config.nodes {
-        let at = node.addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
-        line(&format!("node {}", node.name), format!("{}, pods {}", at.join(", "), subnets(&node.blocks)));
+        line(&format!("node {}", node.name), format!("{}, pods {}", list(&node.addresses), list(&node.blocks)));
     }
     if let Some(dns) = &config.dns {
-        let at = dns.addresses.iter().chain(&dns.node_addresses).map(ToString::to_string).collect::<Vec<_>>();
-        line("names", format!("{} at {}", dns.domain, at.join(", ")));
+        let at = list(dns.addresses.iter().chain(&dns.node_addresses));
+        line("names", format!("{} at {at}", dns.domain));
     }
     if let (Some(services), Some(path)) = (services, &config.manifests) {
         let ports = if services.len() == 1 { "port" } else { "ports" };
@@ -102,6 +99,10 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         line("notice", notice.to_string());
     }
     out
+}
+
+fn list<T: ToString>(of: impl IntoIterator<Item = T>) -> String {
+    of.into_iter().map(|one| one.to_string()).collect::<Vec<_>>().join(", ")
 }
 
 fn overlay(overlay: Overlay) -> String {

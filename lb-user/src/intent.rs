@@ -3,6 +3,7 @@
 //! [`Intent`] is what the operator and the cluster want; [`Network`] is what the kernel says of
 //! links, addresses, neighbours and routes. Both are plain data without IO.
 
+mod nodes;
 mod routes;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use std::time::SystemTime;
 use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 
+pub use self::nodes::{Overlay, OverlayMode, PodNode};
 pub use self::routes::{Path, Paths, Route, RouteKind, RouteTable};
 use crate::route::Own;
 
@@ -40,48 +42,6 @@ pub struct Intent {
     pub service_ranges: Vec<ServiceRange>,
     pub services: Vec<ServicePort>,
     pub tuning: Tuning,
-}
-
-impl Intent {
-    /// Whether packets may go to other nodes in the overlay.
-    pub fn has_overlay(&self) -> bool {
-        self.overlay.mode != OverlayMode::Never && self.pod_nodes.iter().any(|node| node.name != self.node)
-    }
-}
-
-/// A node of the cluster, and which of [`Intent::pod_subnets`] are its pods'.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodNode {
-    pub name: String,
-    /// By which others reach it.
-    pub addresses: Vec<IpAddr>,
-    pub blocks: Vec<IpNet>,
-}
-
-/// How packets go to other nodes' pods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Overlay {
-    pub mode: OverlayMode,
-    /// The UDP port of VXLAN, at all nodes (RFC 7348).
-    pub port: u16,
-    /// Its network identifier.
-    pub vni: u32,
-}
-
-impl Default for Overlay {
-    fn default() -> Self {
-        Overlay { mode: OverlayMode::default(), port: 4_789, vni: 4_096 }
-    }
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OverlayMode {
-    /// As they are: whatever is between the nodes knows pods' addresses.
-    Never,
-    Always,
-    /// To nodes that a router leads to.
-    #[default]
-    CrossSubnet,
 }
 
 /// A network interface of the device.

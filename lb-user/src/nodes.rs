@@ -13,7 +13,9 @@ use lb_common::hash;
 use lb_common::wire::Mac;
 
 use crate::intent::{Intent, Link, Network, OverlayMode, PodNode, RouteKind};
+use crate::route::check::is_link_local;
 use crate::route::{Hop, Key, Kind, MAIN, Own, Target};
+use crate::source::netlink::write::octets;
 
 /// Of the kernel's routes to pods. Operators' routes of a lower one go before.
 const METRIC: u32 = 1_000;
@@ -49,30 +51,16 @@ pub fn own_address(intent: &Intent, v4: bool) -> Option<IpAddr> {
     intent.pod_blocks.iter().find(|block| block.addr().is_ipv4() == v4).map(|block| block.network())
 }
 
-/// Those that it needs.
-pub fn own_addresses(intent: &Intent, network: &Network) -> BTreeSet<IpNet> {
-    let families: BTreeSet<bool> = ways(intent, network)
-        .iter()
-        .filter(|way| way.overlay.is_some())
-        .map(|way| way.block.addr().is_ipv4())
-        .collect();
-    families.into_iter().filter_map(|v4| own_address(intent, v4)).map(IpNet::from).collect()
-}
-
 /// The next hop in the overlay to a node, as if it had a link-layer address.
 pub fn inner_mac(remote: IpAddr) -> Mac {
-    let octets = |addr: IpAddr| match addr {
-        IpAddr::V4(addr) => addr.octets().to_vec(),
-        IpAddr::V6(addr) => addr.octets().to_vec(),
-    };
     let [a, b, c, d, e, ..] = hash::bytes(octets(remote)).to_be_bytes();
     Mac([0x0e, a, b, c, d, e])
 }
 
 /// The ways that there are at the moment.
 pub fn ways(intent: &Intent, network: &Network) -> Vec<Way> {
-    let others = intent.pod_nodes.iter().filter(|node| node.name != intent.node);
-    others.flat_map(|node| node.blocks.iter().filter_map(|block| way(*block, node, intent, network))).collect()
+    let of = |node| move |block: &IpNet| way(*block, node, intent, network);
+    intent.other_nodes().flat_map(|node| node.blocks.iter().filter_map(of(node))).collect()
 }
 
 fn way(block: IpNet, node: &PodNode, intent: &Intent, network: &Network) -> Option<Way> {
@@ -122,7 +110,7 @@ fn local(remote: IpAddr, link: u32, intent: &Intent, network: &Network) -> Optio
     let own = |addr: &IpAddr| network.addresses.iter().any(|a| a.net.addr() == *addr);
     let known = intent.pod_nodes.iter().filter(|node| node.name == intent.node).flat_map(|node| &node.addresses);
     let on_link = network.addresses.iter().filter(|a| a.link == link).map(|a| a.net.addr());
-    let on_link = on_link.filter(|addr| !matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local()));
+    let on_link = on_link.filter(|addr| !is_link_local(*addr));
     known.copied().filter(own).chain(on_link).find(same_family)
 }
 
@@ -136,22 +124,25 @@ pub fn routes(intent: &Intent, network: &Network, own: &mut Own) {
         let v4 = way.block.addr().is_ipv4();
         let mtu = network.links.iter().find(|link| link.index == way.link).map_or(0, |link| link.mtu);
         let by = |gateway| vec![Hop { link: way.link, gateway: Some(gateway), weight: 1 }];
-        let target = Target::new(Kind::Unicast, by(if way.overlay.is_some() { gateway(v4) } else { way.neighbour }));
-        put(
-            way.block,
-            match way.overlay {
-                Some((_, remote)) => {
-                    let mtu = mtu.saturating_sub(overhead(remote));
-                    Target { mtu, source: own_address(intent, v4), ..target }
-                }
-                None => target,
+        let target = match way.overlay {
+            Some((_, remote)) => Target {
+                mtu: mtu.saturating_sub(overhead(remote)),
+                source: own_address(intent, v4),
+                ..Target::new(Kind::Unicast, by(gateway(v4)))
             },
-        );
+            None => Target::new(Kind::Unicast, by(way.neighbour)),
+        };
+        put(way.block, target);
     }
     let connected = |block: &IpNet| network.addresses.iter().any(|a| a.net.trunc().contains(block));
     for block in intent.pod_blocks.iter().filter(|block| !connected(block)) {
         put(*block, Target::new(Kind::Unreachable, Vec::new()));
     }
+}
+
+/// This node's own addresses that the routes need.
+pub fn own_addresses(own: &Own) -> BTreeSet<IpNet> {
+    own.routes.values().filter_map(|target| target.source).map(IpNet::from).collect()
 }
 
 /// Links that lead into the overlay, and for which family of pods: there the kernel has to know [`gateway`].
@@ -164,14 +155,13 @@ pub fn entries(own: &Own) -> impl Iterator<Item = (u32, bool)> + '_ {
 
 /// What an interface of a pod may send at once, if the ports' interfaces may send `port`.
 pub fn pod_mtu(intent: &Intent, port: u32) -> u32 {
-    let others = intent.pod_nodes.iter().filter(|node| node.name != intent.node);
-    let remotes: Vec<IpAddr> = others.flat_map(|node| node.addresses.iter().copied()).collect();
     if intent.overlay.mode == OverlayMode::Never {
         return port;
     }
     // Nodes that come later shall not need other pods: without any the smaller header's room is left, too.
     let least = overhead(Ipv4Addr::UNSPECIFIED.into());
-    port.saturating_sub(remotes.into_iter().map(overhead).max().unwrap_or(least))
+    let remotes = intent.other_nodes().flat_map(|node| &node.addresses);
+    port.saturating_sub(remotes.map(|addr| overhead(*addr)).max().unwrap_or(least))
 }
 
 #[cfg(test)]
@@ -304,6 +294,7 @@ mod tests {
                 "fd00:3::/122 unicast Some(2001:db8::3) mtu 0",
             ]
         );
+        assert_eq!(own_addresses(&own).into_iter().collect::<Vec<_>>(), ["10.1.1.0/32".parse().expect("an address")]);
         assert_eq!(entries(&own).collect::<Vec<_>>(), [(2, true), (2, false)]);
         assert_eq!(pod_mtu(&intent, 1_500), 1_430, "an IPv6 header may be around");
     }

@@ -10,6 +10,7 @@ use tracing::error;
 
 use super::Agent;
 use super::wish::{Undo, Wish};
+use crate::config::Config;
 use crate::intent::ServicePort;
 use crate::plan::PlanError;
 use crate::pods::ports;
@@ -29,9 +30,15 @@ impl HostPorts {
         HostPorts { told, ..HostPorts::default() }
     }
 
-    /// Those that are to be served.
-    pub fn wished(&self) -> impl Iterator<Item = &ServicePort> {
+    /// Those that no plan refuses.
+    fn wished(&self) -> impl Iterator<Item = &ServicePort> {
         self.told.services.iter().filter(|service| !self.refused.contains_key(&service.full_name()))
+    }
+
+    /// The same, if this configuration has pods' interfaces made here.
+    pub fn wished_by(&self, config: &Config) -> impl Iterator<Item = &ServicePort> {
+        let has_pods = config.pod_network.is_some();
+        self.wished().filter(move |_| has_pods)
     }
 
     pub fn revision(&self) -> u64 {
@@ -71,7 +78,7 @@ impl Wish {
         for service in self.intent.services.iter().filter(|service| service.is_host_port()) {
             changed.entry(name(service)).or_default();
         }
-        for service in self.host_ports.wished().filter(|_| self.has_pods()) {
+        for service in self.wished_host_ports() {
             changed.entry(name(service)).or_default().push(service.clone());
         }
         changed.retain(|name, ports| self.ports(name) != ports.as_slice());

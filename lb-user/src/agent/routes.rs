@@ -114,7 +114,7 @@ impl Routes {
         let mut desired = Own { routes, ..Own::default() };
         reply(&intent.ports, network, &mut desired);
         nodes::routes(intent, network, &mut desired);
-        if let Err(error) = self.own_addresses(&nodes::own_addresses(intent, network), network, paths, state) {
+        if let Err(error) = self.own_addresses(&nodes::own_addresses(&desired), network, paths, state) {
             error!("this node's addresses among pods: {error:#}");
             self.retry = Some(Instant::now() + RETRY);
         }

@@ -94,15 +94,19 @@ struct PodNetwork {
 impl PodNetwork {
     /// What the configuration says of a node goes before what its Node does.
     fn of(config: &Config, manifests: Option<&Manifests>) -> PodNetwork {
-        let Some(pods) = &config.pod_network else { return PodNetwork { blocks: Vec::new(), nodes: Vec::new() } };
+        if config.pod_network.is_none() {
+            return PodNetwork { blocks: Vec::new(), nodes: Vec::new() };
+        }
         let mut nodes: BTreeMap<String, PodNode> = BTreeMap::new();
         for (name, node) in manifests.into_iter().flat_map(Manifests::nodes) {
             let (addresses, blocks) = (node.addresses.clone(), node.pod_blocks.clone());
             nodes.insert(name.clone(), PodNode { name: name.clone(), addresses, blocks });
         }
         nodes.extend(config.nodes.iter().map(|node| (node.name.clone(), node.clone())));
-        let said = nodes.get(&config.node).filter(|_| pods.blocks.is_empty());
-        let blocks = said.map_or_else(|| pods.blocks.clone(), |node| node.blocks.clone());
+        let blocks = match (config.pod_blocks(), nodes.get(&config.node)) {
+            ([], Some(node)) => node.blocks.clone(),
+            (blocks, _) => blocks.to_vec(),
+        };
         PodNetwork { blocks, nodes: nodes.into_values().collect() }
     }
 
@@ -135,9 +139,7 @@ impl Wish {
         }
         notices(&config.dns_notices(&services));
         let host_ports = HostPorts::new(pods::ports::HostPorts::read(paths));
-        if config.pod_network.is_some() {
-            services.extend(host_ports.wished().cloned());
-        }
+        services.extend(host_ports.wished_by(&config).cloned());
         let mut intent = config.intent(1, services);
         PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
         let names = Names::default();
@@ -254,7 +256,7 @@ impl Wish {
             let undo = Undo::All(Box::new(undo));
             let mut services = self.manifests.as_ref().map(Manifests::services).unwrap_or_default();
             notices(&self.config.dns_notices(&services));
-            services.extend(self.host_ports.wished().filter(|_| self.has_pods()).cloned());
+            services.extend(self.host_ports.wished_by(&self.config).cloned());
             self.intent.services = self.config.with_published(services);
             pods.put(&mut self.intent);
             self.intent.revision += 1;
@@ -278,9 +280,9 @@ impl Wish {
         undo
     }
 
-    /// Whether pods' interfaces are made here.
-    pub fn has_pods(&self) -> bool {
-        self.config.pod_network.is_some()
+    /// The host ports that are to be served.
+    pub fn wished_host_ports(&self) -> impl Iterator<Item = &ServicePort> {
+        self.host_ports.wished_by(&self.config)
     }
 
     /// Whether a service comes to the place of the cluster's DNS, or leaves it.
@@ -313,7 +315,7 @@ impl Wish {
             services = manifests.services();
         }
         let told = config.dns_notices(&services);
-        services.extend(self.host_ports.wished().filter(|_| config.pod_network.is_some()).cloned());
+        services.extend(self.host_ports.wished_by(&config).cloned());
         let mut intent = config.intent(self.intent.revision, services);
         PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
         if config.tuning.capacity != self.config.tuning.capacity {

@@ -94,41 +94,30 @@ fn pins(paths: &Paths) -> Result<Vec<(u32, Point, PathBuf)>> {
 /// What hangs where, with the id of its program: pinned links whose interface lives, and our
 /// filters on the interfaces that got a clsact qdisc or have been recorded.
 pub fn attached(paths: &Paths, state: &State) -> Result<BTreeMap<(u32, Point), u32>> {
-    let mut all = BTreeMap::new();
-    for (link, point, path) in pins(paths)? {
-        match sys::link_facts(&path) {
-            Ok(facts) if facts.ifindex == link => _ = all.insert((link, point), facts.program),
-            Ok(_) => {}
-            Err(error) => return Err(error).with_context(|| path.display().to_string()),
-        }
-    }
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
-    for (&link, _) in state.filters.iter() {
-        for point in [Point::Ingress, Point::Egress] {
-            if let Some(filter) = ours(&mut connection, link, point) {
-                all.insert((link, point), filter.program);
-            }
+    let pinned = pins(paths)?.into_iter().map(|(link, point, _)| (link, point));
+    let filtered = state.filters.keys().flat_map(|link| [Point::Ingress, Point::Egress].map(|point| (*link, point)));
+    let mut all = BTreeMap::new();
+    for (link, point) in pinned.chain(filtered).collect::<BTreeSet<_>>() {
+        if let Some(program) = hangs(&mut connection, paths, state, link, point)? {
+            all.insert((link, point), program);
         }
     }
     Ok(all)
 }
 
-/// Where our programs hang on a link.
-fn points(paths: &Paths, state: &State, link: u32) -> Result<BTreeSet<Point>> {
-    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
-    let mut all = BTreeSet::new();
-    for point in Point::ALL {
-        let path = pin(paths, link, point);
-        let filters = point != Point::Xdp && state.filters.contains_key(&link);
-        let there = match path.exists() {
-            true => sys::link_facts(&path).with_context(|| path.display().to_string())?.ifindex == link,
-            false => filters && ours(&mut connection, link, point).is_some(),
-        };
-        if there {
-            all.insert(point);
-        }
+/// The id of our program at a point of a link.
+fn hangs(connection: &mut Connection, paths: &Paths, state: &State, link: u32, point: Point) -> Result<Option<u32>> {
+    let filters = point != Point::Xdp && state.filters.contains_key(&link);
+    if let Some(filter) = filters.then(|| ours(connection, link, point)).flatten() {
+        return Ok(Some(filter.program));
     }
-    Ok(all)
+    let path = pin(paths, link, point);
+    match sys::link_facts(&path) {
+        Ok(facts) => Ok((facts.ifindex == link).then_some(facts.program)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
 }
 
 /// Our filter on a link. A link or qdisc that isn't there has none.
@@ -177,7 +166,11 @@ impl Attacher {
         hooks: Option<&Hooks>,
     ) -> Result<()> {
         let mut wanted = hooks.cloned().unwrap_or_default();
-        let there = points(paths, state, link)?;
+        let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+        let mut there = BTreeSet::new();
+        for point in Point::ALL {
+            there.extend(hangs(&mut connection, paths, state, link, point)?.map(|_| point));
+        }
         // First what comes, then what goes: a link that changes hooks is never without.
         let name = wanted.interface.clone();
         for point in Point::ALL {

@@ -181,6 +181,13 @@ impl Config {
         }
     }
 
+    /// Blocks of this node's pods, by `pods.blocks`, else by `nodes`; none where a Node says them.
+    pub fn pod_blocks(&self) -> &[IpNet] {
+        let said = self.pod_network.as_ref().map(|pods| &pods.blocks).filter(|blocks| !blocks.is_empty());
+        let named = || self.nodes.iter().find(|node| node.name == self.node).map(|node| &node.blocks);
+        said.or_else(named).map_or(&[], Vec::as_slice)
+    }
+
     /// Interfaces inside by their patterns, pods' own among them.
     fn inside(&self) -> Vec<String> {
         let pods = self.pod_network.iter().map(|_| PATTERN.to_owned());

@@ -9,12 +9,14 @@ pub mod store;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use self::port::HostPort;
+use crate::address::pool::address;
+use crate::config::number;
 
 /// An interface of a container: what a lease is known by.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -241,14 +243,7 @@ pub fn addresses(block: IpNet) -> impl Iterator<Item = IpAddr> {
     let small = last - first < 3;
     let first = if small { first } else { first + 1 };
     let last = if small || !v4 { last } else { last - 1 };
-    (first..=last).map(move |n| if v4 { Ipv4Addr::from(n as u32).into() } else { Ipv6Addr::from(n).into() })
-}
-
-fn number(addr: IpAddr) -> u128 {
-    match addr {
-        IpAddr::V4(addr) => u32::from(addr).into(),
-        IpAddr::V6(addr) => addr.into(),
-    }
+    (first..=last).map(move |n| address(n, v4))
 }
 
 #[cfg(test)]

@@ -100,7 +100,7 @@ fn draft(
 
 /// The other nodes, where packets may come in the overlay.
 fn peers(intent: &Intent) -> BTreeMap<Ip6, u32> {
-    let others = intent.pod_nodes.iter().filter(|node| node.name != intent.node && intent.has_overlay());
+    let others = intent.other_nodes().filter(|_| intent.has_overlay());
     others.flat_map(|node| &node.addresses).map(|addr| (mapped(*addr), 1)).collect()
 }
 

@@ -61,8 +61,7 @@ impl World {
         };
         let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).filter(wished).collect();
         let node = intent.node.clone();
-        let others = intent.pod_nodes.iter().filter(|other| other.name != node);
-        let nodes = others.flat_map(|other| &other.addresses).copied().collect();
+        let nodes = intent.other_nodes().flat_map(|other| &other.addresses).copied().collect();
         World { node, nodes, routing, sides, clock, node_addresses, port_links, inside_links }
     }
 }

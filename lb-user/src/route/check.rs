@@ -87,7 +87,8 @@ fn reachable(next_hop: IpAddr, name: &str, link: &Link, mine: &[&Address], netwo
     ))
 }
 
-fn is_link_local(addr: IpAddr) -> bool {
+/// Each link has such addresses, and they say nothing beyond it.
+pub fn is_link_local(addr: IpAddr) -> bool {
     matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }
 

@@ -30,7 +30,7 @@ fn table(ports: &[Port], link: &Link, gateway: IpAddr, network: &Network, own: &
     let table = TABLES + link.index;
     let v4 = gateway.is_ipv4();
     let mine = network.addresses.iter().filter(|a| a.link == link.index && a.net.addr().is_ipv4() == v4);
-    let mine: Vec<IpNet> = mine.map(|a| a.net).filter(|net| !is_link_local(net.addr())).collect();
+    let mine: Vec<IpNet> = mine.map(|a| a.net).filter(|net| !check::is_link_local(net.addr())).collect();
     if mine.is_empty() {
         return;
     }
@@ -53,8 +53,4 @@ fn table(ports: &[Port], link: &Link, gateway: IpAddr, network: &Network, own: &
         put(net.trunc(), by(None));
     }
     put(if v4 { Ipv4Net::default().into() } else { Ipv6Net::default().into() }, by(Some(gateway)));
-}
-
-fn is_link_local(addr: IpAddr) -> bool {
-    matches!(addr, IpAddr::V6(addr) if addr.is_unicast_link_local())
 }

@@ -68,8 +68,7 @@ pub fn ipam_check(paths: &Paths) -> Result<(Table, bool)> {
 
 /// The configuration's; none where they are a Node's.
 fn blocks(paths: &Paths) -> Vec<ipnet::IpNet> {
-    let config = Config::load(&running(paths).0.config).ok().and_then(|config| config.pod_network);
-    config.map(|pods| pods.blocks).unwrap_or_default()
+    Config::load(&running(paths).0.config).map(|config| config.pod_blocks().to_vec()).unwrap_or_default()
 }
 
 #[derive(Debug, PartialEq)]
