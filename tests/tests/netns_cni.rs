@@ -11,7 +11,7 @@ use hickory_proto::rr::{Name, RecordType};
 use serde_json::{Value, json};
 use stellwerk_tests::load::{Task, echo};
 use stellwerk_tests::netns::Ns;
-use stellwerk_tests::netns::cni::{Call, Node, Runtime, Said, addresses};
+use stellwerk_tests::netns::cni::{Call, Node, Runtime, Said, addresses, twin};
 use stellwerk_tests::netns::config::{Files, Service};
 use stellwerk_tests::netns::device::{self, Twin};
 use stellwerk_tests::netns::probe::{self, Datagram, From};
@@ -166,6 +166,46 @@ fn add_ports(node: &Node, pod: &Ns, container: &str, ports: &[&str]) -> Said {
     let conf = json!({ "runtimeConfig": { "portMappings": mappings } });
     let (netns, args) = (Some(pod.path()), "");
     node.runtime.call(&Call { verb: "ADD", container, netns, args, version: "1.1.0", conf }).unwrap()
+}
+
+/// How long it takes to send so many bytes and to get them back.
+fn exchange(from: &Ns, to: SocketAddr, length: usize) -> Duration {
+    let began = Instant::now();
+    probe::tcp(&From::ns(from), to, length).unwrap();
+    began.elapsed()
+}
+
+/// What a bucket has let pass can't have taken less than its rate says: there is no other way in, also not by XDP.
+#[test]
+fn bandwidth() {
+    let node = standard();
+    let [a, b] = ["a", "b"].map(|name| node.pod(name).unwrap());
+    node.runtime.add(&a, "a", "").unwrap();
+    let (rate, burst) = (8_000_000, 800_000_usize);
+    let conf = json!({ "runtimeConfig": { "bandwidth": { "ingressRate": rate, "ingressBurst": burst } } });
+    let call = Call { verb: "ADD", container: "b", netns: Some(b.path()), args: IP, version: "1.1.0", conf };
+    let said = node.runtime.call(&call).unwrap();
+    assert!(said.success, "{}", said.value);
+    let (slow, length) = (device::pod(3, 20), 600_000);
+    let _b = serve(&b, "b", slow);
+    let least = Duration::from_secs_f64((length - burst / 8) as f64 / f64::from(rate / 8));
+    for (at, service) in slow.both().into_iter().zip(device::external(112).both()) {
+        let (at, service) = (SocketAddr::new(at, ECHO), SocketAddr::new(service, 80));
+        for (from, to) in [(&a, at), (&node.device.client, service), (&node.device.dev, at)] {
+            let took = exchange(from, to, length);
+            assert!(took >= least, "{length} bytes from {} to {to} took {took:?}", from.full_name());
+        }
+    }
+    // What it sends has a limit of its own.
+    let c = node.pod("c").unwrap();
+    let conf = json!({ "runtimeConfig": { "bandwidth": { "egressRate": rate, "egressBurst": burst } } });
+    let said = node.runtime.call(&Call { conf, container: "c", netns: Some(c.path()), args: "", ..call }).unwrap();
+    assert!(said.success, "{}", said.value);
+    let at = twin(&said.value).unwrap();
+    let _c = serve(&c, "c", at);
+    let took = exchange(&a, SocketAddr::new(at.v6, ECHO), length);
+    assert!(took >= least, "{length} bytes to and from {} took {took:?}", at.v6);
+    node.clean();
 }
 
 /// Who answers at a port of the node, as soon as it is who it should be; None: nobody.
@@ -440,6 +480,6 @@ fn blocks_of_the_node_and_an_installed_plugin() {
     assert_eq!((&list["cniVersion"], &list["cniVersions"][3]), (&json!("1.0.0"), &json!("1.1.0")));
     assert_eq!(
         list["plugins"][0],
-        json!({ "type": "stellwerk-cni", "capabilities": { "portMappings": true }, "pinPath": node.device.lab.pins() })
+        json!({ "type": "stellwerk-cni", "capabilities": { "portMappings": true, "bandwidth": true }, "pinPath": node.device.lab.pins() })
     );
 }

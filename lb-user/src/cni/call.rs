@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use serde_json::Value;
 
-use super::{VERSIONS, pins, ports};
-use crate::ipam::{HostPort, Key};
+use super::{VERSIONS, bandwidth, pins, ports};
+use crate::ipam::{Bandwidth, HostPort, Key};
 use crate::pods::talk::{Failure, code};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct Call {
     /// Asked for.
     pub addresses: Vec<IpAddr>,
     pub ports: Vec<HostPort>,
+    pub bandwidth: Bandwidth,
     /// Of the previous result.
     pub before: Vec<IpAddr>,
     /// Of a GC: what there still is.
@@ -75,6 +76,7 @@ pub fn read(env: Env<'_>, text: &[u8]) -> Result<Call, Failure> {
         pod: String::new(),
         addresses: Vec::new(),
         ports: Vec::new(),
+        bandwidth: Bandwidth::default(),
         before: Vec::new(),
         valid: Vec::new(),
         pins: PathBuf::new(),
@@ -177,11 +179,14 @@ fn network(call: &mut Call, conf: &Value) -> Result<(), Failure> {
     let runtime = conf.get("runtimeConfig").and_then(Value::as_object).into_iter().flatten();
     let says = |value: &Value| !value.is_null() && value.as_array().is_none_or(|all| !all.is_empty());
     for (field, value) in runtime.filter(|(_, value)| call.verb == Verb::Add && says(value)) {
-        if field != "portMappings" {
-            let details = format!("runtimeConfig.{field}: stellwerk has no such capability");
-            return Err(Failure::new(code::UNSUPPORTED, "unsupported field", details));
+        match field.as_str() {
+            "portMappings" => call.ports = ports::read(value)?,
+            "bandwidth" => call.bandwidth = bandwidth::read(value)?,
+            _ => {
+                let details = format!("runtimeConfig.{field}: stellwerk has no such capability");
+                return Err(Failure::new(code::UNSUPPORTED, "unsupported field", details));
+            }
         }
-        call.ports = ports::read(value)?;
     }
     match (call.verb, conf.get("prevResult").filter(|value| !value.is_null())) {
         (Verb::Add, Some(_)) => Err(config("prevResult: expected stellwerk to be the first plugin of its list")),

@@ -27,7 +27,7 @@ pub fn install(paths: &Paths, bin_dir: &Path, conf_dir: &Path) -> Result<Vec<Str
         "cniVersion": SAID,
         "cniVersions": VERSIONS,
         "name": "stellwerk",
-        "plugins": [{ "type": PLUGIN, "capabilities": { "portMappings": true }, "pinPath": paths.pin }],
+        "plugins": [{ "type": PLUGIN, "capabilities": { "portMappings": true, "bandwidth": true }, "pinPath": paths.pin }],
     });
     Ok(vec![
         put(&plugin, &fs::read(beside()?).context("reading the plugin")?, 0o755)?,

@@ -4,6 +4,7 @@
 //! is silent where the specification asks for silence. The agent does the work ([`crate::pods`]); while it is away an
 //! interface can still be given up, which is noted and caught up with. Not here: addresses and links.
 
+mod bandwidth;
 mod call;
 pub mod install;
 mod ports;
@@ -69,6 +70,7 @@ fn request(call: &Call) -> Request {
             pod: call.pod.clone(),
             addresses: call.addresses.clone(),
             ports: call.ports.clone(),
+            bandwidth: call.bandwidth,
         },
         Verb::Del => Request::Del { key },
         Verb::Check => {

@@ -93,9 +93,33 @@ fn what_is_wrong() {
         ),
         (
             "CNI_COMMAND=ADD",
-            with("\"runtimeConfig\":{\"bandwidth\":{\"ingressRate\":1000}}"),
+            with("\"runtimeConfig\":{\"dns\":{\"servers\":[\"10.0.0.1\"]}}"),
             2,
-            "runtimeConfig.bandwidth: stellwerk has no such capability",
+            "runtimeConfig.dns: stellwerk has no such capability",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            with("\"runtimeConfig\":{\"bandwidth\":{\"ingressRate\":1000}}"),
+            7,
+            "runtimeConfig.bandwidth.ingressBurst is missing; expected bits beside ingressRate",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            with("\"runtimeConfig\":{\"bandwidth\":{\"egressBurst\":1000}}"),
+            7,
+            "runtimeConfig.bandwidth.egressRate is missing; expected bits a second beside egressBurst",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            with("\"runtimeConfig\":{\"bandwidth\":{\"egressRate\":\"10M\"}}"),
+            7,
+            "runtimeConfig.bandwidth.egressRate: \"10M\"; expected a number of bits",
+        ),
+        (
+            "CNI_COMMAND=ADD",
+            with("\"runtimeConfig\":{\"bandwidth\":\"10M\"}"),
+            7,
+            "runtimeConfig.bandwidth: \"10M\"; expected bits such as { \"ingressRate\": 10000000, \"ingressBurst\": 2000000 }",
         ),
         (
             "CNI_COMMAND=ADD",

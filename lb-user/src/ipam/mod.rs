@@ -4,6 +4,7 @@
 //! twice, none is outside of the blocks, and none that was given back is given again before its cool-down is over. Not
 //! here: interfaces ([`crate::pods`]), and the file ([`store`]).
 
+mod bandwidth;
 mod port;
 pub mod store;
 
@@ -14,6 +15,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::bandwidth::{Bandwidth, Rate};
 pub use self::port::HostPort;
 use crate::address::pool::address;
 use crate::config::number;
@@ -41,6 +43,8 @@ pub struct Lease {
     /// Of the node, that lead to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<HostPort>,
+    #[serde(default, skip_serializing_if = "Bandwidth::is_unlimited")]
+    pub bandwidth: Bandwidth,
 }
 
 /// Who has what, and what nobody may have yet.
@@ -61,6 +65,7 @@ pub struct Ask<'a> {
     pub addresses: &'a [IpAddr],
     /// None of them meets another.
     pub ports: &'a [HostPort],
+    pub bandwidth: Bandwidth,
 }
 
 /// What this node may give.
@@ -123,8 +128,8 @@ impl fmt::Display for Refusal {
 }
 
 impl State {
-    /// Gives addresses, one of each family that there are blocks of. Whoever has some keeps them. Of host ports those
-    /// that are asked for now count.
+    /// Gives addresses, one of each family that there are blocks of. Whoever has some keeps them. Of host ports
+    /// and limits those that are asked for now count.
     pub fn take(&mut self, ask: &Ask<'_>, stock: Stock<'_>, now: u64) -> Result<&Lease, Refusal> {
         let addresses = match self.leases.get(ask.key) {
             Some(lease) => lease.addresses.clone(),
@@ -137,8 +142,14 @@ impl State {
         for port in ask.ports {
             self.is_free(port, ask.key, &addresses, stock).map_err(|why| Refusal::Port { port: *port, why })?;
         }
-        let (namespace, pod, ports) = (ask.namespace.into(), ask.pod.into(), ask.ports.to_vec());
-        self.leases.insert(ask.key.clone(), Lease { namespace, pod, addresses, ports });
+        let lease = Lease {
+            namespace: ask.namespace.into(),
+            pod: ask.pod.into(),
+            addresses,
+            ports: ask.ports.to_vec(),
+            bandwidth: ask.bandwidth,
+        };
+        self.leases.insert(ask.key.clone(), lease);
         Ok(&self.leases[ask.key])
     }
 

@@ -51,7 +51,14 @@ fn who_gets_what() {
         let stock = Stock { blocks: &blocks, avoid: &avoid, cooldown: 60 };
         let mut state = State::default();
         let mut take = |number, addresses: &[IpAddr]| {
-            let ask = Ask { key: &key(number), namespace: "default", pod: "web", addresses, ports: &[] };
+            let ask = Ask {
+                key: &key(number),
+                namespace: "default",
+                pod: "web",
+                addresses,
+                ports: &[],
+                bandwidth: Bandwidth::default(),
+            };
             state.take(&ask, stock, 1_000).map(|lease| lease.addresses.clone())
         };
         for number in 0..before {
@@ -71,7 +78,14 @@ fn what_was_given_back_cools_down() {
     let stock = Stock { blocks: &blocks, avoid: &avoid, cooldown: 60 };
     let mut state = State::default();
     let take = |state: &mut State, number, now| {
-        let ask = Ask { key: &key(number), namespace: "", pod: "", addresses: &[], ports: &[] };
+        let ask = Ask {
+            key: &key(number),
+            namespace: "",
+            pod: "",
+            addresses: &[],
+            ports: &[],
+            bandwidth: Bandwidth::default(),
+        };
         state.take(&ask, stock, now).map(|lease| lease.addresses[0].to_string()).map_err(|why| why.to_string())
     };
     assert_eq!(take(&mut state, 1, 100), Ok("172.27.1.1".into()));
@@ -104,7 +118,14 @@ fn host_ports_are_of_one_pod() {
     };
     let take = |state: &mut State, number, ports: &str| {
         let ports: Vec<HostPort> = ports.split_whitespace().map(port).collect();
-        let ask = Ask { key: &key(number), namespace: "", pod: "", addresses: &[], ports: &ports };
+        let ask = Ask {
+            key: &key(number),
+            namespace: "",
+            pod: "",
+            addresses: &[],
+            ports: &ports,
+            bandwidth: Bandwidth::default(),
+        };
         state.take(&ask, stock, 1_000).map(|lease| lease.ports.len()).map_err(|why| why.to_string())
     };
     // What the first pod has; what the second asks for, and what is wrong with that.
@@ -222,7 +243,7 @@ proptest! {
                 Step::Add { node, key: number, named } => {
                     let asked: Vec<IpAddr> = named.map(|n| IpAddr::from([172, 27, node as u8, n])).into_iter().collect();
                     let key = key(number);
-                    let ask = Ask { key: &key, namespace: "", pod: "", addresses: &asked, ports: &[] };
+                    let ask = Ask { key: &key, namespace: "", pod: "", addresses: &asked, ports: &[], bandwidth: Bandwidth::default() };
                     if let Ok(lease) = nodes[node].known.take(&ask, stock(node), now).cloned() {
                         prop_assert_eq!(lease.addresses.len(), 2);
                         nodes[node].durable = nodes[node].known.clone();
@@ -240,7 +261,7 @@ proptest! {
                     let key = key(during);
                     let mut at = nodes[node].known.clone();
                     if add {
-                        let ask = Ask { key: &key, namespace: "", pod: "", addresses: &[], ports: &[] };
+                        let ask = Ask { key: &key, namespace: "", pod: "", addresses: &[], ports: &[], bandwidth: Bandwidth::default() };
                         _ = at.take(&ask, stock(node), now);
                     } else if let Some(lease) = at.give_back(&key, 60, now) && written {
                         world.free(&lease, now);

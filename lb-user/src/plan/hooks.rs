@@ -87,7 +87,7 @@ fn by_xdp(choice: HookChoice, link: &Link) -> bool {
 }
 
 /// Whether `name` matches `pattern`, in which `*` stands for any text.
-fn matches(pattern: &str, name: &str) -> bool {
+pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let Some((head, mut rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(mut name) = name.strip_prefix(head) else { return false };
     while let Some((part, more)) = rest.split_once('*') {

@@ -17,7 +17,7 @@ use super::ports::{self, HostPorts};
 use super::talk::{Failure, Made, code};
 use super::{Settings, spool, wire};
 use crate::apply::Paths;
-use crate::ipam::{Ask, HostPort, Key, Lease, Refusal, State, Stock, store};
+use crate::ipam::{Ask, Bandwidth, HostPort, Key, Lease, Refusal, State, Stock, store};
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, write};
 
@@ -38,6 +38,7 @@ pub struct New<'a> {
     pub pod: &'a str,
     pub addresses: &'a [IpAddr],
     pub ports: &'a [HostPort],
+    pub bandwidth: Bandwidth,
 }
 
 /// What was made, and what has to be in force before it is of use.
@@ -125,8 +126,8 @@ impl Keeper {
         if let Some(other) = same {
             return Err(Failure::new(code::EXISTS, format!("{host} is there already"), format!("for {other}")));
         }
-        let New { key, namespace, pod, addresses, ports, .. } = *new;
-        let ask = Ask { key, namespace, pod, addresses, ports };
+        let New { key, namespace, pod, addresses, ports, bandwidth, .. } = *new;
+        let ask = Ask { key, namespace, pod, addresses, ports, bandwidth };
         let stock = Stock { blocks: &settings.blocks, avoid: &settings.avoid, cooldown: settings.cooldown };
         let lease = state.take(&ask, stock, now()).map_err(refused)?.clone();
         let began = Instant::now();

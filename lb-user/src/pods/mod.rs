@@ -4,7 +4,9 @@
 //! are one after the other. Agent and plugin may end at any moment: what a call began, the next start takes away, or the
 //! runtime's own next call does. Not here: the CNI's forms ([`crate::cni`]), and who gets which address ([`crate::ipam`]).
 
+mod aggregate;
 pub mod keeper;
+mod limit;
 pub mod ports;
 mod server;
 pub mod spool;

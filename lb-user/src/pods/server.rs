@@ -76,8 +76,8 @@ fn serve(shared: &Shared, mut stream: UnixStream) {
 fn answer(shared: &Shared, request: &Request) -> Answer {
     let done = |released| Ok(Reply::Done { released });
     match request {
-        Request::Add { key, netns, namespace, pod, addresses, ports } => {
-            add(shared, &New { key, netns, namespace, pod, addresses, ports })
+        Request::Add { key, netns, namespace, pod, addresses, ports, bandwidth } => {
+            add(shared, &New { key, netns, namespace, pod, addresses, ports, bandwidth: *bandwidth })
         }
         Request::Del { key } => {
             let mut keeper = shared.keeper();

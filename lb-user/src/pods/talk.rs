@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ipam::{HostPort, Key};
+use crate::ipam::{Bandwidth, HostPort, Key};
 
 /// Longer than any answer takes: a pod's interface waits at most [`super::PATIENCE`] for its programs.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -30,6 +30,8 @@ pub enum Request {
         addresses: Vec<IpAddr>,
         #[serde(default)]
         ports: Vec<HostPort>,
+        #[serde(default)]
+        bandwidth: Bandwidth,
     },
     Del {
         key: Key,

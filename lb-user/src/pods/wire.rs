@@ -15,6 +15,8 @@ use anyhow::{Context, Result, ensure};
 use ipnet::IpNet;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
+use super::aggregate::aggregate;
+use super::limit::limit;
 use crate::ipam::{Key, Lease};
 use crate::source::netlink::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
 use crate::source::netlink::{Mirror, write};
@@ -124,6 +126,10 @@ fn pod_side(connection: &mut Connection, name: &str, own: u32, host_mac: [u8; 6]
     for addr in &lease.addresses {
         add_address(connection, own, *addr).with_context(|| format!("adding {addr}"))?;
     }
+    if let Some(rate) = lease.bandwidth.egress {
+        limit(connection, own, rate).context("limiting what it sends")?;
+    }
+    aggregate(own)?;
     up(connection, own).context("setting it up")?;
     for addr in &lease.addresses {
         let gateway = gateway(addr.is_ipv4());
@@ -138,6 +144,9 @@ fn pod_side(connection: &mut Connection, name: &str, own: u32, host_mac: [u8; 6]
 pub fn host_side(connection: &mut Connection, key: &Key, lease: &Lease) -> Result<u32> {
     let host = host_name(key);
     let own = end(connection, &host)?.with_context(|| format!("{host} has vanished"))?;
+    if let Some(rate) = lease.bandwidth.ingress {
+        limit(connection, own, rate).with_context(|| format!("limiting what goes to {host}"))?;
+    }
     up(connection, own).with_context(|| format!("setting {host} up"))?;
     for addr in &lease.addresses {
         write::know(connection, own, *addr, mac(key, 2)).with_context(|| format!("naming {addr}"))?;

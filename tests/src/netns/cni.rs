@@ -33,7 +33,7 @@ impl Node {
     pub fn open(lines: &str, manifests: impl FnOnce(&Files) -> Result<()>) -> Result<Node> {
         let device = Device::new()?;
         let files = Files::new(device.lab.dir())?;
-        let standard = Files::standard("auto", "auto")
+        let standard = Files::standard("auto", "xdp")
             .replace("gateway: 203.0.113.1", "gateway: [203.0.113.1, \"2001:db8:113::1\"]")
             .replace("address: 10.20.0.1/24", "address: 10.20.0.1/24, ipv6: masquerade");
         files.write_config(&format!("{standard}  dns: {{}}\n{lines}"))?;

@@ -106,3 +106,79 @@ fn addresses_for_translated_packets() {
     let missing = "c.yaml:2:76: ports.A.natAddresses[1]: `10.0.0.3` is not an address of `eth0`; expected one of its own, such as 10.0.0.2";
     assert_eq!(errors(&network), [missing, wrong]);
 }
+
+/// What a configuration's ranges meet on a node with a bridge of somebody's, a VPN and routes of its own.
+fn ranges(cluster: &str) -> Vec<String> {
+    let text = format!("node: n\nports: {{ A: {{ interface: eth0 }} }}\ninside: cni0\ncluster: {{ {cluster} }}\n");
+    let route = |prefix: &str, link| Route { prefix: prefix.parse().unwrap(), path: Path { link, ..Path::default() } };
+    let mut network = Network {
+        links: vec![link(1, "lo", None, None), link(2, "eth0", None, None), link(3, "docker0", None, None)],
+        addresses: vec![
+            address(1, "127.0.0.1/8", false),
+            address(2, "10.0.0.2/24", false),
+            address(3, "172.17.0.1/16", false),
+            address(3, "172.30.0.10/32", false),
+            address(4, "10.42.0.1/24", false),
+        ],
+        routes: [
+            route("0.0.0.0/1", 2),
+            route("10.8.0.0/16", 3),
+            route("10.43.0.0/24", 2),
+            route("10.43.9.9/32", 2),
+            route("10.42.0.0/24", 4),
+        ]
+        .into(),
+        ..Network::default()
+    };
+    network.links.push(link(4, "cni0", None, None));
+    let by = |prefix: &str| Route {
+        prefix: prefix.parse().unwrap(),
+        path: Path { link: 2, gateway: Some("10.0.0.1".parse().unwrap()), ..Path::default() },
+    };
+    for route in [by("10.41.2.0/24"), by("10.48.0.0/13")] {
+        network.routes.add(route.prefix, &[route.path]);
+    }
+    let key = crate::route::Key { table: crate::route::MAIN, prefix: "10.43.0.0/24".parse().unwrap(), metric: 1_000 };
+    network.own.routes.insert(key, crate::route::Target::new(crate::route::Kind::Unicast, Vec::new()));
+    verify(&parse(&text).unwrap(), &network).iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn ranges_of_the_cluster() {
+    let none: [&str; 0] = [];
+    for good in [
+        "podSubnet: 10.42.0.0/16, serviceSubnet: 10.44.0.0/16",
+        "podSubnet: 10.43.0.0/16",
+        "serviceSubnet: 172.30.0.0/16",
+    ] {
+        assert_eq!(ranges(good), none, "{good}");
+    }
+    let wrong = |path: &str, column: u32, range: &str, what: &str| {
+        let right = if what.starts_with("the network of A") {
+            "addresses in no port's network"
+        } else {
+            "addresses that this node knows nowhere"
+        };
+        format!("c.yaml:4:{column}: cluster.{path}: {range} overlaps {what}; expected {right}")
+    };
+    let pods = "podSubnet: 10.41.0.0/16 }\npods: { blocks: 10.41.1.0/26";
+    assert_eq!(ranges(pods), none);
+    assert_eq!(
+        ranges("serviceSubnet: 10.0.0.0/20"),
+        [wrong("serviceSubnet", 27, "10.0.0.0-10.0.15.255", "the network of A (10.0.0.0/24)")]
+    );
+    assert_eq!(
+        ranges("serviceSubnet: 172.17.4.0/24"),
+        [wrong("serviceSubnet", 27, "172.17.4.0-172.17.4.255", "the network of `docker0` (172.17.0.0/16)")]
+    );
+    assert_eq!(
+        ranges(&pods.replace("10.41", "10.8")),
+        [wrong("podSubnet", 23, "10.8.0.0-10.8.255.255", "this node's route on `docker0` (10.8.0.0/16)")]
+    );
+    assert_eq!(
+        ranges(&pods.replace("10.41", "10.50")),
+        [wrong("podSubnet", 23, "10.50.0.0-10.50.255.255", "this node's route by 10.0.0.1 on `eth0` (10.48.0.0/13)")]
+    );
+    assert_eq!(ranges("podSubnet: 10.8.0.0/16"), none, "pods of others have routes of others");
+    assert_eq!(ranges(&pods.replace("10.41", "10.42")), none, "pods are inside");
+}

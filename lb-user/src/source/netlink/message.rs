@@ -48,6 +48,11 @@ impl Message {
         self
     }
 
+    /// As [`Message::nest`], where the kernel wants to be told that it is one (`NLA_F_NESTED`).
+    pub fn nested(self, kind: u16, inside: impl FnOnce(Message) -> Message) -> Self {
+        self.nest(kind | 0x8000, inside)
+    }
+
     /// An attribute that holds attributes.
     pub fn nest(self, kind: u16, inside: impl FnOnce(Message) -> Message) -> Self {
         let inner = inside(Message(Vec::new())).0;
@@ -151,6 +156,17 @@ impl Connection {
             }
         }
         bail!("the kernel's tables change faster than they can be read");
+    }
+
+    /// The number of a generic family; None: the kernel has none of that name.
+    pub fn generic(&mut self, name: &str) -> io::Result<Option<u16>> {
+        let mut family = None;
+        // CTRL_CMD_GETFAMILY by CTRL_ATTR_FAMILY_NAME gives CTRL_ATTR_FAMILY_ID.
+        let message = Message::new(16, 0, &[3, 1, 0, 0]).attr(2, &[name.as_bytes(), &[0]].concat());
+        match self.ask(message, |_, payload| family = payload.get(4..).and_then(|p| u16_at(Attrs(p).find(1)?, 0))) {
+            Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+            _ => Ok(family),
+        }
     }
 
     fn exchange(&mut self, message: Message, flags: u16, mut each: impl FnMut(u16, &[u8])) -> io::Result<Dump> {

@@ -38,6 +38,8 @@ pub struct Links {
     /// Those that were set up, whether they have a carrier or not.
     pub set_up: BTreeSet<u32>,
     pub xdp: BTreeMap<u32, u8>,
+    /// Virtual ones with a queueing discipline, which XDP would go past.
+    pub queued: BTreeSet<u32>,
 }
 
 /// Neighbours, and those that somebody set for good.
@@ -63,11 +65,15 @@ pub fn links(connection: &mut Connection) -> Result<Links> {
 }
 
 fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
-    let (kind, index, flags) = (u16_at(payload, 2)?, u32_at(payload, 4)?, u32_at(payload, 8)?);
+    let (hardware, index, flags) = (u16_at(payload, 2)?, u32_at(payload, 4)?, u32_at(payload, 8)?);
     let attrs = Attrs(payload.get(16..)?);
-    let mac = attrs.find(1).and_then(|a| <[u8; 6]>::try_from(a).ok()).filter(|_| kind == ETHERNET);
+    let mac = attrs.find(1).and_then(|a| <[u8; 6]>::try_from(a).ok()).filter(|_| hardware == ETHERNET);
     if let Some(mode) = attrs.find(43).and_then(|xdp| Attrs(xdp).find(2)?.first().copied()).filter(|&m| m != 0) {
         all.xdp.insert(index, mode);
+    }
+    let kind = attrs.find(18).and_then(|info| Attrs(info).find(1)).map(text);
+    if kind.is_some() && attrs.find(6).map(text).is_some_and(|queue| queue != "noqueue") {
+        all.queued.insert(index);
     }
     if flags & IFF_UP != 0 {
         all.set_up.insert(index);
@@ -79,7 +85,7 @@ fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
         mtu: attrs.u32(4)?,
         up: flags & IFF_UP != 0 && flags & IFF_LOWER_UP != 0,
         master: attrs.u32(10),
-        kind: attrs.find(18).and_then(|info| Attrs(info).find(1)).map(text),
+        kind,
         master_kind: None,
         xdp_transmit: false,
     });
@@ -229,13 +235,8 @@ impl Features {
     /// None: a kernel without it.
     pub fn open() -> Option<Self> {
         let mut connection = Connection::open(libc::NETLINK_GENERIC).ok()?;
-        let mut family = None;
-        // CTRL_CMD_GETFAMILY by CTRL_ATTR_FAMILY_NAME gives CTRL_ATTR_FAMILY_ID.
-        let message = Message::new(16, 0, &[3, 1, 0, 0]).attr(2, b"netdev\0");
-        connection
-            .ask(message, |_, payload| family = payload.get(4..).and_then(|p| u16_at(Attrs(p).find(1)?, 0)))
-            .ok()?;
-        Some(Features { connection, family: family? })
+        let family = connection.generic("netdev").ok()??;
+        Some(Features { connection, family })
     }
 
     /// Links that XDP can transmit on: NETDEV_XDP_ACT_NDO_XMIT.
