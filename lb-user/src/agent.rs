@@ -233,6 +233,7 @@ impl Agent {
         self.settle_health();
         self.configure_names();
         self.settle_sockets();
+        self.note_ports();
         self.settle_pods();
         self.tell_pods();
         self.kernel.forget_other_layouts()?;
@@ -330,6 +331,7 @@ impl Agent {
             Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
             Err(error) => error!("refused, and what runs stays:\n{error:#}"),
         }
+        self.note_ports();
         self.settle_pods();
         if self.follow_nodes() {
             self.settle_announcements();

@@ -4,6 +4,7 @@
 //! with the same field names. Not here: what the commands do.
 
 mod hcs;
+mod trace;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,7 +12,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
-use crate::route::form::Words;
+pub use self::trace::Trace;
+use crate::route::form;
 
 /// The network of an edge Kubernetes node: service load balancer, NAT switch and router.
 #[derive(Debug, Parser)]
@@ -64,6 +66,8 @@ pub enum Command {
     Cni(Cni),
     /// Completion for a shell: `source <(stellwerk completions bash)`
     Completions { shell: Shell },
+    /// What would become of a packet, and why: the engine says it over the live tables, and nothing is sent
+    Trace(Trace),
     /// Dropped and noted packets by reason
     Drops(Listing),
 }
@@ -149,15 +153,15 @@ pub struct Remove {
 }
 
 impl Identity {
-    pub fn words(&self) -> Words<'_> {
+    pub fn words(&self) -> form::Words<'_> {
         let (interface, destination) = (self.interface.as_str(), self.destination.as_str());
-        Words { interface, destination, mask: self.force_mask, ..Words::default() }
+        form::Words { interface, destination, mask: self.force_mask, ..form::Words::default() }
     }
 }
 
 impl Add {
-    pub fn words(&self) -> Words<'_> {
-        Words {
+    pub fn words(&self) -> form::Words<'_> {
+        form::Words {
             next_hop: self.next_hop.as_deref(),
             metric: self.metric.as_deref(),
             weight: self.weight.as_deref(),
@@ -313,6 +317,15 @@ mod tests {
             (
                 "completions csh",
                 "invalid value 'csh' for '<SHELL>' [possible values: bash, elvish, fish, powershell, zsh]",
+            ),
+            (
+                "trace tcp 10.0.0.1:1 10.0.0.2:80",
+                "the following required arguments were not provided: <--in <PORT>|--out <PORT>>",
+            ),
+            ("trace --in a", "the following required arguments were not provided: <WORD|--hex <DIGITS>|--pcap <FILE>>"),
+            (
+                "trace --hex 00 --in a --why-not web",
+                "invalid value 'web' for '--why-not <BACKEND>': expected a backend's address, such as 172.27.0.11 or 172.27.0.11:8080",
             ),
             ("drops -j", "unexpected argument '-j' found"),
             ("status --pin-path", "a value is required for '--pin-path <DIR>' but none was supplied"),

@@ -24,3 +24,4 @@ pub mod pods;
 pub mod route;
 pub mod show;
 pub mod source;
+pub mod trace;

@@ -9,6 +9,9 @@ use std::path::Path;
 use stellwerk_tests::case::Case;
 use stellwerk_tests::runner::{self, kernel};
 
+/// Packets that are made of each.
+const VARIANTS: usize = 5;
+
 type Budget = BTreeMap<String, BTreeMap<String, u32>>;
 
 #[test]
@@ -36,6 +39,30 @@ fn host_and_kernel_agree() {
     assert!(wrong.is_empty(), "{} of {} cases differ:\n\n{}", wrong.len(), cases.len(), wrong.join("\n\n"));
     println!("{} cases agree", cases.len());
     within_budget(verified);
+}
+
+/// The engine over a view of the live maps: the packets of all cases, and others that are made of them.
+#[test]
+fn trace_says_what_the_kernel_does() {
+    if !is_root() {
+        println!("left out: loading programs needs root");
+        return;
+    }
+    let cases: Vec<Case> = runner::cases().into_iter().map(Result::unwrap).collect();
+    let links = &cases.first().expect("there are cases").world.links;
+    kernel::namespace(links).unwrap();
+    let usual = format!("{:?}", kernel::capacity(&cases[0]));
+    let mut machine = kernel::Machine::new(links, &kernel::capacity(&cases[0])).unwrap();
+    let (mut count, mut wrong) = (0, Vec::new());
+    for case in cases.iter().filter(|c| c.host_only.is_none() && format!("{:?}", kernel::capacity(c)) == usual) {
+        match machine.run_traced(case, VARIANTS) {
+            Ok(packets) => count += packets,
+            Err(error) => wrong.push(format!("{error:?}")),
+        }
+    }
+    assert!(wrong.is_empty(), "{} differ:\n\n{}", wrong.len(), wrong.join("\n\n"));
+    assert!(count > 2_000, "{count} packets alone");
+    println!("{count} packets became what their traces said");
 }
 
 /// Holds the verifier's instruction counts against the budget of this kernel.

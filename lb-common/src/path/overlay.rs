@@ -77,6 +77,11 @@ fn open<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, ifindex: u32, tables: &T
     if flags & HAS_VNI == 0 || vni != settings.vni || !(v4 || ethertype.get() == ETH_P_IPV6) {
         return Err(Drop::OverlayMalformed);
     }
+    // The kernel takes headers off nothing less than a whole IP header (`bpf_skb_adjust_room`).
+    let inner_len = if v4 { Ip4::LEN } else { Ip6::LEN };
+    if frame.read::<u8>(by + ETH_LEN + inner_len - 1).is_none() {
+        return Err(Drop::OverlayMalformed);
+    }
     let own = tables.link(ifindex).unwrap_or_default().mac;
     packet.shrink_front(by, !A::IS_V6, v4)?;
     packet.store(0, link(own, INNER))?;

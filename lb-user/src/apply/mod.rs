@@ -22,7 +22,7 @@ mod served;
 pub mod sockets;
 mod state;
 pub mod sweep;
-mod sys;
+pub(crate) mod sys;
 pub mod sysctl;
 pub mod table;
 mod unload;

@@ -38,7 +38,7 @@ use crate::apply::{Maps, Paths, State, load, namespace};
 use crate::source::netlink::Mirror;
 
 /// Opens what is pinned, or says why it can't.
-fn open(paths: &Paths) -> Result<Maps> {
+pub(crate) fn open(paths: &Paths) -> Result<Maps> {
     let dir = paths.maps();
     match dir.metadata() {
         Ok(_) => Maps::open(&dir),
@@ -91,29 +91,29 @@ fn set(state: u8) -> &'static str {
 
 /// The links that the pinned state is about; None in another network namespace, whose links have
 /// the same numbers.
-fn mirror(state: &State) -> Result<Option<Mirror>> {
+pub(crate) fn mirror(state: &State) -> Result<Option<Mirror>> {
     let here = state.namespace == 0 || state.namespace == namespace()?;
     here.then(Mirror::without_routes).transpose()
 }
 
 /// Names of links by index.
-fn interfaces(mirror: Option<&Mirror>) -> BTreeMap<u32, String> {
+pub(crate) fn interfaces(mirror: Option<&Mirror>) -> BTreeMap<u32, String> {
     let links = mirror.into_iter().flat_map(|mirror| &mirror.network().links);
     links.map(|link| (link.index, link.name.clone())).collect()
 }
 
 /// A link's name, or its number where it has none here.
-fn interface(link: u32, names: &BTreeMap<u32, String>) -> String {
+pub(crate) fn interface(link: u32, names: &BTreeMap<u32, String>) -> String {
     names.get(&link).cloned().unwrap_or_else(|| format!("link {link}"))
 }
 
 /// Names of services by id.
-fn names(maps: &Maps) -> Result<BTreeMap<u32, String>> {
+pub(crate) fn names(maps: &Maps) -> Result<BTreeMap<u32, String>> {
     let all = maps.names.entries()?.into_iter();
     Ok(all.map(|(id, name)| (id, name.as_str().to_owned())).filter(|(_, name)| !name.is_empty()).collect())
 }
 
-fn next_hop(hop: &NextHop, interfaces: &BTreeMap<u32, String>) -> String {
+pub(crate) fn next_hop(hop: &NextHop, interfaces: &BTreeMap<u32, String>) -> String {
     match hop.kind {
         NextHop::LOCAL => "this node".into(),
         NextHop::LINK => {

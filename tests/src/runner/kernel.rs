@@ -16,12 +16,15 @@ use lb_common::drop::{Drop as Reason, Note};
 use lb_common::flow_table;
 use lb_common::port_table::{HOLDERS, PLANE, PortTable};
 use lb_common::table::{Flow, Plain};
-use lb_common::verdict::{Hook, Verdict};
+use lb_common::verdict::{Arrival, Hook, Verdict};
 use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::apply::table::Table;
-use lb_user::apply::{Kernel, Paths, load, maps::FamilyMaps, sockets, unload};
+use lb_user::apply::{Kernel, Paths, clock, load, maps::FamilyMaps, sockets, unload};
 use lb_user::intent::Capacity;
 use lb_user::plan::{Apply, Contents, FamilyOp, Op};
+use lb_user::trace;
+use lb_user::trace::buffer::Refuses;
+use lb_user::trace::view::View;
 
 use super::{Fate, Host, tables};
 use crate::case::{Arriving, Case, Step, TICKS, What};
@@ -163,6 +166,74 @@ impl Machine {
         self.agree(&host.fake)
     }
 
+    /// What `stellwerk trace` says of a packet.
+    fn trace(&self, arriving: &Arriving, bytes: &[u8]) -> Result<(Verdict, Vec<u8>)> {
+        let names = trace::Names::default();
+        let view = View::new(&self.kernel.maps, &self.paths.maps(), &names)?;
+        let at = Arrival {
+            hook: arriving.hook,
+            ifindex: arriving.ifindex,
+            now: clock::read_pinned(&self.paths, &self.kernel.maps)?.tick(),
+            gso_size: arriving.gso_size,
+            tagged: 0,
+            own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
+        };
+        let said = trace::run(&view, &at, bytes.to_vec());
+        view.take()?;
+        Ok(said)
+    }
+
+    /// Runs a case's packets, each with `variants` others that are made of it, and holds what a trace says of each
+    /// before against what the kernel then does; how many.
+    pub fn run_traced(&mut self, case: &Case, variants: usize) -> Result<usize> {
+        self.clear()?;
+        let mut host = Host::new(case);
+        let (mut count, mut random) = (0, Random(case.name.len() as u64 + 1));
+        for step in &case.steps {
+            match &step.what {
+                What::Tables(to) => {
+                    let ops = host.ops(to);
+                    host.apply(&ops).map_err(anyhow::Error::msg)?;
+                    self.apply(&ops)?;
+                    self.contents = Some((**to).clone());
+                }
+                What::Apply(op) => self.apply(std::slice::from_ref(op))?,
+                What::Packet(arriving) if arriving.refuses == Refuses::Nothing && !arriving.tagged => {
+                    let bytes = packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
+                    for variant in 0..=variants {
+                        let bytes = if variant == 0 { bytes.clone() } else { random.bent(&bytes) };
+                        let at = || format!("{}:{}, {}", case.name, step.at.start + 1, packet::hex(&bytes));
+                        count += usize::from(self.traced(arriving, &bytes).with_context(at)?);
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(count)
+    }
+
+    /// Whether the packet could be compared.
+    fn traced(&mut self, arriving: &Arriving, bytes: &[u8]) -> Result<bool> {
+        if bytes.len() < SHORTEST || (arriving.hook == Hook::Xdp && !self.xdp_context) {
+            return Ok(false);
+        }
+        let (verdict, said) = self.trace(arriving, bytes)?;
+        let limited = || self.kernel.maps.drops.sum(Reason::IcmpRateLimited as u32);
+        let before = limited()?;
+        // What the kernel doesn't take at all: a frame of a kind that a test run refuses.
+        let Ok((ran, out)) = self.test_run(arriving, bytes) else { return Ok(false) };
+        if limited()? != before {
+            return Ok(false);
+        }
+        let fate = Fate { verdict, bytes: said, notes: Vec::new() };
+        let code = code(&fate, arriving);
+        ensure!(ran == code, "the trace says {verdict:?} (code {code}), the kernel's code is {ran}");
+        if !matches!(verdict, Verdict::Drop(_)) && out != fate.bytes {
+            bail!("the packets differ (expected: the trace's)\n{}", super::byte_diff(&fate.bytes, &out));
+        }
+        Ok(true)
+    }
+
     fn packet(&mut self, host: &Host, arriving: &Arriving, bytes: Vec<u8>) -> Result<()> {
         let mut arriving = arriving.clone();
         let ran = match self.test_run(&arriving, &bytes) {
@@ -265,6 +336,33 @@ impl Drop for Machine {
         if let Err(error) = unload(&self.paths) {
             eprintln!("unloading: {error:#}");
         }
+    }
+}
+
+/// Packets that are nearly others: the same ones in every run (xorshift64*).
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % bound
+    }
+
+    /// With a few other bytes behind the link-layer header: addresses, ports, flags, lengths.
+    fn bent(&mut self, bytes: &[u8]) -> Vec<u8> {
+        let mut bytes = bytes.to_vec();
+        for _ in 0..=self.below(3) {
+            if bytes.len() > SHORTEST {
+                let at = SHORTEST + self.below(bytes.len() - SHORTEST);
+                bytes[at] = self.below(256) as u8;
+            }
+        }
+        if bytes.len() > SHORTEST && self.below(16) == 0 {
+            bytes.truncate(SHORTEST + self.below(bytes.len() - SHORTEST + 1));
+        }
+        bytes
     }
 }
 
