@@ -125,6 +125,8 @@ reasons! {
         NatLeftToSocket = "nat_left_to_socket",
         /// a mapping's beginning or end was not logged, since nobody read the log fast enough
         NatLogLost = "nat_log_lost",
+        /// a packet that `stellwerk monitor` had no room for
+        MonitorLost = "monitor_lost",
         /// a socket of this node got a service's backend: at its connect, or with its first datagram to the service
         SocketTranslated = "socket_translated",
         /// a socket of this node asked a service, and its packets are left to say what becomes of them: there are source ranges, or no backend that it may have

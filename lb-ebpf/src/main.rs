@@ -6,6 +6,7 @@
 
 mod flows;
 mod maps;
+mod monitor;
 mod overlay;
 mod packet;
 mod sockets;
@@ -74,7 +75,9 @@ fn path<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) ->
 pub fn stellwerk_xdp(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0, own: 0 };
-    let outcome = run(&context, &mut packet::Xdp(context.ctx), &at);
+    let mut packet = packet::Xdp(context.ctx);
+    let outcome = run(&context, &mut packet, &at);
+    monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => XDP_PASS,
         Action::Transmit if outcome.value == ifindex => XDP_TX,
@@ -111,6 +114,7 @@ fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
     packet.linearize();
     let back = if hook == Hook::Egress { BPF_F_INGRESS as u64 } else { 0 };
     let outcome = run(context, &mut packet, &at);
+    monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => TC_ACT_OK,
         Action::Transmit => redirect(outcome.value, 0),

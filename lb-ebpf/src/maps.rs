@@ -16,6 +16,7 @@ use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
     PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Tunnel, Uplink, filter,
+    monitor::{Sighting, Watch},
 };
 use lb_common::wire::{Ip4, Ip6};
 
@@ -149,6 +150,16 @@ pub static HOLDERS6: Array<Holder<Ip6>> = Array::with_max_entries(HOLDERS, BPF_F
 /// agent reads; full: one is lost, and counted.
 #[map]
 pub static NAT_LOG: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+
+/// Whether somebody watches packets, and which: `stellwerk monitor` writes, every packet reads.
+#[map]
+pub static WATCH: Array<Watch> = Array::with_max_entries(1, 0);
+/// What it is told: packets write, `stellwerk monitor` reads; full: one is lost, and counted.
+#[map]
+pub static SIGHTINGS: RingBuf = RingBuf::with_byte_size(1 << 21, 0);
+/// One of them under way.
+#[map]
+pub static SIGHTING: PerCpuArray<Sighting> = PerCpuArray::with_max_entries(1, 0);
 
 /// By backend: packets write, the agent and the command line read; as many as backends.
 #[map]

@@ -4,6 +4,7 @@
 //! with the same field names. Not here: what the commands do.
 
 mod hcs;
+mod monitor;
 mod trace;
 
 use std::ffi::OsString;
@@ -12,6 +13,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+pub use self::monitor::Monitor;
 pub use self::trace::Trace;
 use crate::route::form;
 
@@ -68,6 +70,8 @@ pub enum Command {
     Completions { shell: Shell },
     /// What would become of a packet, and why: the engine says it over the live tables, and nothing is sent
     Trace(Trace),
+    /// What happens, as it happens: packets that are dropped and why, connections that begin and end
+    Monitor(Monitor),
     /// Dropped and noted packets by reason
     Drops(Listing),
 }
@@ -327,6 +331,8 @@ mod tests {
                 "trace --hex 00 --in a --why-not web",
                 "invalid value 'web' for '--why-not <BACKEND>': expected a backend's address, such as 172.27.0.11 or 172.27.0.11:8080",
             ),
+            ("monitor --port all", "invalid value 'all' for '--port <PORT>': invalid digit found in string"),
+            ("monitor --every", "a value is required for '--every <N>' but none was supplied"),
             ("drops -j", "unexpected argument '-j' found"),
             ("status --pin-path", "a value is required for '--pin-path <DIR>' but none was supplied"),
             ("status --pin-path=", "a value is required for '--pin-path <DIR>' but none was supplied"),

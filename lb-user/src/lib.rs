@@ -18,6 +18,7 @@ pub mod fib;
 pub mod health;
 pub mod intent;
 pub mod ipam;
+pub mod monitor;
 pub mod nodes;
 pub mod plan;
 pub mod pods;

@@ -21,6 +21,7 @@ pub unsafe trait Plain: FromBytes + Immutable + Copy + 'static {}
 // SAFETY: integers have neither padding nor invalid bits; an array adds none, nor does a transparent struct of either.
 #[expect(unsafe_code, reason = "integers, arrays of plain values and addresses are plain")]
 mod integers {
+    unsafe impl super::Plain for u16 {}
     unsafe impl super::Plain for u32 {}
     unsafe impl super::Plain for u64 {}
     unsafe impl super::Plain for crate::wire::Ip4 {}
@@ -60,6 +61,7 @@ macro_rules! plain {
 
 pub mod filter;
 pub mod flow;
+pub mod monitor;
 pub mod nat;
 pub mod route;
 pub mod service;

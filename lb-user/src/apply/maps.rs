@@ -13,6 +13,7 @@ use lb_common::fib::Line;
 use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, MULTIPLIERS};
 use lb_common::port_table::{self, Holder, Owner};
+use lb_common::table::monitor::Watch;
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
     Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
@@ -30,6 +31,8 @@ use crate::intent::Capacity;
 const LAYOUT: u32 = 4;
 /// Where mappings that begin and end wait for the agent that logs them: also for the next one.
 pub const NAT_LOG: &str = "NAT_LOG";
+/// Where packets wait for `stellwerk monitor`.
+pub const SIGHTINGS: &str = "SIGHTINGS";
 
 /// A map as it is expected: its name, sizes, and what the configuration says of its capacity.
 pub struct Spec {
@@ -101,6 +104,8 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, Holder<Ip6>>("HOLDERS6", None),
     // A ring buffer has neither keys nor values.
     spec::<(), ()>(NAT_LOG, None),
+    spec::<u32, Watch>("WATCH", None),
+    spec::<(), ()>(SIGHTINGS, None),
 ];
 
 /// The name of this layout's folder: FNV-1a over all names and sizes.
@@ -334,6 +339,7 @@ pub struct Maps {
     pub retired: Table<u32, Counters>,
     pub route_counts: Table<u32, [u32; 2]>,
     pub clock: Table<u32, u64>,
+    pub watch: Table<u32, Watch>,
     pub counters: PerCpu<Counters>,
     pub drops: PerCpu<u64>,
     pub notes: PerCpu<u64>,
@@ -359,6 +365,7 @@ impl Maps {
             retired: Table::open(dir, "RETIRED")?,
             route_counts: Table::open(dir, "ROUTE_COUNTS")?,
             clock: Table::open(dir, "CLOCK")?,
+            watch: Table::open(dir, "WATCH")?,
             counters: PerCpu::open(dir, "COUNTERS")?,
             drops: PerCpu::open(dir, "DROPS")?,
             notes: PerCpu::open(dir, "NOTES")?,

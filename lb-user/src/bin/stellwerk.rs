@@ -11,7 +11,7 @@ use lb_user::apply::Paths;
 use lb_user::cli::{Cli, Cni, Command, Dns, Identity, Ipam, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, cni, dns, show, trace};
+use lb_user::{agent, apply, cni, dns, monitor, show, trace};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -68,6 +68,11 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
         Command::Trace(asked) => {
             let answers = trace::trace(&paths, &asked.question()?)?;
             written(trace::write(&answers, asked.listing.json, &mut std::io::stdout().lock()))
+        }
+        Command::Monitor(asked) => {
+            let summary = monitor::run(&paths, &asked.asked(), std::io::stdout())?;
+            eprintln!("stellwerk: {} events, {} packets lost for want of room", summary.events, summary.lost);
+            Ok(ExitCode::SUCCESS)
         }
         Command::Status(listing) => print(show::status(&paths)?, listing),
         Command::Services(listing) => print(show::services(&paths)?, listing),

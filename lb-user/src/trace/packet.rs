@@ -5,7 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use etherparse::{EtherType, Icmpv4Type, Icmpv6Type, IpNumber, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
+use etherparse::{
+    EtherType, Icmpv4Type, Icmpv6Type, IpNumber, LaxNetSlice, LaxSlicedPacket, PacketBuilder, TransportSlice,
+};
 use pcap_file::DataLink;
 use pcap_file::pcap::PcapReader;
 
@@ -122,60 +124,72 @@ pub fn capture(path: &Path) -> Result<Vec<Vec<u8>>> {
     Ok(all)
 }
 
+/// Source and target of a packet, which may be cut; without ports they are of port 0.
+pub fn ends(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    of(&LaxSlicedPacket::from_ethernet(bytes).ok()?).map(|(source, target, _)| (source, target))
+}
+
 /// Protocol, source and target of a packet of TCP or UDP.
 pub fn tuple(bytes: &[u8]) -> Option<(u8, SocketAddr, SocketAddr)> {
-    let packet = SlicedPacket::from_ethernet(bytes).ok()?;
-    let (source, target): (IpAddr, IpAddr) = match packet.net.as_ref()? {
-        NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-        NetSlice::Arp(_) => return None,
+    let packet = LaxSlicedPacket::from_ethernet(bytes).ok()?;
+    let (source, target, _) = of(&packet)?;
+    match packet.transport? {
+        TransportSlice::Tcp(_) => Some((IpNumber::TCP.0, source, target)),
+        TransportSlice::Udp(_) => Some((IpNumber::UDP.0, source, target)),
+        _ => None,
+    }
+}
+
+/// Its ends, and what else its IP header says.
+fn of(packet: &LaxSlicedPacket<'_>) -> Option<(SocketAddr, SocketAddr, String)> {
+    let (source, target, ttl, part): (IpAddr, IpAddr, u8, bool) = match packet.net.as_ref()? {
+        LaxNetSlice::Ipv4(ip) => {
+            let header = ip.header();
+            let part = header.is_fragmenting_payload();
+            (header.source_addr().into(), header.destination_addr().into(), header.ttl(), part)
+        }
+        LaxNetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            let part = ip.payload().fragmented;
+            (header.source_addr().into(), header.destination_addr().into(), header.hop_limit(), part)
+        }
+        LaxNetSlice::Arp(_) => return None,
     };
-    let (protocol, from, to) = match packet.transport.as_ref()? {
-        TransportSlice::Tcp(tcp) => (IpNumber::TCP, tcp.source_port(), tcp.destination_port()),
-        TransportSlice::Udp(udp) => (IpNumber::UDP, udp.source_port(), udp.destination_port()),
-        _ => return None,
+    let (from, to) = match &packet.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+        _ => (0, 0),
     };
-    Some((protocol.0, SocketAddr::new(source, from), SocketAddr::new(target, to)))
+    let part = if part { ", a fragment" } else { "" };
+    Some((SocketAddr::new(source, from), SocketAddr::new(target, to), format!("ttl {ttl}{part}")))
 }
 
 /// For people: who sends what to whom.
 pub fn show(bytes: &[u8]) -> String {
-    let length = bytes.len();
-    let Ok(packet) = SlicedPacket::from_ethernet(bytes) else {
+    show_part(bytes, bytes.len())
+}
+
+/// The same of a packet of which no more is known than its beginning.
+pub fn show_part(bytes: &[u8], length: usize) -> String {
+    let Ok(packet) = LaxSlicedPacket::from_ethernet(bytes) else {
         return format!("{length} bytes that can't be read");
     };
-    let (source, target, about) = match &packet.net {
-        Some(NetSlice::Ipv4(ip)) => {
-            let header = ip.header();
-            let part = if header.is_fragmenting_payload() { ", a fragment" } else { "" };
-            (header.source_addr().into(), header.destination_addr().into(), format!("ttl {}{part}", header.ttl()))
-        }
-        Some(NetSlice::Ipv6(ip)) => {
-            let header = ip.header();
-            let part = if ip.is_payload_fragmented() { ", a fragment" } else { "" };
-            let (source, target): (IpAddr, IpAddr) = (header.source_addr().into(), header.destination_addr().into());
-            (source, target, format!("ttl {}{part}", header.hop_limit()))
-        }
-        _ => return format!("{length} bytes of {}", ether_type(bytes)),
-    };
-    let ends = |source_port, target_port| {
-        format!("{} > {}", SocketAddr::new(source, source_port), SocketAddr::new(target, target_port))
-    };
+    let Some((source, target, about)) = of(&packet) else { return format!("{length} bytes of {}", ether_type(bytes)) };
     let what = match &packet.transport {
         Some(TransportSlice::Tcp(tcp)) => {
             let flags =
                 [(tcp.syn(), "SYN"), (tcp.ack(), "ACK"), (tcp.fin(), "FIN"), (tcp.rst(), "RST"), (tcp.psh(), "PSH")];
             let flags: Vec<&str> = flags.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
-            format!("TCP {} {}", ends(tcp.source_port(), tcp.destination_port()), flags.join("+"))
+            format!("TCP {source} > {target} {}", flags.join("+"))
         }
-        Some(TransportSlice::Udp(udp)) => format!("UDP {}", ends(udp.source_port(), udp.destination_port())),
+        Some(TransportSlice::Udp(_)) => format!("UDP {source} > {target}"),
         Some(TransportSlice::Icmpv4(icmp)) => {
             let kind = match icmp.icmp_type() {
                 Icmpv4Type::EchoRequest(_) => "echo request".to_owned(),
                 Icmpv4Type::EchoReply(_) => "echo reply".to_owned(),
                 other => format!("{other:?}"),
             };
-            format!("ICMP {source} > {target} {kind}")
+            format!("ICMP {} > {} {kind}", source.ip(), target.ip())
         }
         Some(TransportSlice::Icmpv6(icmp)) => {
             let kind = match icmp.icmp_type() {
@@ -183,9 +197,9 @@ pub fn show(bytes: &[u8]) -> String {
                 Icmpv6Type::EchoReply(_) => "echo reply".to_owned(),
                 other => format!("{other:?}"),
             };
-            format!("ICMPv6 {source} > {target} {kind}")
+            format!("ICMPv6 {} > {} {kind}", source.ip(), target.ip())
         }
-        None => format!("{source} > {target}"),
+        None => format!("{} > {}", source.ip(), target.ip()),
     };
     format!("{what}, {about}, {length} bytes")
 }

@@ -1,0 +1,234 @@
+//! `stellwerk monitor`: what happens on the node, as it happens: packets that are dropped and why, others by chance, and
+//! connections that begin and end.
+//!
+//! Invariant: the programs tell of packets only while somebody asks again every second, so that one that is killed leaves
+//! nothing on; what finds no room is counted and said. Connections are looked for in their table: they cost packets
+//! nothing. One watches at a time: a packet is told once.
+
+mod event;
+mod filter;
+
+use std::collections::HashMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use aya::maps::{Map, MapData, RingBuf};
+use lb_common::drop::Note;
+use lb_common::table::monitor::{Sighting, Watch};
+use lb_common::table::{Flow, FlowKey};
+use lb_common::wire::{Addr, Ip4, Ip6};
+use pcap_file::pcap::{PcapPacket, PcapWriter};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{MissedTickBehavior, interval};
+use zerocopy::FromBytes;
+
+use self::event::Event;
+pub use self::filter::{Filter, reason};
+use crate::apply::flows::Flows;
+use crate::apply::{Maps, Paths, State, clock, maps};
+use crate::show;
+use crate::trace::Names;
+
+/// How often packets are asked for: the buffer holds a few thousand.
+const LOOK: Duration = Duration::from_millis(50);
+/// Looks of a second, after each of which the programs are told to go on for as long as
+const SECOND: u32 = 20;
+/// so many seconds.
+const HOLD: u32 = 3;
+
+/// What somebody wants to see.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub filter: Filter,
+    /// Beside what is dropped one packet in so many; 0: none.
+    pub every: u32,
+    pub flows: bool,
+    pub json: bool,
+    pub pcap: Option<PathBuf>,
+    /// Events, and seconds, after which it ends.
+    pub count: Option<u64>,
+    pub seconds: Option<u64>,
+}
+
+/// Says when it is over how much there was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    pub events: u64,
+    pub lost: u64,
+}
+
+type Known<A> = HashMap<FlowKey<A>, Flow<A>>;
+
+struct Monitor<'a, W: Write> {
+    asked: &'a Asked,
+    paths: &'a Paths,
+    maps: Maps,
+    names: Names,
+    filter: filter::Ready<'a>,
+    known4: Known<Ip4>,
+    known6: Known<Ip6>,
+    capture: Option<PcapWriter<File>>,
+    lost_before: u64,
+    summary: Summary,
+    out: W,
+}
+
+/// Until it is interrupted, or has seen as much as was asked for.
+pub fn run(paths: &Paths, asked: &Asked, out: impl Write) -> Result<Summary> {
+    let maps = show::open(paths)?;
+    let _alone = alone(&paths.run)?;
+    let mirror = show::mirror(&State::read(paths)?)?;
+    let names = Names::read(&maps, show::interfaces(mirror.as_ref()))?;
+    let pin = paths.maps().join(maps::SIGHTINGS);
+    let map = MapData::from_pin(&pin).with_context(|| format!("the pinned map {}", pin.display()))?;
+    let mut ring = RingBuf::try_from(Map::from_map_data(map)?).context("the buffer of packets")?;
+    // What is left of one that was killed.
+    while ring.next().is_some() {}
+    let capture = |path: &PathBuf| -> Result<PcapWriter<File>> {
+        let file = File::create(path).with_context(|| path.display().to_string())?;
+        PcapWriter::new(file).with_context(|| path.display().to_string())
+    };
+    let mut monitor = Monitor {
+        asked,
+        paths,
+        filter: asked.filter.ready(&maps, &names)?,
+        known4: connections(&maps.v4.flows),
+        known6: connections(&maps.v6.flows),
+        capture: asked.pcap.as_ref().map(capture).transpose()?,
+        lost_before: maps.notes.sum(Note::MonitorLost as u32)?,
+        summary: Summary::default(),
+        maps,
+        names,
+        out,
+    };
+    monitor.watch(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let watched = runtime.block_on(monitor.go(&mut ring));
+    monitor.watch(false)?;
+    monitor.summary.lost = monitor.maps.notes.sum(Note::MonitorLost as u32)? - monitor.lost_before;
+    match watched {
+        // A reader that has seen enough (`| head`) is no error.
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {}
+        watched => watched?,
+    }
+    Ok(monitor.summary)
+}
+
+/// Held as long as somebody watches.
+fn alone(run: &Path) -> Result<File> {
+    let path = run.join("monitor.lock");
+    let shown = || path.display().to_string();
+    fs::create_dir_all(run).with_context(shown)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path).with_context(shown)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another `stellwerk monitor` runs; expected one at a time"),
+        Err(TryLockError::Error(error)) => Err(error).with_context(shown),
+    }
+}
+
+/// The connections of a table, by the direction in which they were opened.
+fn connections<A: Addr>(table: &Flows<A>) -> Known<A> {
+    let opened = |flow: &Flow<A>| !flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY);
+    table.entries().into_iter().filter(|(_, hit)| opened(&hit.flow)).map(|(key, hit)| (key, hit.flow)).collect()
+}
+
+impl<W: Write> Monitor<'_, W> {
+    /// Tells the programs to go on, or that it is over.
+    fn watch(&self, on: bool) -> Result<()> {
+        let ticks = self.maps.settings.get(&0)?.unwrap_or_default().ticks_per_second;
+        let now = clock::read_pinned(self.paths, &self.maps)?.tick();
+        let until = if on { now.wrapping_add(HOLD * ticks).max(1) } else { 0 };
+        self.maps.watch.set(&0, &Watch { until, every: self.asked.every })
+    }
+
+    async fn go(&mut self, ring: &mut RingBuf<MapData>) -> Result<()> {
+        let [mut interrupt, mut terminate] =
+            [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind));
+        let (interrupt, terminate) = (interrupt.as_mut().map_err(owned)?, terminate.as_mut().map_err(owned)?);
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let end = self.asked.seconds.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
+        for look in 0u32.. {
+            tokio::select! {
+                _ = looks.tick() => {}
+                _ = interrupt.recv() => return Ok(()),
+                _ = terminate.recv() => return Ok(()),
+            }
+            while let Some(bytes) = ring.next() {
+                if let Ok((sighting, _)) = Sighting::read_from_prefix(&bytes) {
+                    self.packet(&sighting)?;
+                }
+                if self.has_enough() {
+                    return Ok(());
+                }
+            }
+            if look % SECOND == SECOND - 1 {
+                self.watch(true)?;
+                self.flows()?;
+            }
+            if self.has_enough() || end.is_some_and(|end| tokio::time::Instant::now() >= end) {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn has_enough(&self) -> bool {
+        self.asked.count.is_some_and(|count| self.summary.events >= count)
+    }
+
+    fn packet(&mut self, sighting: &Sighting) -> Result<()> {
+        let event = Event::of_packet(sighting, &self.names);
+        if !self.filter.packet(sighting, event::bytes(sighting)) {
+            return Ok(());
+        }
+        if let Some(capture) = &mut self.capture {
+            let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let packet = PcapPacket::new(since, sighting.len.max(sighting.kept), event::bytes(sighting));
+            capture.write_packet(&packet).context("writing the capture")?;
+        }
+        self.say(&event)
+    }
+
+    fn flows(&mut self) -> Result<()> {
+        if !self.asked.flows {
+            return Ok(());
+        }
+        let (now4, now6) = (connections(&self.maps.v4.flows), connections(&self.maps.v6.flows));
+        let before =
+            (std::mem::replace(&mut self.known4, now4.clone()), std::mem::replace(&mut self.known6, now6.clone()));
+        self.differences(&before.0, &now4)?;
+        self.differences(&before.1, &now6)
+    }
+
+    fn differences<A: Addr>(&mut self, before: &Known<A>, now: &Known<A>) -> Result<()> {
+        let gone = before.iter().filter(|(key, _)| !now.contains_key(key)).map(|(key, flow)| ("ends", key, flow));
+        let new = now.iter().filter(|(key, _)| !before.contains_key(key)).map(|(key, flow)| ("begins", key, flow));
+        let mut all: Vec<_> = gone.chain(new).filter(|(_, key, flow)| self.filter.flow(key, flow)).collect();
+        all.sort_unstable_by_key(|(what, key, _)| (*what, **key));
+        for (what, key, flow) in all {
+            let event = Event::of_flow(what, key, flow, &self.names);
+            self.say(&event)?;
+        }
+        Ok(())
+    }
+
+    fn say(&mut self, event: &Event) -> Result<()> {
+        self.summary.events += 1;
+        if self.asked.json {
+            serde_json::to_writer(&mut self.out, event).map_err(io::Error::from)?;
+            writeln!(self.out)?;
+        } else {
+            writeln!(self.out, "{event}")?;
+        }
+        Ok(self.out.flush()?)
+    }
+}
+
+fn owned(error: &mut io::Error) -> io::Error {
+    io::Error::new(error.kind(), error.to_string())
+}
