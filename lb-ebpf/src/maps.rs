@@ -154,6 +154,9 @@ pub static NAT_LOG: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
 /// Whether somebody watches packets, and which: `stellwerk monitor` writes, every packet reads.
 #[map]
 pub static WATCH: Array<Watch> = Array::with_max_entries(1, 0);
+/// How many packets of this CPU there are until the next one that is told of: packets write and read.
+#[map]
+pub static WATCH_LEFT: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);
 /// What it is told: packets write, `stellwerk monitor` reads; full: one is lost, and counted.
 #[map]
 pub static SIGHTINGS: RingBuf = RingBuf::with_byte_size(1 << 21, 0);

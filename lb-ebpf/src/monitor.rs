@@ -3,7 +3,6 @@
 //! Invariant: nothing is changed. While nobody watches a packet costs one look at one word.
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
-use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use lb_common::apply::Packet;
 use lb_common::drop::Note;
 use lb_common::table::monitor::{SEEN, Sighting};
@@ -24,8 +23,25 @@ pub trait Seen {
 /// Shows the packet to whoever watches.
 #[inline(always)]
 pub fn see<P: Seen>(packet: &P, at: &Arrival, outcome: Outcome) {
-    if maps::WATCH.get(0).is_some_and(|watch| watch.until != 0) {
+    if maps::WATCH.get(0).is_some_and(|watch| watch.until != 0) && (is_lost(outcome.action as u32) || is_next()) {
         packet.show(at.ifindex, (at.hook as u32) << 16 | outcome.action as u32, outcome.value);
+    }
+}
+
+#[inline(always)]
+fn is_lost(action: u32) -> bool {
+    const LOST: [u32; 2] = [Action::Drop as u32, Action::Refuse as u32];
+    action == LOST[0] || action == LOST[1]
+}
+
+/// Whether it is this packet's turn among those that are not lost: without a call, since most are not.
+#[inline(always)]
+fn is_next() -> bool {
+    let Some(left) = maps::WATCH_LEFT.get_ptr_mut(0) else { return false };
+    // SAFETY: the map's value, of this CPU alone; a packet of another hook in between would miss its turn.
+    unsafe {
+        *left = (*left).wrapping_sub(1);
+        *left as i32 <= 0
     }
 }
 
@@ -33,12 +49,16 @@ pub fn see<P: Seen>(packet: &P, at: &Arrival, outcome: Outcome) {
 #[inline(always)]
 fn wanted(action: u32) -> bool {
     let Some(watch) = maps::WATCH.get(0) else { return false };
-    if (watch.until.wrapping_sub(now()) as i32) < 0 {
-        return false;
+    let (until, every) = (watch.until, watch.every);
+    if !is_lost(action) {
+        let Some(left) = maps::WATCH_LEFT.get_ptr_mut(0) else { return false };
+        // SAFETY: as above. Where none is wanted it is long until the next turn.
+        unsafe { *left = if every == 0 { i32::MAX as u32 } else { every } }
+        if every == 0 {
+            return false;
+        }
     }
-    const LOST: [u32; 2] = [Action::Drop as u32, Action::Refuse as u32];
-    // SAFETY: the helper takes nothing and changes nothing.
-    action == LOST[0] || action == LOST[1] || (watch.every != 0 && unsafe { bpf_get_prandom_u32() } % watch.every == 0)
+    (until.wrapping_sub(now()) as i32) >= 0
 }
 
 #[inline(always)]

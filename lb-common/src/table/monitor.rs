@@ -5,7 +5,7 @@ plain! {
     pub struct Watch {
         /// The tick until which somebody watches; 0: nobody does.
         pub until: u32,
-        /// Beside those that are dropped or refused, one in so many of all, by chance; 0: none.
+        /// Beside those that are dropped or refused, one in so many of each CPU's; 0: none.
         pub every: u32,
     } size = 8
 }

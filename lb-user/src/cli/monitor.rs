@@ -22,7 +22,7 @@ pub struct Monitor {
     /// Only packets that are dropped or refused for this reason, as `stellwerk drops` has it
     #[arg(long, value_name = "REASON", value_parser = reason)]
     pub reason: Option<Reason>,
-    /// Beside what is dropped one packet in N, by chance; 1: all
+    /// Beside what is dropped one packet in N of each CPU's; 1: all
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub every: u32,
     /// Leave out connections that begin and end

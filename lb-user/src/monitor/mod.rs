@@ -1,4 +1,4 @@
-//! `stellwerk monitor`: what happens on the node, as it happens: packets that are dropped and why, others by chance, and
+//! `stellwerk monitor`: what happens on the node, as it happens: packets that are dropped and why, others by their number, and
 //! connections that begin and end.
 //!
 //! Invariant: the programs tell of packets only while somebody asks again every second, so that one that is killed leaves
@@ -43,7 +43,7 @@ const HOLD: u32 = 3;
 #[derive(Clone, Debug)]
 pub struct Asked {
     pub filter: Filter,
-    /// Beside what is dropped one packet in so many; 0: none.
+    /// Beside what is dropped one packet in so many of each CPU's; 0: none.
     pub every: u32,
     pub flows: bool,
     pub json: bool,

@@ -3,6 +3,8 @@
 //! Invariant: every row counts its packets' verdicts by the product's own counters, so that no figure is
 //! of another path than it says.
 
+mod watched;
+
 use anyhow::{Result, ensure};
 use lb_common::table::Counters;
 use lb_user::intent::Capacity;
@@ -35,6 +37,9 @@ pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
         filled = flows;
         bench.0.machine.fill_limit()?;
         bench.established(flows, what, reach)?;
+        if flows == 1 {
+            watched::rows(&mut bench)?;
+        }
     }
     bench.reply()?;
     bench.flood(filled)?;
