@@ -105,6 +105,7 @@ pub const SPECS: &[Spec] = &[
     // A ring buffer has neither keys nor values.
     spec::<(), ()>(NAT_LOG, None),
     spec::<u32, Watch>("WATCH", None),
+    spec::<u32, u32>("WATCH_LEFT", None),
     spec::<(), ()>(SIGHTINGS, None),
 ];
 
@@ -340,6 +341,7 @@ pub struct Maps {
     pub route_counts: Table<u32, [u32; 2]>,
     pub clock: Table<u32, u64>,
     pub watch: Table<u32, Watch>,
+    pub watch_left: PerCpu<u32>,
     pub counters: PerCpu<Counters>,
     pub drops: PerCpu<u64>,
     pub notes: PerCpu<u64>,
@@ -366,6 +368,7 @@ impl Maps {
             route_counts: Table::open(dir, "ROUTE_COUNTS")?,
             clock: Table::open(dir, "CLOCK")?,
             watch: Table::open(dir, "WATCH")?,
+            watch_left: PerCpu::open(dir, "WATCH_LEFT")?,
             counters: PerCpu::open(dir, "COUNTERS")?,
             drops: PerCpu::open(dir, "DROPS")?,
             notes: PerCpu::open(dir, "NOTES")?,

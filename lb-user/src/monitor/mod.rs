@@ -104,6 +104,8 @@ pub fn run(paths: &Paths, asked: &Asked, out: impl Write) -> Result<Summary> {
         names,
         out,
     };
+    // One before may have left a long way to the next packet.
+    monitor.maps.watch_left.zero(0)?;
     monitor.watch(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let watched = runtime.block_on(monitor.go(&mut ring));

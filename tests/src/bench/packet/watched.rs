@@ -67,6 +67,7 @@ fn measure(
         for ((_, every, _), figures) in KINDS.iter().zip(ns.iter_mut()) {
             let machine = &mut bench.0.machine;
             let until = if *every == 0 { 0 } else { machine.kernel.now()?.wrapping_add(1 << 20).max(1) };
+            machine.kernel.maps.watch_left.zero(0)?;
             machine.kernel.maps.watch.set(&0, &Watch { until, every: *every })?;
             machine.script(script)?;
             let stub = machine.run(Lane::Stub, At::Xdp, false, packets)?.ns;
