@@ -66,6 +66,15 @@ pub enum Command {
     /// The plugin by which container runtimes ask for pods' interfaces
     #[command(subcommand)]
     Cni(Cni),
+    /// Write one archive for a report: tables, counters, versions, and a configuration without its secrets
+    Bundle {
+        /// Where to
+        #[arg(value_name = "FILE", default_value = "stellwerk-bundle.tar")]
+        file: PathBuf,
+        /// The configuration file, to be in it [default: the agent's]
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+    },
     /// Completion for a shell: `source <(stellwerk completions bash)`
     Completions { shell: Shell },
     /// What would become of a packet, and why: the engine says it over the live tables, and nothing is sent

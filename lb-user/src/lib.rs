@@ -8,6 +8,7 @@ pub mod address;
 pub mod agent;
 pub mod announce;
 pub mod apply;
+pub mod bundle;
 pub mod check;
 pub mod cli;
 pub mod cni;

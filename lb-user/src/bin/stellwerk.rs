@@ -11,7 +11,7 @@ use lb_user::apply::Paths;
 use lb_user::cli::{Cli, Cni, Command, Dns, Identity, Ipam, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, cni, dns, monitor, show, trace};
+use lb_user::{agent, apply, bundle, cni, dns, monitor, show, trace};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -64,6 +64,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
             }
             apply::unload(&paths)?.iter().for_each(|line| println!("{line}"));
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Bundle { file, config } => {
+            let names = bundle::write(&paths, config.as_deref(), file)?;
+            write(format!("{}: {}\n", file.display(), names.join(", ")).as_bytes())
         }
         Command::Trace(asked) => {
             let answers = trace::trace(&paths, &asked.question()?)?;
