@@ -21,6 +21,7 @@ pub mod ipam;
 pub mod nodes;
 pub mod plan;
 pub mod pods;
+pub mod policy;
 pub mod route;
 pub mod show;
 pub mod source;

@@ -6,6 +6,7 @@ use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
 use lb_common::path;
+use lb_common::path::network_policy::{self, Judgement, Meeting};
 use lb_common::table::FlowKey;
 use lb_common::verdict::{Action, Arrival, Hook, Outcome, Verdict};
 use lb_common::wire::{Addr, Be16};
@@ -114,23 +115,28 @@ impl Packet for Buffer {
 thread_local! {
     /// As in the kernel, with whatever the last packet left in it.
     static SCRATCH: RefCell<path::Scratch> = RefCell::default();
+    static JUDGEMENT: RefCell<Judgement> = RefCell::default();
 }
 
 /// Runs one packet, counting a drop as the hooks do.
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
-    let verdict = whole(fake, arrival, &mut packet).verdict();
+    let outcome = match fake.pods.contains_key(&arrival.ifindex) {
+        true => JUDGEMENT.with_borrow_mut(|room| judged(fake, arrival, &mut packet, room)),
+        false => whole(fake, arrival, &mut packet, |_, outcome| outcome),
+    };
+    let verdict = outcome.verdict();
     (verdict, packet.into_bytes())
 }
 
 /// As the hooks do it (`lb-ebpf/src/main.rs`).
-fn whole(fake: &Fake, arrival: &Arrival, packet: &mut Buffer) -> Outcome {
-    let counted = |outcome: Outcome| {
-        if let Verdict::Drop(reason) | Verdict::Refuse(reason) = outcome.verdict() {
-            fake.dropped(reason);
-        }
-        outcome
-    };
+fn whole(
+    fake: &Fake,
+    arrival: &Arrival,
+    packet: &mut Buffer,
+    judge: impl FnOnce(&mut Buffer, Outcome) -> Outcome,
+) -> Outcome {
+    let counted = |outcome| counted(fake, outcome);
     let overlay = fake.settings.overlay();
     if overlay
         && arrival.hook != Hook::Egress
@@ -140,10 +146,43 @@ fn whole(fake: &Fake, arrival: &Arrival, packet: &mut Buffer) -> Outcome {
         return counted(Outcome::drop(reason));
     }
     let outcome = counted(SCRATCH.with_borrow_mut(|scratch| path::run(packet, arrival, fake, || Some(scratch))));
+    let outcome = judge(packet, outcome);
     let next_hop = path::overlay::asks(outcome, arrival.hook);
     if next_hop == 0 || !overlay {
         return outcome;
     }
     let left = counted(path::overlay::leave(packet, next_hop, fake));
     if left.action == Action::Pass { outcome } else { left }
+}
+
+fn counted(fake: &Fake, outcome: Outcome) -> Outcome {
+    if let Verdict::Drop(reason) | Verdict::Refuse(reason) = outcome.verdict() {
+        fake.dropped(reason);
+    }
+    outcome
+}
+
+/// At a pod's link where policies are judged: at ingress around the path, at egress alone.
+fn judged(fake: &Fake, arrival: &Arrival, packet: &mut Buffer, room: &mut Judgement) -> Outcome {
+    let link = arrival.ifindex;
+    let dropped = |found: u32| {
+        let drop = |value| counted(fake, Outcome { action: Action::Drop, value });
+        network_policy::reason(found).map(drop)
+    };
+    // Where it came in doesn't matter, as long as it is not here.
+    let from = if arrival.own != 0 { 0 } else { u32::MAX };
+    let at = Meeting { link, from, now: arrival.now };
+    if arrival.hook == Hook::Egress {
+        return dropped(network_policy::inward(packet, &at, fake, room)).unwrap_or(Outcome::PASS);
+    }
+    let asked = network_policy::outward(packet, &at, fake, room);
+    if let Some(outcome) = dropped(asked) {
+        return outcome;
+    }
+    whole(fake, arrival, packet, |packet, outcome| {
+        if asked != network_policy::JUDGE || matches!(outcome.action, Action::Drop | Action::Reply | Action::Refuse) {
+            return outcome;
+        }
+        dropped(network_policy::translated(packet, &at, fake, room)).unwrap_or(outcome)
+    })
 }
