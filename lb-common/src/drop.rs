@@ -91,6 +91,16 @@ reasons! {
         RewriteFailed = "rewrite_failed",
         /// a socket of this node asked a service that has no backend; its call was refused, with ECONNREFUSED
         SocketRefused = "socket_refused",
+        /// to a pod, and no NetworkPolicy that selects it allows it
+        PolicyIngress = "policy_ingress",
+        /// from a pod, and no NetworkPolicy that selects it allows it
+        PolicyEgress = "policy_egress",
+        /// to or from a pod that a NetworkPolicy selects, a fragment whose first fragment has not been allowed
+        PolicyFragment = "policy_fragment",
+        /// from a pod, with a source address that is not the pod's
+        PolicySource = "policy_source",
+        /// to or from a pod of which it isn't known yet which NetworkPolicies select it
+        PolicyUnknown = "policy_unknown",
     }
 }
 

@@ -9,6 +9,7 @@ mod maps;
 mod monitor;
 mod overlay;
 mod packet;
+mod policy;
 mod sockets;
 mod steps;
 mod tables;
@@ -16,8 +17,8 @@ mod trace;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
-    BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, xdp_action::XDP_ABORTED, xdp_action::XDP_DROP, xdp_action::XDP_PASS,
-    xdp_action::XDP_TX,
+    BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_ABORTED, xdp_action::XDP_DROP,
+    xdp_action::XDP_PASS, xdp_action::XDP_TX,
 };
 use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
 use aya_ebpf::macros::{classifier, xdp};
@@ -30,9 +31,14 @@ use lb_common::verdict::{Action, Arrival, Hook, Outcome};
 use overlay::Overlay;
 use tables::{Kernel, count, now};
 
-/// What becomes of a packet, also in the overlay.
+/// What becomes of a packet, also in the overlay. `judge` has the last word on where it goes.
 #[inline(always)]
-fn run<C: EbpfContext, P: Packet + Overlay>(context: &C, packet: &mut P, at: &Arrival) -> Outcome {
+fn run<C: EbpfContext, P: Packet + Overlay>(
+    context: &C,
+    packet: &mut P,
+    at: &Arrival,
+    judge: impl FnOnce(&mut P, Outcome) -> Outcome,
+) -> Outcome {
     if at.hook != Hook::Egress && at.tagged == 0 && Kernel.settings().overlay() {
         let entered = packet.enter(at.ifindex);
         if entered.action == Action::Drop {
@@ -41,6 +47,7 @@ fn run<C: EbpfContext, P: Packet + Overlay>(context: &C, packet: &mut P, at: &Ar
         }
     }
     let outcome = path(context, packet, at);
+    let outcome = judge(packet, outcome);
     let next_hop = asks(outcome, at.hook);
     // Asked again: cheaper than to keep it over all that was before.
     if next_hop == 0 || !Kernel.settings().overlay() {
@@ -76,7 +83,7 @@ pub fn stellwerk_xdp(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
     let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0, own: 0 };
     let mut packet = packet::Xdp(context.ctx);
-    let outcome = run(&context, &mut packet, &at);
+    let outcome = run(&context, &mut packet, &at, |_, outcome| outcome);
     monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => XDP_PASS,
@@ -93,17 +100,40 @@ pub fn stellwerk_xdp(context: XdpContext) -> u32 {
 /// Inside interfaces, and ports that XDP can't serve.
 #[classifier]
 pub fn stellwerk_ingress(context: TcContext) -> i32 {
-    traffic_control(&context, Hook::Ingress)
+    traffic_control(&context, Hook::Ingress, |_, outcome| outcome)
+}
+
+/// The node's ends of pods' links, where policies are judged: the same in place of it.
+#[classifier]
+pub fn stellwerk_policy_out(context: TcContext) -> i32 {
+    let skb = context.skb.skb;
+    packet::Skb(skb).linearize();
+    // SAFETY: a field of the program's own context.
+    let link = unsafe { (*skb).ifindex };
+    if !policy::outward(skb, link) {
+        return TC_ACT_SHOT;
+    }
+    traffic_control(&context, Hook::Ingress, |packet, outcome| policy::translated(packet, outcome, link))
+}
+
+/// There, what goes to the pod: ahead of `stellwerk_egress`, which this leaves it to.
+#[classifier]
+pub fn stellwerk_policy_in(context: TcContext) -> i32 {
+    let skb = context.skb.skb;
+    packet::Skb(skb).linearize();
+    // SAFETY: fields of the program's own context.
+    let (link, from) = unsafe { ((*skb).ifindex, (*skb).ingress_ifindex) };
+    if policy::inward(skb, link, from) { TC_ACT_UNSPEC } else { TC_ACT_SHOT }
 }
 
 /// Ports: what this node's own stack sends.
 #[classifier]
 pub fn stellwerk_egress(context: TcContext) -> i32 {
-    traffic_control(&context, Hook::Egress)
+    traffic_control(&context, Hook::Egress, |_, outcome| outcome)
 }
 
 #[inline(always)]
-fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
+fn traffic_control(context: &TcContext, hook: Hook, judge: impl FnOnce(&mut packet::Skb, Outcome) -> Outcome) -> i32 {
     let skb = context.skb.skb;
     // SAFETY: fields of the program's own context.
     let (ifindex, gso_size, tagged, from) =
@@ -113,7 +143,7 @@ fn traffic_control(context: &TcContext, hook: Hook) -> i32 {
     let mut packet = packet::Skb(skb);
     packet.linearize();
     let back = if hook == Hook::Egress { BPF_F_INGRESS as u64 } else { 0 };
-    let outcome = run(context, &mut packet, &at);
+    let outcome = run(context, &mut packet, &at, judge);
     monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => TC_ACT_OK,

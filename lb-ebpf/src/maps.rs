@@ -11,11 +11,13 @@ use lb_common::drop::{Drop, Note};
 use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, MULTIPLIERS, WAYS};
 use lb_common::path::Scratch;
+use lb_common::path::network_policy::Judgement;
 use lb_common::port_table::{HOLDERS, Holder, Owner, PLANE};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, Tunnel, Uplink, filter,
+    Admitted, Affinity, AffinityKey, Announced, Backend, Counters, FlowKey, FragmentKey, FragmentPorts, Group, Link,
+    Name, NextHop, Owned, Peer, PeerPort, Pod, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer,
+    Source, Tunnel, Uplink, filter,
     monitor::{Sighting, Watch},
 };
 use lb_common::wire::{Ip4, Ip6};
@@ -122,6 +124,30 @@ pub static SOCKETS4: LruHashMap<SocketKey<Ip4>, SocketPeer<Ip4>> = LruHashMap::w
 #[map]
 pub static SOCKETS6: LruHashMap<SocketKey<Ip6>, SocketPeer<Ip6>> = LruHashMap::with_max_entries(65_536, 0);
 
+/// Pods of this node, by the index of the node's end of their link: the agent writes, their packets read; full: what is
+/// to and from another pod is dropped.
+#[map]
+pub static PODS: HashMap<u32, Pod> = HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+/// Peers and ports that pods' policies allow: the agent writes, packets that open a connection of a pod read; full: the
+/// policies without room allow nothing.
+#[map]
+pub static PEERS4: LpmTrie<Peer<Ip4>, u64> = LpmTrie::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+#[map]
+pub static PEERS6: LpmTrie<Peer<Ip6>, u64> = LpmTrie::with_max_entries(1 << 18, BPF_F_NO_PREALLOC);
+#[map]
+pub static PEER_PORTS: LpmTrie<PeerPort, u64> = LpmTrie::with_max_entries(1 << 16, BPF_F_NO_PREALLOC);
+/// Connections of pods that were allowed: packets write and read; full: the least recently used goes, and is judged
+/// anew by its next packet.
+#[map]
+pub static ADMITTED4: LruHashMap<FlowKey<Ip4>, Admitted<Ip4>> = LruHashMap::with_max_entries(1 << 16, 0);
+#[map]
+pub static ADMITTED6: LruHashMap<FlowKey<Ip6>, Admitted<Ip6>> = LruHashMap::with_max_entries(1 << 16, 0);
+/// First fragments that were allowed, and when: packets write and read; full: the least recently used goes.
+#[map]
+pub static ALLOWED_FRAGMENTS4: LruHashMap<FragmentKey<Ip4>, u32> = LruHashMap::with_max_entries(4_096, 0);
+#[map]
+pub static ALLOWED_FRAGMENTS6: LruHashMap<FragmentKey<Ip6>, u32> = LruHashMap::with_max_entries(4_096, 0);
+
 /// Links that lead out, by index: the agent writes, translated packets of no connection read; full: the
 /// plan is refused.
 #[map]
@@ -180,6 +206,9 @@ pub static ICMP_BUDGET: PerCpuArray<[u32; 2]> = PerCpuArray::with_max_entries(1,
 /// with bottom halves off and don't interrupt each other.
 #[map]
 pub static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+/// The same, of a packet to or from a pod.
+#[map]
+pub static JUDGEMENT: PerCpuArray<Judgement> = PerCpuArray::with_max_entries(1, 0);
 /// Whether the packet at hand is traced: 0 while nothing is.
 #[map]
 pub static TRACED: PerCpuArray<u32> = PerCpuArray::with_max_entries(1, 0);

@@ -150,9 +150,9 @@ fn read_and_load(
     objects: Option<Objects>,
     early: impl FnOnce(&Wish),
 ) -> Result<(Wish, Loaded)> {
-    let tuning = config.tuning.clone();
+    let (tuning, policies) = (config.tuning.clone(), config.judges_pods());
     thread::scope(|scope| {
-        let loading = scope.spawn(|| load::load(paths, &tuning.capacity, tuning.trace_port != 0));
+        let loading = scope.spawn(|| load::load(paths, &tuning.capacity, tuning.trace_port != 0, policies));
         let wish = Wish::read(config, paths, objects).inspect(early);
         let loaded = loading.join().unwrap_or_else(|panic| resume_unwind(panic));
         match (wish, loaded) {

@@ -18,7 +18,7 @@ use crate::source::manifests::{Manifests, Scope};
 pub fn check(file: &Path) -> Result<String, Errors> {
     let config = Config::load(file)?;
     let mut notices = config.notices.clone();
-    let mut services = None;
+    let (mut services, mut policies) = (None, 0);
     if let Some(path) = &config.manifests {
         let mut manifests = Manifests::new(path.clone(), config.rules());
         notices.extend(manifests.load(&Scope::All, SystemTime::now())?.notices);
@@ -26,12 +26,13 @@ pub fn check(file: &Path) -> Result<String, Errors> {
             return Err(Errors(manifests.refused().to_vec()));
         }
         services = Some(manifests.services());
+        policies = manifests.cluster().policies.len();
     }
     notices.extend(config.dns_notices(services.as_deref().unwrap_or_default()));
-    Ok(summary(&config, services.as_deref(), &notices))
+    Ok(summary(&config, services.as_deref(), policies, &notices))
 }
 
-fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error]) -> String {
+fn summary(config: &Config, services: Option<&[ServicePort]>, policies: usize, notices: &[Error]) -> String {
     let mut out = String::new();
     let mut line = |name: &str, text: String| _ = writeln!(out, "{name:<16}{text}");
     line("node", config.node.clone());
@@ -74,7 +75,8 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
             [] => "those of this node's Node".into(),
             blocks => list(blocks),
         };
-        line("pods", format!("addresses of {blocks}, overlay {}", overlay(pods.overlay)));
+        let policy = if pods.policy { "on" } else { "off" };
+        line("pods", format!("addresses of {blocks}, overlay {}, policy {policy}", overlay(pods.overlay)));
     }
     for node in &config.nodes {
         line(&format!("node {}", node.name), format!("{}, pods {}", list(&node.addresses), list(&node.blocks)));
@@ -89,6 +91,10 @@ fn summary(config: &Config, services: Option<&[ServicePort]>, notices: &[Error])
         for service in services {
             line("", self::service(service));
         }
+    }
+    if policies > 0 {
+        let off = if config.judges_pods() { "" } else { ", none in force: pods.policy is off" };
+        line("policies", format!("{policies}{off}"));
     }
     if let Some(access) = &config.api {
         // What can't be said has been found wrong before, or is known where the agent runs.
@@ -236,12 +242,12 @@ mod tests {
                     pods: { vni: 77 }\nnodes: [{ name: a, addresses: 192.0.2.1, blocks: [172.27.1.0/26, 'fd00:1::/122'] },\n  \
                     { name: b, addresses: [192.0.2.2, 'fd00:2::1'], blocks: 172.27.2.0/26 }]\n";
         let config = super::Config::parse(&"c.yaml".into(), text).unwrap();
-        let said = super::summary(&config, None, &[]);
+        let said = super::summary(&config, None, 0, &[]);
         let said: Vec<&str> = said.lines().skip(3).collect();
         assert_eq!(
             said,
             [
-                "pods            addresses of 172.27.1.0/26, fd00:1::/122, overlay to other networks, VXLAN 77 at UDP port 4789",
+                "pods            addresses of 172.27.1.0/26, fd00:1::/122, overlay to other networks, VXLAN 77 at UDP port 4789, policy off",
                 "node a          192.0.2.1, pods 172.27.1.0/26, fd00:1::/122",
                 "node b          192.0.2.2, fd00:2::1, pods 172.27.2.0/26",
             ]

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 pub use self::nodes::{Overlay, OverlayMode, PodNode};
 pub use self::routes::{Path, Paths, Route, RouteKind, RouteTable};
+use crate::policy::Policies;
 use crate::route::Own;
 
 /// The whole wish, with a revision that rises with every change.
@@ -36,6 +37,8 @@ pub struct Intent {
     /// The cluster's nodes that have blocks, this one among them; none where pods are not ours.
     pub pod_nodes: Vec<PodNode>,
     pub overlay: Overlay,
+    /// Of what pods may do; None: they may do everything.
+    pub policies: Option<Policies>,
     /// Node ports are reached at the node's addresses in these networks; none: at all.
     pub node_port_addresses: Vec<IpNet>,
     /// Addresses that services may have: dropped where no service has them.

@@ -23,6 +23,7 @@ pub mod monitor;
 pub mod nodes;
 pub mod plan;
 pub mod pods;
+pub mod policy;
 pub mod route;
 pub mod show;
 pub mod source;

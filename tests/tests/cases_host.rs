@@ -4,6 +4,9 @@
 use std::collections::BTreeSet;
 
 use lb_common::drop::{Drop, Note};
+use lb_common::path::network_policy::{Judgement, Meeting, PASS, inward, outward, reason};
+use stellwerk_tests::fake::Fake;
+use stellwerk_tests::runner::host::{Buffer, Refuses};
 use stellwerk_tests::runner::{self, bless};
 
 #[test]
@@ -26,12 +29,27 @@ const BEYOND_CASES: &[(&str, &str)] = &[
     ),
     ("nat_hosts_full", "some thousand hosts inside: tests/nat.rs"),
     ("nat_left_to_socket", "the host's runner has no sockets: tests/netns_nat.rs"),
+    ("policy_unknown", "a case has its pods: nothing_passes_without_a_pod"),
     ("socket_refused", "no packet's: tests/netns_socket.rs"),
     ("socket_translated", "no packet's: tests/service_rules/sockets.rs"),
     ("socket_left", "no packet's: tests/service_rules/sockets.rs"),
     ("socket_table_full", "no packet's: tests/service_rules/sockets.rs"),
     ("nat_log_lost", "tens of thousands of mappings must begin while nobody reads: tests/netns_nat_pressure.rs"),
 ];
+
+/// Where policies are judged, a link whose pod isn't known is shut in both directions, but to what is sent back to it.
+#[test]
+fn nothing_passes_without_a_pod() {
+    let fake = Fake::default();
+    let at = |from| Meeting { link: 7, from, now: 0 };
+    let mut packet = Buffer::new(vec![0; 64], Refuses::Nothing);
+    let mut room = Judgement::default();
+    let unknown = Some(Drop::PolicyUnknown as u32);
+    assert_eq!(reason(outward(&mut packet, &at(7), &fake, &mut room)), unknown);
+    assert_eq!(reason(inward(&mut packet, &at(3), &fake, &mut room)), unknown);
+    assert_eq!(reason(inward(&mut packet, &at(0), &fake, &mut room)), unknown);
+    assert_eq!(inward(&mut packet, &at(7), &fake, &mut room), PASS);
+}
 
 #[test]
 fn every_drop_and_note_is_reached() {

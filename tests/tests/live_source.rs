@@ -46,6 +46,10 @@ fn objects_become_services() {
             assert_eq!(agent.manifests.services().iter().map(|s| s.endpoints.len()).collect::<Vec<_>>(), [1, 1]);
             api.delete("pods", "x", "c-1");
             step(&mut agent);
+            api.put(policy("shut"));
+            agent.until("the policy", |agent| agent.manifests.cluster().policies.len() == 1);
+            api.delete("networkpolicies", "x", "shut");
+            agent.until("its end", |agent| agent.manifests.cluster().policies.is_empty());
         }
         assert_eq!(agent.api, Api { listed: true, away: None });
     }
@@ -352,7 +356,7 @@ fn what_is_no_api_is_away() {
     ] {
         std::fs::write(&path, text.replace(&api.url(), &server)).unwrap();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let access = Access { kubeconfig: Some(path.clone()), context: None, pods: false };
+        let access = Access { kubeconfig: Some(path.clone()), context: None, pods: false, policies: false };
         let error = runtime.block_on(async {
             let (live, _) = Live::start(access, &folder.0.join("cluster.json"));
             let end = tokio::time::Instant::now() + ENOUGH;

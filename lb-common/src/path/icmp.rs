@@ -113,11 +113,11 @@ pub(super) fn told<A: Ip, P: Packet, T: Tables<A>>(
 }
 
 /// The packet that an ICMP error quotes.
-struct Quoted<A: Ip> {
+pub(super) struct Quoted<A: Ip> {
     l3: u32,
-    header: Header<A>,
-    sport: Be16,
-    dport: Be16,
+    pub header: Header<A>,
+    pub sport: Be16,
+    pub dport: Be16,
     /// Of an ICMP query.
     query: Query,
 }
@@ -191,7 +191,7 @@ fn translate<A: Ip, P: Packet>(
 }
 
 #[inline(always)]
-fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>> {
+pub(super) fn quoted<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> Option<Quoted<A>> {
     let frame = packet.frame();
     let l3 = parsed.l4 + ICMP_LEN;
     let header = A::header(&frame, l3)?;

@@ -11,6 +11,7 @@ mod forward;
 pub mod fragment;
 pub mod icmp;
 pub mod nat;
+pub mod network_policy;
 pub mod overlay;
 pub mod parse;
 mod policy;

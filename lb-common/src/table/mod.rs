@@ -63,6 +63,7 @@ pub mod filter;
 pub mod flow;
 pub mod monitor;
 pub mod nat;
+pub mod network_policy;
 pub mod route;
 pub mod service;
 pub mod settings;
@@ -70,6 +71,7 @@ pub mod socket;
 
 pub use flow::{Flow, FlowKey, FragmentKey, FragmentPorts};
 pub use nat::{MappingEvent, PrefixPair, Uplink};
+pub use network_policy::{Admitted, Peer, PeerPort, PeerPortPrefix, PeerPrefix, Pod};
 pub use route::{Announced, Group, Link, NextHop, Owned, Prefix, Tunnel};
 pub use service::{Affinity, AffinityKey, Backend, Counters, Name, Service, ServiceKey, Source, SourcePrefix};
 pub use settings::{BOTH, Settings, age};

@@ -5,6 +5,7 @@
 //! Not here: which pod has a host port ([`crate::ipam`]).
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tracing::error;
 
@@ -14,6 +15,7 @@ use crate::config::Config;
 use crate::intent::ServicePort;
 use crate::plan::PlanError;
 use crate::pods::ports;
+use crate::policy::LeasedPod;
 use crate::source::manifests::{ServiceName, Update};
 
 #[derive(Clone, Debug, Default)]
@@ -43,6 +45,11 @@ impl HostPorts {
 
     pub fn revision(&self) -> u64 {
         self.told.revision
+    }
+
+    /// The pods that have a lease.
+    pub fn pods(&self) -> &Arc<Vec<LeasedPod>> {
+        &self.told.pods
     }
 
     pub fn refused(&self) -> &BTreeMap<String, String> {
@@ -91,6 +98,9 @@ impl Agent {
     pub(super) fn host_ports_changed(&mut self) {
         let told = self.pods_ports.borrow_and_update().clone();
         self.wish.host_ports.tell(told);
+        if let Some(undo) = self.wish.settle_policies() {
+            self.replan_or_retry(Some(undo));
+        }
         while let Some(undo) = self.wish.settle_host_ports() {
             let before = self.wish.host_ports.refused().len();
             let Err(error) = self.replan(Some(undo)) else { break };

@@ -102,6 +102,7 @@ impl Agent {
         self.note_announced();
         self.publish_names();
         self.tell_pods();
+        self.note_policies();
         debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
@@ -156,6 +157,7 @@ impl Agent {
         let services = names.iter().map(|name| (name, shown(name)));
         let (mut ops, announced) = self.announce.part(services, planned, wish, &self.network);
         ops.append(&mut changes);
+        ops.extend(planned.policies(&wish.intent, &self.network));
         ops.extend(announced);
         Some(ops)
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use tracing::error;
 
 use super::Agent;
+use crate::apply;
 use crate::pods::Served;
 use crate::pods::wire::PREFIX;
 
@@ -28,12 +29,38 @@ impl Agent {
     /// The tables are as planned: so are the programs of these links, and the host ports.
     pub(super) fn tell_pods(&self) {
         if let Some(planned) = &self.planned {
-            let ports = &self.wish.host_ports;
+            let (ports, contents) = (&self.wish.host_ports, planned.contents());
+            // Where policies are judged, nothing passes before it is known what a pod may do.
+            let known = |link: &u32| self.wish.intent.policies.is_none() || contents.pods.contains_key(link);
             self.pods.served(Served {
-                links: planned.contents().hooks.keys().copied().collect(),
+                links: contents.hooks.keys().filter(|link| known(link)).copied().collect(),
                 ports: ports.revision(),
                 refused: ports.refused().clone(),
             });
+        }
+    }
+
+    /// Says what of policies allows nothing since it doesn't fit, and what is in force.
+    pub(super) fn note_policies(&mut self) {
+        let Some(planned) = &self.planned else { return };
+        let summary = self.wish.intent.policies.as_ref().map(|_| planned.policy_summary());
+        let state = summary.map(|summary| apply::Policies {
+            policies: summary.policies,
+            pods: summary.pods,
+            ingress: summary.ingress,
+            egress: summary.egress,
+            troubles: summary.troubles.iter().cloned().collect(),
+        });
+        let before = &self.kernel.state.policies;
+        if *before == state {
+            return;
+        }
+        let known = |trouble: &&String| before.as_ref().is_some_and(|before| before.troubles.contains(*trouble));
+        for trouble in state.iter().flat_map(|state| &state.troubles).filter(|trouble| !known(trouble)) {
+            error!("{trouble}");
+        }
+        if let Err(error) = self.kernel.state.change(&self.options.paths, |all| all.policies = state) {
+            error!("{error:#}");
         }
     }
 

@@ -29,6 +29,8 @@ use super::addresses::Addresses;
 use super::host_ports::HostPorts;
 use super::switch;
 
+mod policies;
+
 pub struct Wish {
     pub intent: Intent,
     /// Those of what a plan accepted last.
@@ -142,6 +144,7 @@ impl Wish {
         services.extend(host_ports.wished_by(&config).cloned());
         let mut intent = config.intent(1, services);
         PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
+        intent.policies = policies::of(&config, manifests.as_ref(), waits, &host_ports);
         let names = Names::default();
         let mut wish = Wish { intent, names, host_ports, config, manifests, refused: false, waits, addresses };
         wish.keep();
@@ -259,10 +262,12 @@ impl Wish {
             services.extend(self.host_ports.wished_by(&self.config).cloned());
             self.intent.services = self.config.with_published(services);
             pods.put(&mut self.intent);
+            self.intent.policies = self.policies();
             self.intent.revision += 1;
             return Ok(Some(undo));
         }
-        if update.changed.is_empty() && !renamed {
+        let policed = self.take_policies();
+        if update.changed.is_empty() && !renamed && !policed {
             return Ok(None);
         }
         Ok(Some(self.replace(update)))
@@ -318,6 +323,10 @@ impl Wish {
         services.extend(self.host_ports.wished_by(&config).cloned());
         let mut intent = config.intent(self.intent.revision, services);
         PodNetwork::of(&config, manifests.as_ref()).put(&mut intent);
+        intent.policies = match waits {
+            true => self.kept_policies().filter(|_| config.judges_pods()),
+            false => policies::of(&config, manifests.as_ref(), waits, &self.host_ports),
+        };
         if config.tuning.capacity != self.config.tuning.capacity {
             warn!(
                 "capacity: tables that are there keep theirs; more connections have room once the agent is started again, all else in tables made after `stellwerk unload`"

@@ -100,7 +100,7 @@ fn prepare(dir: &Path, wanted: &Capacity, multipliers: &[u64; MULTIPLIERS], grow
         placed.push(Placed { name: pair.old, pin: dir.join(pair.new), entries: (mask + 1) * WAYS });
         placed.push(Placed { name: pair.elder, pin: dir.join(pair.old), entries: (elder + 1) * WAYS });
     }
-    load::programs(dir, &Constants { multipliers: *multipliers, mask, elders, traced: 0 }, wanted, &placed)
+    load::programs(dir, &Constants { multipliers: *multipliers, mask, elders, traced: 0 }, wanted, &placed, false)
 }
 
 /// From the moment on that programs which know both are there.

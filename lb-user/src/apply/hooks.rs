@@ -30,6 +30,8 @@ use crate::source::netlink::write::{Filter, filters};
 /// Ours among the filters of a clsact qdisc.
 const PRIORITY: u16 = 87;
 const HANDLE: u32 = 0x57;
+/// What judges packets to a pod: ahead of that, and leaves the rest to it.
+const JUDGES: u16 = 86;
 
 /// Where a program hangs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,29 +39,39 @@ pub enum Point {
     Xdp,
     Ingress,
     Egress,
+    /// At egress, too: what goes to a pod is judged by policies. The program at ingress then judges as well.
+    Policy,
 }
 
 impl Point {
-    pub const ALL: [Point; 3] = [Point::Xdp, Point::Ingress, Point::Egress];
+    pub const ALL: [Point; 4] = [Point::Xdp, Point::Ingress, Point::Egress, Point::Policy];
 
     pub fn label(self) -> &'static str {
         match self {
             Point::Xdp => "xdp",
             Point::Ingress => "ingress",
             Point::Egress => "egress",
+            Point::Policy => "policy",
         }
     }
 
-    fn program(self) -> &'static str {
+    /// `policy`: where policies are judged.
+    fn program(self, policy: bool) -> &'static str {
         match self {
             Point::Xdp => load::XDP,
+            Point::Ingress if policy => load::POLICY_OUT,
             Point::Ingress => load::INGRESS,
             Point::Egress => load::EGRESS,
+            Point::Policy => load::POLICY_IN,
         }
     }
 
     fn direction(self) -> TcAttachType {
-        if self == Point::Egress { TcAttachType::Egress } else { TcAttachType::Ingress }
+        if self == Point::Ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
+    }
+
+    fn priority(self) -> u16 {
+        if self == Point::Policy { JUDGES } else { PRIORITY }
     }
 
     fn flag(self, hooks: &mut Hooks) -> &mut bool {
@@ -67,6 +79,7 @@ impl Point {
             Point::Xdp => &mut hooks.xdp,
             Point::Ingress => &mut hooks.tc_ingress,
             Point::Egress => &mut hooks.tc_egress,
+            Point::Policy => &mut hooks.policy,
         }
     }
 }
@@ -96,7 +109,8 @@ fn pins(paths: &Paths) -> Result<Vec<(u32, Point, PathBuf)>> {
 pub fn attached(paths: &Paths, state: &State) -> Result<BTreeMap<(u32, Point), u32>> {
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
     let pinned = pins(paths)?.into_iter().map(|(link, point, _)| (link, point));
-    let filtered = state.filters.keys().flat_map(|link| [Point::Ingress, Point::Egress].map(|point| (*link, point)));
+    let points = [Point::Ingress, Point::Egress, Point::Policy];
+    let filtered = state.filters.keys().flat_map(|link| points.map(|point| (*link, point)));
     let mut all = BTreeMap::new();
     for (link, point) in pinned.chain(filtered).collect::<BTreeSet<_>>() {
         if let Some(program) = hangs(&mut connection, paths, state, link, point)? {
@@ -122,23 +136,29 @@ fn hangs(connection: &mut Connection, paths: &Paths, state: &State, link: u32, p
 
 /// Our filter on a link. A link or qdisc that isn't there has none.
 fn ours(connection: &mut Connection, link: u32, point: Point) -> Option<Filter> {
-    let all = filters(connection, link, point == Point::Egress).ok()?;
-    all.into_iter().find(|f| f.priority == PRIORITY && f.handle == HANDLE)
+    let all = filters(connection, link, point != Point::Ingress).ok()?;
+    all.into_iter().find(|f| f.priority == point.priority() && f.handle == HANDLE)
 }
 
 /// Attaches and detaches the programs of one object.
 pub struct Attacher {
     tcx: bool,
-    /// Ids of our programs.
-    programs: BTreeMap<Point, u32>,
+    /// Ids of our programs, and of those where policies are judged.
+    programs: BTreeMap<(Point, bool), u32>,
 }
 
 impl Attacher {
     pub fn new(ebpf: &Ebpf) -> Result<Self> {
         let mut programs = BTreeMap::new();
-        for point in Point::ALL {
-            let program = ebpf.program(point.program()).context("the programs are loaded")?;
-            programs.insert(point, program.info()?.id());
+        for (point, policy) in Point::ALL.into_iter().flat_map(|point| [(point, false), (point, true)]) {
+            let name = point.program(policy);
+            let program = ebpf.program(name).context("the object has the program")?;
+            match program.info() {
+                Ok(info) => _ = programs.insert((point, policy), info.id()),
+                // Not loaded yet.
+                Err(_) if load::is_of_policy(name) => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(Attacher { tcx: KernelVersion::current()? >= KernelVersion::new(6, 6, 0), programs })
     }
@@ -146,9 +166,11 @@ impl Attacher {
     /// What hangs on links and is this object's. A link that carries another's is listed without.
     pub fn read(&self, paths: &Paths, state: &State) -> Result<BTreeMap<u32, Hooks>> {
         let mut all: BTreeMap<u32, Hooks> = BTreeMap::new();
-        for ((link, point), program) in attached(paths, state)? {
-            let hooks = all.entry(link).or_default();
-            *point.flag(hooks) = self.programs.get(&point) == Some(&program);
+        let attached = attached(paths, state)?;
+        for ((link, point), program) in &attached {
+            let hooks = all.entry(*link).or_default();
+            let policy = attached.contains_key(&(*link, Point::Policy));
+            *point.flag(hooks) = self.programs.get(&(*point, policy)) == Some(program);
         }
         for (&link, hooks) in &mut all {
             hooks.interface = sys::interface_name(link).unwrap_or_default();
@@ -156,9 +178,22 @@ impl Attacher {
         Ok(all)
     }
 
+    /// Loads the programs that judge, once there is something to judge.
+    fn judge(&mut self, ebpf: &mut Ebpf) -> Result<()> {
+        if self.programs.contains_key(&(Point::Policy, true)) {
+            return Ok(());
+        }
+        load::policy_programs(ebpf)?;
+        for (point, policy) in [(Point::Ingress, true), (Point::Policy, false), (Point::Policy, true)] {
+            let program = ebpf.program(point.program(policy)).context("the programs are loaded")?;
+            self.programs.insert((point, policy), program.info()?.id());
+        }
+        Ok(())
+    }
+
     /// Makes a link carry what `hooks` says, and nothing else of ours.
     pub fn set(
-        &self,
+        &mut self,
         ebpf: &mut Ebpf,
         paths: &Paths,
         state: &mut State,
@@ -166,16 +201,19 @@ impl Attacher {
         hooks: Option<&Hooks>,
     ) -> Result<()> {
         let mut wanted = hooks.cloned().unwrap_or_default();
+        if wanted.policy {
+            self.judge(ebpf)?;
+        }
         let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
         let mut there = BTreeSet::new();
         for point in Point::ALL {
             there.extend(hangs(&mut connection, paths, state, link, point)?.map(|_| point));
         }
         // First what comes, then what goes: a link that changes hooks is never without.
-        let name = wanted.interface.clone();
+        let (name, policy) = (wanted.interface.clone(), wanted.policy);
         for point in Point::ALL {
             if *point.flag(&mut wanted) {
-                self.attach(ebpf, paths, state, link, &name, point)
+                self.attach(ebpf, paths, state, (link, &name), point, policy)
                     .with_context(|| format!("attaching {} to {name}", point.label()))?;
             }
         }
@@ -189,11 +227,16 @@ impl Attacher {
     }
 
     /// Puts this object's programs wherever any of ours hang.
-    pub fn take_over(&self, ebpf: &mut Ebpf, paths: &Paths, state: &mut State) -> Result<()> {
-        for (link, point) in attached(paths, state)?.into_keys() {
+    pub fn take_over(&mut self, ebpf: &mut Ebpf, paths: &Paths, state: &mut State) -> Result<()> {
+        let attached = attached(paths, state)?;
+        if attached.keys().any(|(_, point)| *point == Point::Policy) {
+            self.judge(ebpf)?;
+        }
+        for &(link, point) in attached.keys() {
             // A link that is gone meanwhile has no packets.
             let Some(name) = sys::interface_name(link) else { continue };
-            self.attach(ebpf, paths, state, link, &name, point)
+            let policy = attached.contains_key(&(link, Point::Policy));
+            self.attach(ebpf, paths, state, (link, &name), point, policy)
                 .with_context(|| format!("attaching {} to {name}", point.label()))?;
         }
         Ok(())
@@ -204,20 +247,28 @@ impl Attacher {
         ebpf: &mut Ebpf,
         paths: &Paths,
         state: &mut State,
-        link: u32,
-        name: &str,
+        (link, name): (u32, &str),
         point: Point,
+        policy: bool,
     ) -> Result<()> {
         let path = pin(paths, link, point);
-        let program = ebpf.program_mut(point.program()).context("the programs are loaded")?;
+        let program = ebpf.program_mut(point.program(policy)).context("the programs are loaded")?;
         match point {
             Point::Xdp => attach_xdp(program.try_into()?, &path, link, name),
             // The kernel lets nobody else near its links until all CPUs have gone by a new tcx link (`tcx_entry_sync`,
             // 6.6 to 6.18), 10 ms or so: too long for many pods at once. A filter costs less than 1 ms.
-            _ if self.tcx && (!name.starts_with(PREFIX) || path.exists()) => {
+            // Where policies are judged, nothing is to come before the filters.
+            _ if self.tcx && !policy && (!name.starts_with(PREFIX) || path.exists()) => {
                 attach_tcx(program.try_into()?, &path, name, point)
             }
-            _ => attach_filter(program.try_into()?, paths, state, link, name, point),
+            _ => {
+                attach_filter(program.try_into()?, paths, state, link, name, point)?;
+                // What an agent before had there comes ahead of filters.
+                if policy && path.exists() {
+                    links::detach(&path).and_then(|()| fs::remove_file(path))?;
+                }
+                Ok(())
+            }
         }
     }
 }
@@ -315,13 +366,13 @@ fn attach_filter(
         Err(TcError::NetlinkError(_)) => {}
         Err(error) => return Err(error).context("adding a clsact qdisc"),
     }
-    let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(HANDLE), classid: None };
+    let options = NlOptions { priority: point.priority(), handle: TcHandle::from(HANDLE), classid: None };
     let id = program.attach_with_options(name, point.direction(), TcAttachOptions::Netlink(options))?;
     keep(program, id)
 }
 
 fn filter(name: &str, point: Point) -> Result<SchedClassifierLink> {
-    Ok(SchedClassifierLink::attached(name, point.direction(), PRIORITY, TcHandle::from(HANDLE), None)?)
+    Ok(SchedClassifierLink::attached(name, point.direction(), point.priority(), TcHandle::from(HANDLE), None)?)
 }
 
 /// A filter has no pin, and aya would take it away with its handle.

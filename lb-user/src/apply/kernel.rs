@@ -105,7 +105,7 @@ impl<'a> Pending<'a> {
 impl Kernel {
     /// See [`load::load`].
     pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Self> {
-        Kernel::new(paths, load::load(paths, wanted, traced)?)
+        Kernel::new(paths, load::load(paths, wanted, traced, false)?)
     }
 
     /// Takes over what was loaded. Nothing is attached yet.
@@ -166,6 +166,8 @@ impl Kernel {
                     pending.change_array(&maps.names, change)?;
                 }
                 Op::Prefix(change) => pending.change_array(&maps.prefixes, change)?,
+                Op::Pod(change) => pending.change(&maps.pods, change)?,
+                Op::PeerPort(change) => pending.change(&maps.peer_ports, change)?,
                 Op::V4(FamilyOp::Route(change)) => {
                     pending.flush()?;
                     routes4.change(change)?;
@@ -233,6 +235,7 @@ fn family<'a, A: Addr>(
         FamilyOp::Route(_) | FamilyOp::Routes(_) => bail!("routes have a table of their own"),
         FamilyOp::Announced(change) => pending.change(&tables.announced, change),
         FamilyOp::Uplink(change) => pending.change(&tables.uplinks, change),
+        FamilyOp::Allowed(change) => pending.change(&tables.allowed, change),
         FamilyOp::EndOutside { addr, plane } => {
             pending.flush()?;
             ends.outside(tables, *addr, *plane);
@@ -320,6 +323,7 @@ fn read_family<A: Addr>(tables: &FamilyMaps<A>) -> Result<Family<A>> {
         announced: tables.announced.entries()?.into_iter().collect(),
         routes: OrdMap::new(),
         uplinks: tables.uplinks.entries()?.into_iter().collect(),
+        allowed: tables.allowed.entries()?.into_iter().collect(),
     })
 }
 
@@ -346,6 +350,8 @@ pub fn read_maps(maps: &Maps, hooks: BTreeMap<u32, Hooks>) -> Result<Contents> {
         links: maps.links.entries()?.into_iter().collect(),
         names: present(maps.names.entries()?),
         prefixes: present(maps.prefixes.entries()?),
+        pods: maps.pods.entries()?.into_iter().collect(),
+        peer_ports: maps.peer_ports.entries()?.into_iter().collect(),
         v4,
         v6,
         hooks,

@@ -12,7 +12,7 @@ use std::{env, fs, io, thread};
 
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::MapInfo;
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::{Ebpf, EbpfLoader};
 use lb_common::flow_table::{MULTIPLIERS, NONE, WAYS};
 use lb_common::port_table::PLANE;
@@ -34,6 +34,10 @@ static EMBEDDED: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/
 pub const XDP: &str = "stellwerk_xdp";
 pub const INGRESS: &str = "stellwerk_ingress";
 pub const EGRESS: &str = "stellwerk_egress";
+/// In place of [`INGRESS`] at the node's ends of pods' links, where policies are judged, and
+pub const POLICY_OUT: &str = "stellwerk_policy_out";
+/// ahead of [`EGRESS`] there.
+pub const POLICY_IN: &str = "stellwerk_policy_in";
 
 /// The eBPF object's bytes.
 pub fn object() -> Result<Cow<'static, [u8]>> {
@@ -72,8 +76,9 @@ impl Loaded {
 }
 
 /// Loads all programs on the maps that are there, or on new ones. Nothing is attached yet.
-/// `traced`: with the data plane's messages about [`lb_common::table::Settings::trace_port`].
-pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
+/// `traced`: with the data plane's messages about [`lb_common::table::Settings::trace_port`]; `policies`: also the
+/// programs that judge by policies, which are loaded later otherwise, where they are needed.
+pub fn load(paths: &Paths, wanted: &Capacity, traced: bool, policies: bool) -> Result<Loaded> {
     let mut state = State::read(paths)?;
     sys::raise_memlock();
     pin::prepare(paths, &mut state)?;
@@ -98,7 +103,7 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool) -> Result<Loaded> {
         elders: [NONE; 2],
         traced: u32::from(traced),
     };
-    let mut ebpf = programs(&dir, &constants, &capacity, &[])?;
+    let mut ebpf = programs(&dir, &constants, &capacity, &[], policies)?;
     repin_clock(&mut ebpf, paths)?;
     flow_hash(&dir)?.set(&0, &multipliers)?;
     let maps = Maps::open(&dir)?;
@@ -128,7 +133,13 @@ pub(super) struct Placed {
 }
 
 /// Loads the object on the maps in a folder, or makes them, and has its programs verified.
-pub(super) fn programs(dir: &Path, constants: &Constants, capacity: &Capacity, placed: &[Placed]) -> Result<Ebpf> {
+pub(super) fn programs(
+    dir: &Path,
+    constants: &Constants,
+    capacity: &Capacity,
+    placed: &[Placed],
+    policies: bool,
+) -> Result<Ebpf> {
     let object = object()?;
     let mut loader = EbpfLoader::new();
     loader.override_global("TRACING", &constants.traced, false);
@@ -147,15 +158,17 @@ pub(super) fn programs(dir: &Path, constants: &Constants, capacity: &Capacity, p
         loader.map_pin_path(map.name, &*map.pin).map_max_entries(map.name, map.entries);
     }
     let mut ebpf = loader.load(&object).context("loading the eBPF object")?;
-    verify_all(&mut ebpf)?;
+    verify_all(&mut ebpf, policies)?;
     Ok(ebpf)
 }
 
 /// Loads the programs, each on a thread of its own: the verifier takes a second for one.
-fn verify_all(ebpf: &mut Ebpf) -> Result<()> {
+fn verify_all(ebpf: &mut Ebpf, policies: bool) -> Result<()> {
     thread::scope(|scope| {
         let load = |(name, program): (&str, &mut Program)| match program {
             Program::Xdp(program) => verified(name, program.load()),
+            // Where policies are judged ([`super::hooks`]).
+            Program::SchedClassifier(_) if is_of_policy(name) && !policies => Ok(()),
             Program::SchedClassifier(program) => verified(name, program.load()),
             // Where they are wished, and never in the way of packets ([`super::sockets`]).
             Program::CgroupSockAddr(_) => Ok(()),
@@ -166,8 +179,24 @@ fn verify_all(ebpf: &mut Ebpf) -> Result<()> {
             programs.into_iter().map(|(name, program)| scope.spawn(move || load((&name, program)))).collect();
         loading.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
     })?;
-    for name in [XDP, INGRESS, EGRESS, clock::PROGRAM] {
+    for name in [XDP, INGRESS, EGRESS, POLICY_OUT, POLICY_IN, clock::PROGRAM] {
         ensure!(ebpf.program(name).is_some(), "the object has no program {name}");
+    }
+    Ok(())
+}
+
+pub(super) fn is_of_policy(name: &str) -> bool {
+    [POLICY_OUT, POLICY_IN].contains(&name)
+}
+
+/// Loads the programs that judge by policies.
+pub fn policy_programs(ebpf: &mut Ebpf) -> Result<()> {
+    for name in [POLICY_OUT, POLICY_IN] {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).context("the object has the program")?.try_into()?;
+        match program.load() {
+            Err(ProgramError::AlreadyLoaded) => {}
+            result => verified(name, result)?,
+        }
     }
     Ok(())
 }

@@ -16,8 +16,9 @@ use lb_common::port_table::{self, Holder, Owner};
 use lb_common::table::monitor::Watch;
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, Name, NextHop, Owned,
-    Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, SourcePrefix, Tunnel, Uplink, filter,
+    Admitted, Affinity, AffinityKey, Announced, Backend, Counters, FlowKey, FragmentKey, FragmentPorts, Group, Link,
+    Name, NextHop, Owned, PeerPortPrefix, PeerPrefix, Pod, Prefix, PrefixPair, Service, ServiceKey, Settings,
+    SocketKey, SocketPeer, SourcePrefix, Tunnel, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -93,6 +94,14 @@ pub const SPECS: &[Spec] = &[
     spec::<FragmentKey<Ip6>, FragmentPorts>("FRAGMENTS6", Some(|c| c.fragments)),
     spec::<SocketKey<Ip4>, SocketPeer<Ip4>>("SOCKETS4", Some(|c| c.sockets)),
     spec::<SocketKey<Ip6>, SocketPeer<Ip6>>("SOCKETS6", Some(|c| c.sockets)),
+    spec::<u32, Pod>("PODS", None),
+    spec::<PeerPrefix<Ip4>, u64>("PEERS4", None),
+    spec::<PeerPrefix<Ip6>, u64>("PEERS6", None),
+    spec::<PeerPortPrefix, u64>("PEER_PORTS", None),
+    spec::<FlowKey<Ip4>, Admitted<Ip4>>("ADMITTED4", None),
+    spec::<FlowKey<Ip6>, Admitted<Ip6>>("ADMITTED6", None),
+    spec::<FragmentKey<Ip4>, u32>("ALLOWED_FRAGMENTS4", None),
+    spec::<FragmentKey<Ip6>, u32>("ALLOWED_FRAGMENTS6", None),
     spec::<u32, Uplink<Ip4>>("UPLINKS4", None),
     spec::<u32, Uplink<Ip6>>("UPLINKS6", None),
     spec::<u32, PrefixPair<Ip6>>("PREFIXES6", None),
@@ -302,6 +311,9 @@ pub struct FamilyMaps<A: Addr> {
     pub fragments: Table<FragmentKey<A>, FragmentPorts>,
     pub sockets: Table<SocketKey<A>, SocketPeer<A>>,
     pub uplinks: Table<u32, Uplink<A>>,
+    pub allowed: Table<PeerPrefix<A>, u64>,
+    pub admitted: Table<FlowKey<A>, Admitted<A>>,
+    pub allowed_fragments: Table<FragmentKey<A>, u32>,
     pub ports: Ports<A>,
 }
 
@@ -319,6 +331,9 @@ impl<A: Addr> FamilyMaps<A> {
             fragments: Table::open(dir, name("FRAGMENTS4", "FRAGMENTS6"))?,
             sockets: Table::open(dir, name("SOCKETS4", "SOCKETS6"))?,
             uplinks: Table::open(dir, name("UPLINKS4", "UPLINKS6"))?,
+            allowed: Table::open(dir, name("PEERS4", "PEERS6"))?,
+            admitted: Table::open(dir, name("ADMITTED4", "ADMITTED6"))?,
+            allowed_fragments: Table::open(dir, name("ALLOWED_FRAGMENTS4", "ALLOWED_FRAGMENTS6"))?,
             ports: Ports::open(dir)?,
         })
     }
@@ -337,6 +352,8 @@ pub struct Maps {
     pub links: Table<u32, Link>,
     pub names: Table<u32, Name>,
     pub prefixes: Table<u32, PrefixPair<Ip6>>,
+    pub pods: Table<u32, Pod>,
+    pub peer_ports: Table<PeerPortPrefix, u64>,
     pub retired: Table<u32, Counters>,
     pub route_counts: Table<u32, [u32; 2]>,
     pub clock: Table<u32, u64>,
@@ -364,6 +381,8 @@ impl Maps {
             links: Table::open(dir, "LINKS")?,
             names: Table::open(dir, "NAMES")?,
             prefixes: Table::open(dir, "PREFIXES6")?,
+            pods: Table::open(dir, "PODS")?,
+            peer_ports: Table::open(dir, "PEER_PORTS")?,
             retired: Table::open(dir, "RETIRED")?,
             route_counts: Table::open(dir, "ROUTE_COUNTS")?,
             clock: Table::open(dir, "CLOCK")?,

@@ -32,5 +32,5 @@ pub use hooks::{Point, attached};
 pub use kernel::Kernel;
 pub use maps::{Maps, Paths};
 pub use served::Served;
-pub use state::{EndedFor, HealthCheck, Sockets, State, namespace};
+pub use state::{EndedFor, HealthCheck, Policies, Sockets, State, namespace};
 pub use unload::unload;

@@ -45,6 +45,8 @@ pub struct State {
     pub health_checks: BTreeMap<u16, HealthCheck>,
     /// Of the programs at sockets, whose pins say that they are there: nothing to undo.
     pub sockets: Sockets,
+    /// What pods may do, where policies say that: nothing to undo.
+    pub policies: Option<Policies>,
     /// Translated connections that agents ended so far: nothing to undo, but it shall outlive them.
     pub nat_ended: EndedFor,
 }
@@ -57,6 +59,19 @@ pub struct Sockets {
     pub group: Option<String>,
     /// Why there is none, though it is wished.
     pub trouble: Option<String>,
+}
+
+/// Policies, as the last agent had them in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Policies {
+    pub policies: usize,
+    /// Of this node: all, and those that a policy selects, to them and from them.
+    pub pods: usize,
+    pub ingress: usize,
+    pub egress: usize,
+    /// What allows nothing since it doesn't fit.
+    pub troubles: Vec<String>,
 }
 
 /// A health check node port.

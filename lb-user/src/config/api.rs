@@ -28,7 +28,7 @@ pub(super) fn read(config: &mut Config, cluster: &At<'_>, log: &mut Log) {
     if let Some(context) = context.as_ref().filter(|_| kubeconfig.is_none()) {
         log.error(context, "names a context, but in-cluster has none; expected cluster.kubeconfig to be a path");
     }
-    config.api = Some(Access { kubeconfig, context: name, pods: pods.unwrap_or(false) });
+    config.api = Some(Access { kubeconfig, context: name, pods: pods.unwrap_or(false), policies: false });
 }
 
 fn pods(text: &str) -> Result<bool, String> {

@@ -137,7 +137,8 @@ impl Config {
             return Err(Errors(vec![config.error_at("internalSwitch.log", message)]));
         }
         if let Some(api) = config.api.take() {
-            let api = Access { kubeconfig: beside(&api.kubeconfig), ..api };
+            let policies = config.judges_pods();
+            let api = Access { kubeconfig: beside(&api.kubeconfig), policies, ..api };
             if let Some(wrong) = api::wrong(&api) {
                 return Err(Errors(vec![config.error_at("cluster.kubeconfig", wrong)]));
             }
@@ -173,12 +174,18 @@ impl Config {
             pod_subnets: self.pod_subnets.clone(),
             pod_blocks: Vec::new(),
             pod_nodes: Vec::new(),
+            policies: None,
             overlay: self.pod_network.as_ref().map(|pods| pods.overlay).unwrap_or_default(),
             node_port_addresses: self.node_port_addresses.clone(),
             service_ranges: self.service_ranges.iter().chain(pools).copied().chain(cluster).collect(),
             services: self.with_published(services),
             tuning: self.tuning.clone(),
         }
+    }
+
+    /// Whether what pods may do is as policies say.
+    pub fn judges_pods(&self) -> bool {
+        self.pod_network.as_ref().is_some_and(|pods| pods.policy)
     }
 
     /// Blocks of this node's pods, by `pods.blocks`, else by `nodes`; none where a Node says them.

@@ -13,7 +13,7 @@ use super::value::{self, ADDRESS, DURATION, PREFIX};
 use super::{Config, Places};
 use crate::intent::{Overlay, OverlayMode, PodNode};
 
-const KEYS: &[&str] = &["blocks", "mtu", "cooldown", "overlay", "vxlanPort", "vni"];
+const KEYS: &[&str] = &["blocks", "mtu", "cooldown", "overlay", "vxlanPort", "vni", "policy"];
 const NODE_KEYS: &[&str] = &["name", "addresses", "blocks"];
 
 /// What the configuration says of pods.
@@ -26,6 +26,8 @@ pub struct PodNetwork {
     /// For how long nobody gets an address that was given back.
     pub cooldown: Duration,
     pub overlay: Overlay,
+    /// What they may do is as NetworkPolicies say.
+    pub policy: bool,
 }
 
 pub(super) fn pods(config: &mut Config, at: &At<'_>, log: &mut Log) -> Option<PodNetwork> {
@@ -38,6 +40,7 @@ pub(super) fn pods(config: &mut Config, at: &At<'_>, log: &mut Log) -> Option<Po
         mtu: None,
         cooldown: Duration::from_secs(60),
         overlay: Overlay::default(),
+        policy: false,
     };
     // IPv6 needs as much, and no interface has more.
     let right = "a number of bytes from 1280 to 65535";
@@ -57,7 +60,19 @@ pub(super) fn pods(config: &mut Config, at: &At<'_>, log: &mut Log) -> Option<Po
         let right = "a VXLAN network identifier from 1 to 16777215";
         read::set(&mut overlay.vni, at.value(log, right, |s| value::integer(s, 1, 0xff_ffff)));
     }
+    if let Some(at) = at.get("policy") {
+        config.places.note(&at);
+        read::set(&mut pods.policy, at.value(log, "on or off", switch));
+    }
     Some(pods)
+}
+
+fn switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(String::new()),
+    }
 }
 
 fn mode(text: &str) -> Result<OverlayMode, String> {
@@ -118,6 +133,11 @@ pub(super) fn settle(config: &Config, log: &mut Log) {
         let right = "expected `blocks` such as [172.27.1.0/26, fd00:27:1::/122], or this node among `nodes`, or \
                      cluster.manifests or cluster.kubeconfig with this node's Node, whose podCIDRs they are";
         error("pods", format!("has no blocks of addresses; {right}"));
+    }
+    if pods.policy && config.manifests.is_none() && config.api.is_none() {
+        let right =
+            "expected cluster.manifests or cluster.kubeconfig, whose NetworkPolicies, Pods and Namespaces they are";
+        error("pods.policy", format!("nobody says which policies there are; {right}"));
     }
     let mut all: Vec<(String, IpNet)> = Vec::new();
     let own = pods.blocks.iter().enumerate().map(|(i, block)| (config.member("pods.blocks", i), *block));

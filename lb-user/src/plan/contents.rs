@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use imbl::OrdMap;
 use lb_common::table::{
-    Announced, Backend, Group, Link, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings,
-    SourcePrefix, Tunnel, Uplink,
+    Announced, Backend, Group, Link, Name, NextHop, Owned, PeerPortPrefix, PeerPrefix, Pod, Prefix, PrefixPair,
+    Service, ServiceKey, Settings, SourcePrefix, Tunnel, Uplink,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
@@ -30,6 +30,10 @@ pub struct Contents {
     pub names: BTreeMap<u32, Name>,
     /// Prefixes that have another one outside.
     pub prefixes: BTreeMap<u32, PrefixPair<Ip6>>,
+    /// Pods of this node by link, where policies are judged.
+    pub pods: BTreeMap<u32, Pod>,
+    /// Ports that policies allow.
+    pub peer_ports: BTreeMap<PeerPortPrefix, u64>,
     pub v4: Family<Ip4>,
     pub v6: Family<Ip6>,
     /// Links by index, and what each carries.
@@ -50,6 +54,8 @@ impl Contents {
             links: BTreeMap::new(),
             names: BTreeMap::new(),
             prefixes: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            peer_ports: BTreeMap::new(),
             v4: Family::default(),
             v6: Family::default(),
             hooks: BTreeMap::new(),
@@ -71,6 +77,8 @@ pub struct Family<A: Addr> {
     pub routes: OrdMap<Prefix<A>, u32>,
     /// Links that lead out, by index.
     pub uplinks: BTreeMap<u32, Uplink<A>>,
+    /// Peers that policies allow, and this node's own addresses.
+    pub allowed: BTreeMap<PeerPrefix<A>, u64>,
 }
 
 /// The programs on a link.
@@ -80,6 +88,8 @@ pub struct Hooks {
     pub xdp: bool,
     pub tc_ingress: bool,
     pub tc_egress: bool,
+    /// What comes in and goes out is judged by policies, too.
+    pub policy: bool,
 }
 
 /// Insert, replace or remove one entry. Idempotent.
@@ -118,6 +128,7 @@ pub enum FamilyOp<A: Addr> {
     /// All routes at once, in place of those that are there.
     Routes(OrdMap<Prefix<A>, u32>),
     Uplink(Change<u32, Uplink<A>>),
+    Allowed(Change<PeerPrefix<A>, u64>),
     /// Ends the translated connections that have this address outside, and gives its ports back.
     EndOutside {
         addr: A,
@@ -154,6 +165,8 @@ pub enum Op {
     Link(Change<u32, Link>),
     Name(Change<u32, Name>),
     Prefix(Change<u32, PrefixPair<Ip6>>),
+    Pod(Change<u32, Pod>),
+    PeerPort(Change<PeerPortPrefix, u64>),
     V4(FamilyOp<Ip4>),
     V6(FamilyOp<Ip6>),
     /// Attaches what `Set` says and detaches what it doesn't; `Remove` detaches all of ours.

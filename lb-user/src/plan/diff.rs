@@ -8,6 +8,8 @@
 //! agent's programs keeps them until the tables are full. Translation between inside and outside comes
 //! with what it needs: exchanged prefixes, then what is on which side, then uplinks, then the setting
 //! that says so; that goes first on the way out, then uplinks, connections, and what was on which side.
+//! What policies allow comes before the pods that are allowed it, and these before the programs that judge; it goes
+//! behind them.
 //! Invariants, behind every operation: a service's row lies wholly on active backends; the filter
 //! has the bits of all that is in the tables; no index leads to nothing; once a backend's state
 //! says that it leaves, no row holds it; a backend's connections are ended before its entry goes,
@@ -54,6 +56,10 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     }
     end_ports(from, to, &from.v4, &mut ops, Op::V4);
     end_ports(from, to, &from.v6, &mut ops, Op::V6);
+    set(&from.v4.allowed, &to.v4.allowed, &mut ops, |c| Op::V4(FamilyOp::Allowed(c)));
+    set(&from.v6.allowed, &to.v6.allowed, &mut ops, |c| Op::V6(FamilyOp::Allowed(c)));
+    set(&from.peer_ports, &to.peer_ports, &mut ops, Op::PeerPort);
+    set(&from.pods, &to.pods, &mut ops, Op::Pod);
     let hooks = |first| {
         let set = changed(&from.hooks, &to.hooks).filter(move |(_, old, _)| old.is_none() == first);
         set.map(|(&link, _, hooks)| Op::Hooks(Change::Set(link, hooks.clone())))
@@ -85,6 +91,10 @@ pub fn diff(from: &Contents, to: &Contents) -> Vec<Op> {
     remove(&from.names, &to.names, &mut ops, Op::Name);
     narrow_filter(from, to, &mut ops);
     remove(&from.hooks, &to.hooks, &mut ops, Op::Hooks);
+    remove(&from.pods, &to.pods, &mut ops, Op::Pod);
+    remove(&from.peer_ports, &to.peer_ports, &mut ops, Op::PeerPort);
+    remove(&from.v4.allowed, &to.v4.allowed, &mut ops, |c| Op::V4(FamilyOp::Allowed(c)));
+    remove(&from.v6.allowed, &to.v6.allowed, &mut ops, |c| Op::V6(FamilyOp::Allowed(c)));
     ops
 }
 

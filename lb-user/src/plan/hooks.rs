@@ -10,6 +10,7 @@ use lb_common::wire::Mac;
 
 use super::contents::Hooks;
 use crate::intent::{HookChoice, Intent, Link, Network, Port};
+use crate::pods::wire::PREFIX;
 
 /// What a link is to this node.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,13 +40,23 @@ pub(super) fn hooks(intent: &Intent, network: &Network) -> BTreeMap<u32, Hooks> 
             Role::Port(port) if by_xdp(port.hook, link) => Some(Hooks { xdp: true, tc_egress: true, ..none }),
             Role::Port(_) => Some(Hooks { tc_ingress: true, tc_egress: true, ..none }),
             // What a backend on the host answers to a pod; a bridge sends it for its ports.
-            Role::Inside => Some(Hooks { tc_ingress: true, tc_egress: link.master.is_none(), ..none }),
+            Role::Inside => Some(Hooks {
+                tc_ingress: true,
+                tc_egress: link.master.is_none(),
+                policy: is_judged(intent, link),
+                ..none
+            }),
             // What a client on the host sends to a service whose backend is the host itself.
             Role::Loopback => Some(Hooks { tc_egress: true, ..none }),
             Role::Other => None,
         }
     };
     network.links.iter().filter_map(|link| Some((link.index, of(link)?))).collect()
+}
+
+/// Whether it is the node's end of a pod's link, and policies are in force.
+pub(super) fn is_judged(intent: &Intent, link: &Link) -> bool {
+    intent.policies.is_some() && link.name.starts_with(PREFIX)
 }
 
 /// Links that lead to other hosts, and those that lead to the inside; whether packets are forwarded from there.

@@ -15,6 +15,7 @@ mod nat;
 mod owned;
 #[expect(clippy::module_inception, reason = "the plan itself, beside what it is made of")]
 pub mod plan;
+mod policies;
 mod routing;
 mod services;
 mod slots;
@@ -28,4 +29,5 @@ pub use error::PlanError;
 pub(crate) use hooks::matches;
 pub use ids::Ids;
 pub use plan::{Clock, plan};
+pub use policies::{Summary as PolicySummary, allow, rules};
 pub use update::Planned;

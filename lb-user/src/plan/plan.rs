@@ -16,6 +16,7 @@ use super::hooks::{hooks, links};
 use super::ids::Ids;
 use super::nat;
 use super::owned;
+use super::policies;
 use super::routing::{Routing, mapped};
 use super::services::{World, services};
 use crate::intent::{Capacity, Intent, Network};
@@ -86,7 +87,8 @@ fn draft(
         ..Contents::empty(settings(intent, &clock))
     };
     let sides = nat::translate(intent, network, ids, &mut to)?;
-    let world = World::new(intent, network, routing, sides, clock);
+    let mut world = World::new(intent, network, routing, sides, clock);
+    world.policies = policies::Planned::new(intent, network, &mut to);
     services(&intent.services, &world, ids, &mut to)?;
     owned::unused(&intent.service_ranges, &world.routing.local, &mut to.v4)?;
     owned::unused(&intent.service_ranges, &world.routing.local, &mut to.v6)?;

@@ -19,6 +19,7 @@ use lb_common::table::route::PLACES;
 use lb_common::table::{Group, NextHop, Prefix, Tunnel};
 use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 
+use super::hooks::is_judged;
 use super::ids::Ids;
 use super::maglev::{self, Member, identity};
 use crate::intent::{Address, Intent, Link, Network, Path, Paths, RouteKind, RouteTable};
@@ -85,7 +86,7 @@ impl Routing {
         let resolved = |n: &crate::intent::Neighbour| Some(((n.link, n.addr), Mac(n.mac?)));
         let mut routing = Routing {
             addresses: network.addresses.clone(),
-            links: network.links.iter().filter(|l| l.up).map(|l| (l.index, l.clone())).collect(),
+            links: network.links.iter().filter(|l| l.up).map(|l| (l.index, usable(intent, l))).collect(),
             neighbours: network.neighbours.iter().filter_map(resolved).collect(),
             local: network.addresses.iter().map(|a| a.net.addr()).collect(),
             next_hops: BTreeMap::from([
@@ -359,4 +360,9 @@ fn place<A: Addr>(table: &mut OrdMap<Prefix<A>, u32>, net: IpNet, now: Option<u3
 fn differing(one: &BTreeMap<IpNet, Way>, other: &BTreeMap<IpNet, Way>) -> Vec<IpNet> {
     let of = |net: &&IpNet| one.get(net) != other.get(net);
     one.keys().chain(other.keys().filter(|net| !one.contains_key(net))).filter(of).copied().collect()
+}
+
+/// A link as packets may be sent by it: not by XDP where policies are judged, which it would pass by.
+fn usable(intent: &Intent, link: &Link) -> Link {
+    Link { xdp_transmit: link.xdp_transmit && !is_judged(intent, link), ..link.clone() }
 }

@@ -21,6 +21,7 @@ use super::hooks::{Role, role};
 use super::ids::Ids;
 use super::maglev::{self, Member};
 use super::nat::Sides;
+use super::policies;
 use super::routing::Routing;
 use super::slots::RowKey;
 use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
@@ -41,6 +42,7 @@ pub(super) struct World {
     pub port_links: Vec<u32>,
     /// Links of inside interfaces.
     pub inside_links: Vec<u32>,
+    pub policies: policies::Planned,
 }
 
 impl World {
@@ -62,7 +64,8 @@ impl World {
         let node_addresses = network.addresses.iter().filter(of_node).map(|a| a.net.addr()).filter(wished).collect();
         let node = intent.node.clone();
         let nodes = intent.other_nodes().flat_map(|other| &other.addresses).copied().collect();
-        World { node, nodes, routing, sides, clock, node_addresses, port_links, inside_links }
+        let policies = policies::Planned::default();
+        World { node, nodes, routing, sides, clock, node_addresses, port_links, inside_links, policies }
     }
 }
 

@@ -24,6 +24,7 @@ use super::ids::Ids;
 use super::nat;
 use super::owned;
 use super::plan::{Clock, Sizes, fits, whole};
+use super::policies::{self, Summary};
 use super::services::{World, is_here, number_key, services};
 use crate::intent::{Capacity, Endpoint, Intent, Network, RouteTable, ServicePort, ServiceRange};
 
@@ -178,6 +179,26 @@ impl Planned {
             )
         };
         diff(&before, &after).into_iter().partition(withdraws)
+    }
+
+    /// The operations that lead to the same plan with other policies, or other pods that they are about.
+    pub fn policies(&mut self, intent: &Intent, network: &Network) -> Vec<Op> {
+        if self.world.policies.is_of(intent, network) {
+            return Vec::new();
+        }
+        let mut after = self.empty();
+        self.world.policies = policies::Planned::new(intent, network, &mut after);
+        let mut before = self.empty();
+        let Contents { pods, peer_ports, v4, v6, .. } = &mut self.contents;
+        before.pods = replace(pods, after.pods.clone());
+        before.peer_ports = replace(peer_ports, after.peer_ports.clone());
+        before.v4.allowed = replace(&mut v4.allowed, after.v4.allowed.clone());
+        before.v6.allowed = replace(&mut v6.allowed, after.v6.allowed.clone());
+        diff(&before, &after)
+    }
+
+    pub fn policy_summary(&self) -> &Summary {
+        &self.world.policies.summary
     }
 
     /// What routes alone bear on.

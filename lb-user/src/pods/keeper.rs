@@ -101,11 +101,11 @@ impl Keeper {
 
     fn tell_ports(&self) {
         let Ok(state) = &self.state else { return };
-        let services = ports::of_all(state);
         self.ports.send_if_modified(|told| {
-            let other = told.services != services;
+            let now = HostPorts::of(state, told.revision + 1);
+            let other = told.services != now.services || told.pods != now.pods;
             if other {
-                *told = HostPorts { revision: told.revision + 1, services };
+                *told = now;
             }
             other
         });

@@ -1,15 +1,17 @@
-//! Pods' host ports as services, which the agent's loop brings into force.
+//! Pods' host ports as services, which the agent's loop brings into force, and the pods themselves, for policies.
 //!
 //! Invariant: they are those of the leases on disk. Not here: whose a host port is ([`crate::ipam`]), and whether a
 //! service of the cluster or of the configuration has its place ([`crate::plan`]).
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use crate::apply::Paths;
 use crate::intent::{Endpoint, EndpointState, ServicePort};
 use crate::ipam::{HostPort, Key, Lease, State, store};
 
 use super::wire::host_name;
+use crate::policy::LeasedPod;
 
 /// Those of all pods.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,16 +20,33 @@ pub struct HostPorts {
     pub revision: u64,
     /// Ordered by name.
     pub services: Vec<ServicePort>,
+    /// All that have a lease; another one with each change.
+    pub pods: Arc<Vec<LeasedPod>>,
 }
 
 impl HostPorts {
     /// As an agent before left them; none, where nothing can be read: the keeper says why.
     pub fn read(paths: &Paths) -> HostPorts {
-        HostPorts { revision: 0, services: store::read(&paths.ipam()).map(|state| of_all(&state)).unwrap_or_default() }
+        store::read(&paths.ipam()).map(|state| HostPorts::of(&state, 0)).unwrap_or_default()
+    }
+
+    pub(super) fn of(state: &State, revision: u64) -> HostPorts {
+        HostPorts { revision, services: of_all(state), pods: Arc::new(leased(state)) }
     }
 }
 
-pub(super) fn of_all(state: &State) -> Vec<ServicePort> {
+/// A pod by what the runtime calls it.
+fn leased(state: &State) -> Vec<LeasedPod> {
+    let of = |(key, lease): (&Key, &Lease)| LeasedPod {
+        interface: host_name(key),
+        namespace: lease.namespace.clone(),
+        name: lease.pod.clone(),
+        addresses: lease.addresses.clone(),
+    };
+    state.leases.iter().map(of).collect()
+}
+
+fn of_all(state: &State) -> Vec<ServicePort> {
     let mut all: Vec<ServicePort> = state.leases.iter().flat_map(|(key, lease)| of(key, lease)).collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
     all

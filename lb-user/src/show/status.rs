@@ -39,6 +39,9 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         fact("hook", name, mode, detail);
     }
     listing.push(sockets(paths, &maps, &state)?);
+    for row in policies(&maps, &state)? {
+        listing.push(row);
+    }
     for row in source(&Source::read(paths)?, SystemTime::now()) {
         listing.push(row);
     }
@@ -76,7 +79,11 @@ pub fn status(paths: &Paths) -> Result<Listing> {
         let name = check.service.clone().into();
         listing.push(["health check".into(), name, word.into(), Cell::None, Cell::None, detail]);
     }
-    for (name, used, capacity) in fills(&maps)? {
+    let mut tables = fills(&maps)?;
+    if state.policies.is_some() {
+        tables.extend(policy_tables(&maps)?);
+    }
+    for (name, used, capacity) in tables {
         listing.push(["table".into(), name.into(), Cell::None, used.into(), capacity.into(), Cell::None]);
     }
     Ok(listing)
@@ -103,6 +110,22 @@ fn sockets(paths: &Paths, maps: &Maps, state: &State) -> Result<[Cell<'static>; 
     };
     let name = if name.is_empty() { Cell::None } else { name.into() };
     Ok(["sockets".into(), name, word.into(), translated?.into(), Cell::None, detail.into()])
+}
+
+/// What pods may do, where policies say that, and what doesn't fit.
+fn policies(maps: &Maps, state: &State) -> Result<Vec<[Cell<'static>; 6]>> {
+    let Some(policies) = &state.policies else { return Ok(Vec::new()) };
+    let [ingress, egress] = [Reason::PolicyIngress, Reason::PolicyEgress].map(|reason| maps.drops.sum(reason as u32));
+    let detail = format!(
+        "{} policies; of {} pods {} are selected to them and {} from them; {} and {} packets refused",
+        policies.policies, policies.pods, policies.ingress, policies.egress, ingress?, egress?
+    );
+    let state = if policies.troubles.is_empty() { "on" } else { "failed" };
+    let row = |state: &'static str, detail: String| {
+        ["policy".into(), Cell::None, state.into(), Cell::None, Cell::None, detail.into()]
+    };
+    let troubles = policies.troubles.iter().map(|trouble| row("refused", trouble.clone()));
+    Ok([row(state, detail)].into_iter().chain(troubles).collect())
 }
 
 /// Where services come from, and what of it is not in force as it is now.
@@ -194,6 +217,13 @@ fn fills(maps: &Maps) -> Result<Vec<(String, u64, u32)>> {
     family(&maps.v4, &mut all)?;
     family(&maps.v6, &mut all)?;
     Ok(all)
+}
+
+/// Where policies are in force.
+fn policy_tables(maps: &Maps) -> Result<[(String, u64, u32); 5]> {
+    let Maps { v4, v6, .. } = maps;
+    let (peers4, peers6) = (count(&v4.allowed)?, count(&v6.allowed)?);
+    Ok([peers4, peers6, count(&maps.peer_ports)?, count(&v4.admitted)?, count(&v6.admitted)?])
 }
 
 fn family<A: Addr>(tables: &FamilyMaps<A>, all: &mut Vec<(String, u64, u32)>) -> Result<()> {

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, ensure};
 use lb_common::drop::Drop;
 use lb_common::flow_table::{self, Hit};
 use lb_common::path;
+use lb_common::path::network_policy::{self, Judgement, Meeting, PolicyTables};
 use lb_common::table::FlowKey;
 use lb_common::tables::Tables;
 use lb_common::verdict::{Action, Arrival, Hook, Outcome, Verdict};
@@ -77,14 +78,65 @@ pub struct Answer {
 thread_local! {
     /// As in the kernel, with whatever the last packet left in it.
     static SCRATCH: RefCell<path::Scratch> = RefCell::default();
+    static JUDGEMENT: RefCell<Judgement> = RefCell::default();
 }
 
-/// The engine as the hooks run it (`lb-ebpf/src/main.rs`), also in the overlay; `dropped` counts.
-pub fn whole<T: Tables<Ip4> + Tables<Ip6>>(
+/// All tables, of both families.
+pub trait All: Tables<Ip4> + Tables<Ip6> + PolicyTables<Ip4> + PolicyTables<Ip6> {}
+impl<T: Tables<Ip4> + Tables<Ip6> + PolicyTables<Ip4> + PolicyTables<Ip6>> All for T {}
+
+/// The engine as the hooks run it (`lb-ebpf/src/main.rs`), also in the overlay and where policies are judged; `dropped`
+/// counts.
+pub fn whole<T: All>(tables: &T, arrival: &Arrival, packet: &mut Buffer, dropped: impl Fn(Drop)) -> Outcome {
+    if tables.pod(arrival.ifindex).is_none() {
+        return engine(tables, arrival, packet, &dropped, |_, outcome| outcome);
+    }
+    if arrival.hook == Hook::Egress {
+        if let Some(reason) = inward(tables, arrival, packet, &dropped) {
+            return Outcome::drop(reason);
+        }
+        return engine(tables, arrival, packet, &dropped, |_, outcome| outcome);
+    }
+    JUDGEMENT.with_borrow_mut(|room| {
+        let at = meeting(arrival);
+        let asked = network_policy::outward(packet, &at, tables, room);
+        if let Some(reason) = refused(asked, &dropped) {
+            return Outcome::drop(reason);
+        }
+        engine(tables, arrival, packet, &dropped, |packet, outcome| {
+            let gone = matches!(outcome.action, Action::Drop | Action::Reply | Action::Refuse);
+            if asked != network_policy::JUDGE || gone {
+                return outcome;
+            }
+            let judged = network_policy::translated(packet, &at, tables, room);
+            refused(judged, &dropped).map_or(outcome, Outcome::drop)
+        })
+    })
+}
+
+/// What judges packets to a pod, ahead of the engine: why one is dropped.
+pub fn inward<T: All>(tables: &T, arrival: &Arrival, packet: &mut Buffer, dropped: impl Fn(Drop)) -> Option<Drop> {
+    let judged = JUDGEMENT.with_borrow_mut(|room| network_policy::inward(packet, &meeting(arrival), tables, room));
+    refused(judged, &dropped)
+}
+
+/// Where a packet came in doesn't matter, as long as it is not here.
+fn meeting(arrival: &Arrival) -> Meeting {
+    Meeting { link: arrival.ifindex, from: if arrival.own != 0 { 0 } else { u32::MAX }, now: arrival.now }
+}
+
+fn refused(judged: u32, dropped: &impl Fn(Drop)) -> Option<Drop> {
+    let reason = Drop::ALL[network_policy::reason(judged)? as usize];
+    dropped(reason);
+    Some(reason)
+}
+
+fn engine<T: All>(
     tables: &T,
     arrival: &Arrival,
     packet: &mut Buffer,
-    dropped: impl Fn(Drop),
+    dropped: &impl Fn(Drop),
+    judge: impl FnOnce(&mut Buffer, Outcome) -> Outcome,
 ) -> Outcome {
     let counted = |outcome: Outcome| {
         if let Verdict::Drop(reason) | Verdict::Refuse(reason) = outcome.verdict() {
@@ -101,6 +153,7 @@ pub fn whole<T: Tables<Ip4> + Tables<Ip6>>(
         return counted(Outcome::drop(reason));
     }
     let outcome = counted(SCRATCH.with_borrow_mut(|scratch| path::run(packet, arrival, tables, || Some(scratch))));
+    let outcome = judge(packet, outcome);
     let next_hop = path::overlay::asks(outcome, arrival.hook);
     if next_hop == 0 || !overlay {
         return outcome;

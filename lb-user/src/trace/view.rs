@@ -13,12 +13,14 @@ use lb_common::drop::Note;
 use lb_common::fib;
 use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, FlowTable, WAYS, place_of};
+use lb_common::path::network_policy::{Pods, PolicyTables};
 use lb_common::path::parse::Ip;
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::route::PLACES;
 use lb_common::table::{
-    Affinity, AffinityKey, Announced, Backend, FragmentKey, FragmentPorts, Link, MappingEvent, NextHop, Owned, Plain,
-    Prefix, PrefixPair, Service, ServiceKey, Settings, Source, SourcePrefix, Tunnel, Uplink,
+    Admitted, Affinity, AffinityKey, Announced, Backend, FlowKey, FragmentKey, FragmentPorts, Link, MappingEvent,
+    NextHop, Owned, Peer, PeerPort, PeerPortPrefix, PeerPrefix, Plain, Pod, Prefix, PrefixPair, Service, ServiceKey,
+    Settings, Source, SourcePrefix, Tunnel, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -28,6 +30,7 @@ use super::told::{self, Names, Step};
 use crate::apply::Maps;
 use crate::apply::maps::FamilyMaps;
 use crate::apply::table::Table;
+use crate::show;
 
 /// What packets of one family would have written.
 struct Copies<A: Addr> {
@@ -38,6 +41,8 @@ struct Copies<A: Addr> {
     uplinks: FrozenMap<u32, Box<Uplink<A>>>,
     pairs: FrozenMap<u32, Box<PrefixPair<A>>>,
     affinity: RefCell<HashMap<AffinityKey<A>, Affinity>>,
+    admitted: RefCell<HashMap<FlowKey<A>, Admitted<A>>>,
+    allowed_fragments: RefCell<HashMap<FragmentKey<A>, u32>>,
     fragments: RefCell<HashMap<FragmentKey<A>, FragmentPorts>>,
 }
 
@@ -51,6 +56,8 @@ impl<A: Addr> Default for Copies<A> {
             uplinks: FrozenMap::new(),
             pairs: FrozenMap::new(),
             affinity: RefCell::default(),
+            admitted: RefCell::default(),
+            allowed_fragments: RefCell::default(),
             fragments: RefCell::default(),
         }
     }
@@ -377,9 +384,57 @@ impl<A: Family> Tables<A> for View<'_> {
     }
 }
 
+impl Pods for View<'_> {
+    fn pod(&self, link: u32) -> Option<Pod> {
+        self.get(&self.maps.pods, &link)
+    }
+
+    fn ports(&self, port: &PeerPort) -> u64 {
+        let PeerPort { policy, proto, port } = *port;
+        let bits = self.get(&self.maps.peer_ports, &PeerPortPrefix { len: u64::BITS, policy, proto, port });
+        let (number, name) = (port.get(), show::protocol(proto.get() as u8));
+        let allowed = bits.map_or("by no rule", |_| "by a rule");
+        self.tell("policy", format!("port {number}/{name} is named {allowed}"));
+        bits.unwrap_or_default()
+    }
+}
+
+impl<A: Family> PolicyTables<A> for View<'_> {
+    fn peers(&self, peer: &Peer<A>) -> u64 {
+        let key = PeerPrefix { len: u32::BITS + A::BITS, policy: peer.policy, addr: peer.addr };
+        let bits = self.get(&A::maps(self.maps).allowed, &key);
+        if peer.policy != Peer::<A>::NODE {
+            let named = bits.map_or("by no rule", |_| "by a rule");
+            self.tell("policy", format!("{} is named {named}", peer.addr.to_ip()));
+        }
+        bits.unwrap_or_default()
+    }
+
+    fn admitted(&self, key: &FlowKey<A>) -> Option<Admitted<A>> {
+        let new = A::side(self).copies.admitted.borrow().get(key).copied();
+        let admitted = new.or_else(|| self.get(&A::maps(self.maps).admitted, key))?;
+        self.tell("policy", "the connection was allowed before".into());
+        Some(admitted)
+    }
+
+    fn admit(&self, key: &FlowKey<A>, admitted: &Admitted<A>) {
+        A::side(self).copies.admitted.borrow_mut().insert(*key, *admitted);
+        self.tell("policy", "allowed".into());
+    }
+
+    fn allowed_fragment(&self, key: &FragmentKey<A>) -> Option<u32> {
+        let new = A::side(self).copies.allowed_fragments.borrow().get(key).copied();
+        new.or_else(|| self.get(&A::maps(self.maps).allowed_fragments, key))
+    }
+
+    fn allow_fragment(&self, key: &FragmentKey<A>, now: u32) {
+        A::side(self).copies.allowed_fragments.borrow_mut().insert(*key, now);
+    }
+}
+
 /// Names for numbers, as the kernel and the maps have them.
 impl Names {
     pub fn read(maps: &Maps, interfaces: BTreeMap<u32, String>) -> Result<Names> {
-        Ok(Names { services: crate::show::names(maps)?, interfaces })
+        Ok(Names { services: show::names(maps)?, interfaces })
     }
 }

@@ -2,10 +2,12 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::table::{self, Service};
+use lb_user::policy::{Ports, Range};
 
 use super::World;
-use super::world::{BackendLine, Here, Host, Link, Overlay, Place, ServiceLine};
+use super::world::{AllowedLine, BackendLine, Here, Host, Judged, Link, Overlay, Place, ServiceLine};
 use crate::packet::End;
 use crate::packet::build::parse_mac;
 
@@ -85,6 +87,23 @@ pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {
             world.announced.extend(names.iter().map(|name| (link.to_string(), name.to_string())));
             Ok(())
         }
+        ("judged", [link, host, more @ ..]) => {
+            let mut judged = Judged { link: world.link(link)?.index, host: (*host).into(), policies: [0; 2] };
+            each_number(more, |key, value| {
+                let place =
+                    ["ingress", "egress"].iter().position(|name| *name == key).ok_or("ingress=N or egress=N")?;
+                judged.policies[place] = value;
+                Ok(())
+            })?;
+            world.judged.retain(|other| other.link != judged.link);
+            world.judged.push(judged);
+            Ok(())
+        }
+        ("allow", [policy, net4, net6, more @ ..]) => {
+            let policy = policy.parse().map_err(|_| format!("{policy}: no number"))?;
+            world.allowed.push(allowed(world.v6, policy, (net4, net6), more)?);
+            Ok(())
+        }
         ("service", [proto, rest @ ..]) => service(world, proto, rest),
         ("set", pairs) => each_number(pairs, |key, value| {
             world.settings.insert(key.into(), value);
@@ -156,12 +175,7 @@ fn host(world: &mut World, name: &str, addrs: (&str, &str), at: &[&str]) -> Buil
 }
 
 fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
-    let proto = match proto {
-        "tcp" => 6,
-        "udp" => 17,
-        "sctp" => 132,
-        _ => return Err(format!("{proto}: tcp, udp or sctp")),
-    };
+    let proto = proto_number(proto)?;
     let mut sides = words.split(|w| *w == "=");
     let at = sides.next().unwrap_or(&[]).iter().map(|w| w.parse()).collect::<Built<Vec<End>>>()?;
     let mut line = ServiceLine { proto, at, backends: Vec::new(), affinity: 0, flags: 0, sources: Vec::new() };
@@ -186,6 +200,37 @@ fn service(world: &mut World, proto: &str, words: &[&str]) -> Built<()> {
         None => world.services.push(line),
     }
     Ok(())
+}
+
+fn allowed(v6: bool, policy: u32, nets: (&str, &str), more: &[&str]) -> Built<AllowedLine> {
+    let net = |text: &str| text.parse::<IpNet>().map_err(|_| format!("{text}: no prefix"));
+    let pick = |(net4, net6)| net(if v6 { net6 } else { net4 });
+    let mut line = AllowedLine { policy, net: pick(nets)?, except: Vec::new(), ports: Ports::new() };
+    for word in more {
+        match word.split_once('=') {
+            Some(("except", nets)) => line.except.push(pick(nets.split_once(',').ok_or("except=NET4,NET6")?)?),
+            Some((proto, ports)) => {
+                let proto = Some(proto_number(proto)?);
+                let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+                let number = |text: &str| text.parse::<u16>().map_err(|_| format!("{text}: no port"));
+                line.ports.insert(Range { proto, first: number(first)?, last: number(last)? });
+            }
+            None => return Err(format!("{word}: except=NET4,NET6 or PROTO=FIRST-LAST")),
+        }
+    }
+    if line.ports.is_empty() {
+        line.ports.insert(Range::ALL);
+    }
+    Ok(line)
+}
+
+fn proto_number(proto: &str) -> Built<u8> {
+    match proto {
+        "tcp" => Ok(6),
+        "udp" => Ok(17),
+        "sctp" => Ok(132),
+        _ => Err(format!("{proto}: tcp, udp or sctp")),
+    }
 }
 
 /// `pod1:8080/remote/draining`

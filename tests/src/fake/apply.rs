@@ -74,6 +74,8 @@ impl Apply for Fake {
             Op::Link(op) => return change(&mut self.links, op, ("links", 4_096)),
             Op::Name(op) => return change(&mut self.names, op, ("names", capacity.services)),
             Op::Prefix(op) => return element(&mut self.prefixes, op, ("prefixes", 16)),
+            Op::Pod(op) => return change(&mut self.pods, op, ("pods", 4_096)),
+            Op::PeerPort(op) => return change(&mut self.peer_ports, op, ("peer_ports", 1 << 16)),
             Op::V4(op) => return self.apply_family(op),
             Op::V6(op) => return self.apply_family(op),
             Op::Hooks(op) => return change(&mut self.hooks, op, ("hooks", u32::MAX)),
@@ -100,6 +102,8 @@ impl Apply for Fake {
             prefixes: self.prefixes.clone(),
             tunnels: self.tunnels.clone(),
             peers: self.peers.clone(),
+            pods: self.pods.clone(),
+            peer_ports: self.peer_ports.clone(),
             v4: self.v4.clone(),
             v6: self.v6.clone(),
             hooks: self.hooks.clone(),
@@ -122,6 +126,8 @@ impl Fake {
         fake.prefixes = contents.prefixes.clone();
         fake.tunnels = contents.tunnels.clone();
         fake.peers = contents.peers.clone();
+        fake.pods = contents.pods.clone();
+        fake.peer_ports = contents.peer_ports.clone();
         fake.v4 = contents.v4.clone();
         fake.v6 = contents.v6.clone();
         fake.hooks = contents.hooks.clone();
@@ -192,6 +198,7 @@ impl Fake {
             }
             FamilyOp::Announced(op) => change(&mut family.announced, op, ("announced", capacity.services)),
             FamilyOp::Uplink(op) => change(&mut family.uplinks, op, ("uplinks", 64)),
+            FamilyOp::Allowed(op) => change(&mut family.allowed, op, ("peers", 1 << 18)),
             FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => Ok(()),
         }
     }

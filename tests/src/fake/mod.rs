@@ -9,6 +9,7 @@ mod apply;
 pub mod fib;
 pub mod flows;
 pub mod lru;
+mod policy;
 pub mod ports;
 pub mod show;
 
@@ -21,9 +22,9 @@ use lb_common::flow_table::{Entry, FlowTable};
 use lb_common::path::socket::SocketTable;
 use lb_common::port_table::{Holder, Owner, PortTable};
 use lb_common::table::{
-    Affinity, AffinityKey, Announced, Backend, Counters, FragmentKey, FragmentPorts, Group, Link, MappingEvent, Name,
-    NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SocketKey, SocketPeer, Source, SourcePrefix,
-    Tunnel, Uplink,
+    Admitted, Affinity, AffinityKey, Announced, Backend, Counters, FlowKey, FragmentKey, FragmentPorts, Group, Link,
+    MappingEvent, Name, NextHop, Owned, PeerPortPrefix, Pod, Prefix, PrefixPair, Service, ServiceKey, Settings,
+    SocketKey, SocketPeer, Source, SourcePrefix, Tunnel, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
 use lb_common::wire::{Addr, Be16, Ip4, Ip6};
@@ -42,6 +43,8 @@ pub struct State<A: Addr> {
     pub affinity: Lru<AffinityKey<A>, Affinity>,
     pub fragments: Lru<FragmentKey<A>, FragmentPorts>,
     pub sockets: Lru<SocketKey<A>, SocketPeer<A>>,
+    pub admitted: Lru<FlowKey<A>, Admitted<A>>,
+    pub allowed_fragments: Lru<FragmentKey<A>, u32>,
 }
 
 impl<A: Addr> State<A> {
@@ -50,6 +53,8 @@ impl<A: Addr> State<A> {
             affinity: Lru::new(capacity.affinity),
             fragments: Lru::new(capacity.fragments),
             sockets: Lru::new(capacity.sockets),
+            admitted: Lru::new(1 << 16),
+            allowed_fragments: Lru::new(4_096),
         }
     }
 
@@ -57,6 +62,8 @@ impl<A: Addr> State<A> {
     fn age(&mut self, ticks: u32) {
         self.affinity.values_mut().for_each(|a| a.last = a.last.wrapping_sub(ticks));
         self.fragments.values_mut().for_each(|f| f.last = f.last.wrapping_sub(ticks));
+        self.admitted.values_mut().for_each(|a| a.last = a.last.wrapping_sub(ticks));
+        self.allowed_fragments.values_mut().for_each(|last| *last = last.wrapping_sub(ticks));
     }
 }
 
@@ -84,6 +91,8 @@ pub struct Fake {
     pub prefixes: BTreeMap<u32, PrefixPair<Ip6>>,
     pub tunnels: BTreeMap<u32, Tunnel>,
     pub peers: BTreeMap<Ip6, u32>,
+    pub pods: BTreeMap<u32, Pod>,
+    pub peer_ports: BTreeMap<PeerPortPrefix, u64>,
     pub v4: Family<Ip4>,
     pub v6: Family<Ip6>,
     pub hooks: BTreeMap<u32, Hooks>,
@@ -122,6 +131,8 @@ impl PartialEq for Fake {
             && self.prefixes == other.prefixes
             && self.tunnels == other.tunnels
             && self.peers == other.peers
+            && self.pods == other.pods
+            && self.peer_ports == other.peer_ports
             && self.state4 == other.state4
             && self.state6 == other.state6
     }
@@ -203,6 +214,8 @@ impl Fake {
             prefixes: BTreeMap::new(),
             tunnels: BTreeMap::new(),
             peers: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            peer_ports: BTreeMap::new(),
             v4: Family::default(),
             v6: Family::default(),
             hooks: BTreeMap::new(),

@@ -15,12 +15,13 @@ pub struct Kind {
     pub plural: &'static str,
 }
 
-pub const KINDS: [Kind; 5] = [
+pub const KINDS: [Kind; 6] = [
     Kind { kind: "Service", version: "v1", plural: "services" },
     Kind { kind: "EndpointSlice", version: "discovery.k8s.io/v1", plural: "endpointslices" },
     Kind { kind: "Node", version: "v1", plural: "nodes" },
     Kind { kind: "Namespace", version: "v1", plural: "namespaces" },
     Kind { kind: "Pod", version: "v1", plural: "pods" },
+    Kind { kind: "NetworkPolicy", version: "networking.k8s.io/v1", plural: "networkpolicies" },
 ];
 
 #[derive(Debug, Default)]

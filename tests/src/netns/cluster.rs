@@ -175,14 +175,29 @@ impl Cluster {
 
     /// Makes a pod on a node, by the plugin.
     pub fn pod(&mut self, node: usize) -> Result<()> {
+        self.pod_in(node, "default")
+    }
+
+    /// The same in another namespace.
+    pub fn pod_in(&mut self, node: usize, namespace: &str) -> Result<()> {
         let name = format!("p{}", self.pods.len());
         let ns = self.lab.ns(&name)?;
-        let args = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}");
+        let args = format!("K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={name}");
         let result = self.nodes[node].runtime.add(&ns, &name, &args)?;
         let at = twin(&result)?;
         let server = echo::serve(&ns, &name, &at.both().map(|ip| SocketAddr::new(ip, ECHO)))?;
         self.pods.push(Pod { name, node, at, _server: server, ns });
         Ok(())
+    }
+
+    /// A file in all nodes' manifests.
+    pub fn write(&self, name: &str, text: &str) -> Result<()> {
+        self.files.replace(&format!("cluster/{name}"), text)
+    }
+
+    /// A service, in all nodes' manifests.
+    pub fn write_service(&self, service: &Service) -> Result<()> {
+        self.files.write(service)
     }
 
     /// Another set of Nodes in all nodes' manifests: those of these numbers.

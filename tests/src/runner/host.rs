@@ -1,14 +1,21 @@
 //! The engine on the host: the path over [`Fake`] and a packet in ordinary memory.
 
-use lb_common::verdict::{Arrival, Verdict};
+use lb_common::verdict::{Arrival, Hook, Verdict};
 use lb_user::trace;
 pub use lb_user::trace::buffer::{Buffer, Refuses};
 
 use crate::fake::Fake;
 
-/// Runs one packet, counting a drop as the hooks do.
+/// Runs one packet, counting a drop as the hooks do. At egress of a pod's link it is judged, and no more: what goes on with
+/// it there is another program.
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
-    let verdict = trace::whole(fake, arrival, &mut packet, |reason| fake.dropped(reason)).verdict();
+    let dropped = |reason| fake.dropped(reason);
+    let verdict = match arrival.hook {
+        Hook::Egress if fake.pods.contains_key(&arrival.ifindex) => {
+            trace::inward(fake, arrival, &mut packet, dropped).map_or(Verdict::Pass, Verdict::Drop)
+        }
+        _ => trace::whole(fake, arrival, &mut packet, dropped).verdict(),
+    };
     (verdict, packet.into_bytes())
 }

@@ -15,7 +15,7 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Test
 use lb_common::drop::{Drop as Reason, Note};
 use lb_common::flow_table;
 use lb_common::port_table::{HOLDERS, PLANE, PortTable};
-use lb_common::table::{Flow, Plain};
+use lb_common::table::{Admitted, Flow, Plain};
 use lb_common::verdict::{Arrival, Hook, Verdict};
 use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::apply::table::Table;
@@ -104,6 +104,7 @@ impl Machine {
             xdp.attach(&link.name, XdpMode::Driver).with_context(|| format!("XDP on {}", link.name))?;
         }
         sockets::load_all(&mut kernel.ebpf)?;
+        load::policy_programs(&mut kernel.ebpf)?;
         Ok(Machine { kernel, paths, contents: None, xdp_context: true })
     }
 
@@ -214,7 +215,10 @@ impl Machine {
 
     /// Whether the packet could be compared.
     fn traced(&mut self, arriving: &Arriving, bytes: &[u8]) -> Result<bool> {
-        if bytes.len() < SHORTEST || (arriving.hook == Hook::Xdp && !self.xdp_context) {
+        let judged = self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&arriving.ifindex));
+        // What is judged on its way to a pod is another program's before, which a test run doesn't go on from.
+        let alone = arriving.hook == Hook::Egress && judged;
+        if bytes.len() < SHORTEST || alone || (arriving.hook == Hook::Xdp && !self.xdp_context) {
             return Ok(false);
         }
         let (verdict, said) = self.trace(arriving, bytes)?;
@@ -247,7 +251,9 @@ impl Machine {
             arriving.ifindex = LOOPBACK;
         }
         let fate = host.packet(&arriving, bytes);
-        let code = code(&fate, &arriving);
+        let judged = arriving.hook == Hook::Egress && host.fake.pods.contains_key(&arriving.ifindex);
+        // TC_ACT_UNSPEC: the next program goes on.
+        let code = if judged && fate.verdict == Verdict::Pass { u32::MAX } else { code(&fate, &arriving) };
         ensure!(ran.0 == code, "the host says {:?} (code {code}), the kernel's code is {}", fate.verdict, ran.0);
         if !matches!(fate.verdict, Verdict::Drop(_)) && ran.1 != fate.bytes {
             bail!("the packets differ (expected: the host's)\n{}", super::byte_diff(&fate.bytes, &ran.1));
@@ -265,16 +271,19 @@ impl Machine {
             ctx_in: wanted.then_some(&context),
             ..TestRunOptions::default()
         };
-        let ran = self.program(arriving.hook, options).context("BPF_PROG_TEST_RUN")?;
+        let ran = self.program(arriving, options).context("BPF_PROG_TEST_RUN")?;
         out.truncate(ran.data_size_out as usize);
         Ok((ran.return_value, out))
     }
 
-    fn program(&self, hook: Hook, options: TestRunOptions) -> Result<TestRunResult> {
+    fn program(&self, arriving: &Arriving, options: TestRunOptions) -> Result<TestRunResult> {
+        let judged = self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&arriving.ifindex));
         let get = |name| self.kernel.ebpf.program(name).context("the program is loaded");
         let tc = |name| -> Result<&SchedClassifier, anyhow::Error> { Ok(get(name)?.try_into()?) };
-        let ran: Result<_, ProgramError> = match hook {
+        let ran: Result<_, ProgramError> = match arriving.hook {
             Hook::Xdp => <&Xdp>::try_from(get(load::XDP)?)?.test_run(options),
+            Hook::Ingress if judged => tc(load::POLICY_OUT)?.test_run(options),
+            Hook::Egress if judged => tc(load::POLICY_IN)?.test_run(options),
             Hook::Ingress => tc(load::INGRESS)?.test_run(options),
             Hook::Egress => tc(load::EGRESS)?.test_run(options),
         };
@@ -438,6 +447,8 @@ fn age_family<A: Addr>(maps: &FamilyMaps<A>, ticks: u32) -> Result<()> {
     let taken: Vec<u32> = ports.taken(0, ports.planes() * PLANE).map(|t| t.index).collect();
     taken.into_iter().filter_map(|index| ports.owner(index)).for_each(|owner| owner.age(ticks));
     change_all(&maps.affinity, |a| a.last = a.last.wrapping_sub(ticks))?;
+    change_all(&maps.admitted, |a| a.last = a.last.wrapping_sub(ticks))?;
+    change_all(&maps.allowed_fragments, |last| *last = last.wrapping_sub(ticks))?;
     change_all(&maps.fragments, |f| f.last = f.last.wrapping_sub(ticks))
 }
 
@@ -449,6 +460,8 @@ fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {
     (0..maps.ports.planes()).for_each(|plane| empty(&maps.ports, plane));
     (0..HOLDERS).filter_map(|index| maps.ports.holder(index)).for_each(|holder| _ = holder.forget());
     all(&maps.affinity)?;
+    all(&maps.admitted)?;
+    all(&maps.allowed_fragments)?;
     all(&maps.fragments)
 }
 
@@ -463,6 +476,12 @@ fn agree_family<A: InFake>(maps: &FamilyMaps<A>, fake: &Fake) -> Result<()> {
     same("the hosts inside", &A::ports(fake).hosts(), &hosts)?;
     let state = A::state(fake).borrow();
     let host: BTreeMap<_, _> = state.affinity.iter().map(|(k, v)| (*k, v.backend)).collect();
+    let admitted = |a: &Admitted<A>| Admitted { last: 0, ..*a };
+    same(
+        "admitted connections",
+        &state.admitted.iter().map(|(k, v)| (*k, admitted(v))).collect::<BTreeMap<_, _>>(),
+        &maps.admitted.entries()?.iter().map(|(k, v)| (*k, admitted(v))).collect(),
+    )?;
     same("affinity", &host, &maps.affinity.entries()?.iter().map(|(k, v)| (*k, v.backend)).collect())?;
     let host: BTreeMap<_, _> = state.fragments.iter().map(|(k, v)| (*k, (v.sport, v.dport))).collect();
     same("fragments", &host, &maps.fragments.entries()?.iter().map(|(k, v)| (*k, (v.sport, v.dport))).collect())

@@ -28,12 +28,14 @@ fn family<A: Addr>(from: &Family<A>, to: &Family<A>, op: impl Fn(FamilyOp<A>) ->
     }
     added.extend(sets(&from.announced, &to.announced, |c| op(FamilyOp::Announced(c))));
     added.extend(sets(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
+    added.extend(sets(&from.allowed, &to.allowed, |c| op(FamilyOp::Allowed(c))));
     let mut removed = removals(&from.services, &to.services, |c| op(FamilyOp::Service(c)));
     removed.extend(removals(&from.sources, &to.sources, |c| op(FamilyOp::Source(c))));
     removed.extend(removals(&from.backends, &to.backends, |c| op(FamilyOp::Backend(c))));
     removed.extend(removals(&from.owned, &to.owned, |c| op(FamilyOp::Owned(c))));
     removed.extend(removals(&from.announced, &to.announced, |c| op(FamilyOp::Announced(c))));
     removed.extend(removals(&from.uplinks, &to.uplinks, |c| op(FamilyOp::Uplink(c))));
+    removed.extend(removals(&from.allowed, &to.allowed, |c| op(FamilyOp::Allowed(c))));
     (added, removed)
 }
 
@@ -50,6 +52,10 @@ pub fn ops(from: Option<&Contents>, to: &Contents) -> Vec<Op> {
     ops.extend(sets(&from.links, &to.links, Op::Link));
     ops.extend(sets(&from.names, &to.names, Op::Name));
     ops.extend(sets(&from.prefixes, &to.prefixes, Op::Prefix));
+    ops.extend(sets(&from.peer_ports, &to.peer_ports, Op::PeerPort));
+    ops.extend(sets(&from.pods, &to.pods, Op::Pod));
+    ops.extend(removals(&from.pods, &to.pods, Op::Pod));
+    ops.extend(removals(&from.peer_ports, &to.peer_ports, Op::PeerPort));
     let (added4, removed4) = family(&from.v4, &to.v4, Op::V4);
     let (added6, removed6) = family(&from.v6, &to.v6, Op::V6);
     ops.extend(to.rows.iter().map(|(first, row)| Op::Row { first: *first, backends: row.clone() }));

@@ -65,7 +65,7 @@ pub struct Agent {
 }
 
 pub fn access(api: &FakeApi, folder: &Path, pods: bool) -> Access {
-    Access { kubeconfig: Some(api.kubeconfig(folder).unwrap()), context: None, pods }
+    Access { kubeconfig: Some(api.kubeconfig(folder).unwrap()), context: None, pods, policies: pods }
 }
 
 impl Agent {
@@ -150,6 +150,13 @@ pub fn pod(name: &str, app: &str, host: u32) -> Value {
             "podIP": format!("10.3.{}.{}", host / 250, host % 250), "phase": "Running",
             "conditions": [{ "type": "Ready", "status": "True" }],
         },
+    })
+}
+
+pub fn policy(name: &str) -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": { "name": name, "namespace": "x" }, "spec": { "podSelector": {} },
     })
 }
 

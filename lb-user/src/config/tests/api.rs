@@ -20,10 +20,11 @@ contexts:
 fn keys() {
     let api = |text: &str| parse(&format!("node: n\ninside: x\ncluster: {{ {text} }}")).unwrap().api;
     assert_eq!(api("podSubnet: 10.0.0.0/8"), None);
-    let access = Access { kubeconfig: None, context: None, pods: false };
+    let access = Access { kubeconfig: None, context: None, pods: false, policies: false };
     assert_eq!(api("kubeconfig: in-cluster"), Some(access.clone()));
     assert_eq!(api("kubeconfig: in-cluster, endpoints: pods"), Some(Access { pods: true, ..access.clone() }));
-    let named = Access { kubeconfig: Some("./in-cluster".into()), context: Some("edge".into()), pods: false };
+    let named =
+        Access { kubeconfig: Some("./in-cluster".into()), context: Some("edge".into()), pods: false, policies: false };
     assert_eq!(api("kubeconfig: ./in-cluster, context: edge, endpoints: slices"), Some(named));
 }
 

@@ -73,6 +73,16 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: 172.27.1.0/26, policy: yes }",
+        &["c.yaml:4:40: pods.policy: `yes` is not on or off"],
+    ),
+    (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: 172.27.1.0/26, policy: on }",
+        &[
+            "c.yaml:4:40: pods.policy: nobody says which policies there are; expected cluster.manifests or cluster.kubeconfig, whose NetworkPolicies, Pods and Namespaces they are",
+        ],
+    ),
+    (
         "cluster: { podSubnet: 172.27.0.0/16 }\npods: { overlay: sometimes, vxlanPort: 0, vni: 16777216 }\nnodes: [{ name: n, addresses: 1.2.3, blocks: 172.27.1.0/26 }, { name: n, addresses: 192.0.2.1, blocks: 172.27.2.0/26 }, { name: b, blocks: 172.27.1.0/27 }, { name: c, addresses: 192.0.2.3, blocks: 10.0.0.0/8 }, { name: d, addresses: 192.0.2.4, blocks: 172.27.4.0/26, zone: a }, 7]",
         &[
             "c.yaml:4:18: pods.overlay: `sometimes` is not never, always or crossSubnet",

@@ -3,6 +3,7 @@
 mod churn;
 mod nat;
 mod plan;
+mod policies;
 mod routes;
 mod update;
 mod world;
@@ -70,6 +71,8 @@ impl Model {
             Op::Link(change) => apply(&mut c.links, change),
             Op::Name(change) => apply(&mut c.names, change),
             Op::Prefix(change) => apply(&mut c.prefixes, change),
+            Op::Pod(change) => apply(&mut c.pods, change),
+            Op::PeerPort(change) => apply(&mut c.peer_ports, change),
             Op::V4(op) => family(&mut c.v4, op, &mut self.ended, &mut self.planes),
             Op::V6(op) => family(&mut c.v6, op, &mut self.ended, &mut self.planes),
             Op::Hooks(change) => apply(&mut c.hooks, change),
@@ -212,6 +215,7 @@ fn family<A: Addr>(
         FamilyOp::Routes(all) => family.routes = all.clone(),
         FamilyOp::Announced(change) => apply(&mut family.announced, change),
         FamilyOp::Uplink(change) => apply(&mut family.uplinks, change),
+        FamilyOp::Allowed(change) => apply(&mut family.allowed, change),
         FamilyOp::EndOutside { .. } | FamilyOp::EndPrefix(_) | FamilyOp::EndPorts { .. } => {}
     }
 }

@@ -74,6 +74,8 @@ pub struct Pod {
     pub terminating: bool,
     /// Its phase is Succeeded or Failed.
     pub ended: bool,
+    /// Its addresses are the node's.
+    pub host_network: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

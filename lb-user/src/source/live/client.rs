@@ -22,6 +22,8 @@ pub struct Access {
     pub context: Option<String>,
     /// Endpoints are computed from pods where a service has no slices.
     pub pods: bool,
+    /// What pods may do is as NetworkPolicies say.
+    pub policies: bool,
 }
 
 impl fmt::Display for Access {

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::Access;
+
 /// A kind, as the API names it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Kind {
@@ -36,10 +38,17 @@ const ALWAYS: [Kind; 4] = [
     core("Namespace", "namespaces"),
 ];
 const PODS: Kind = core("Pod", "pods");
+const POLICIES: Kind = Kind {
+    group: "/apis/networking.k8s.io/v1",
+    version: "networking.k8s.io/v1",
+    kind: "NetworkPolicy",
+    plural: "networkpolicies",
+};
 
-/// What is watched, with pods or without.
-pub fn watched(pods: bool) -> impl Iterator<Item = &'static Kind> {
-    ALWAYS.iter().chain(pods.then_some(&PODS))
+/// What is watched: pods and policies where they are asked for.
+pub fn watched(access: &Access) -> impl Iterator<Item = &'static Kind> {
+    let pods = access.pods || access.policies;
+    ALWAYS.iter().chain(pods.then_some(&PODS)).chain(access.policies.then_some(&POLICIES))
 }
 
 impl Kind {

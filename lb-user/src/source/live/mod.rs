@@ -54,9 +54,9 @@ impl Live {
     pub fn start(access: Access, path: &Path) -> (Live, Objects) {
         let (store, kept) = Store::open(path, &access);
         let known = kept.iter().filter_map(|(said, object)| Some((said.clone(), kind::identity(object.as_deref()?))));
-        let shared = Arc::new(Shared::new(kind::watched(access.pods), known.collect()));
+        let shared = Arc::new(Shared::new(kind::watched(&access), known.collect()));
         let follow = |kind| tokio::spawn(Follower::new(access.clone(), kind, shared.clone()).run()).abort_handle();
-        let mut tasks: Vec<AbortHandle> = kind::watched(access.pods).map(follow).collect();
+        let mut tasks: Vec<AbortHandle> = kind::watched(&access).map(follow).collect();
         let (statuses, wanted) = watch::channel(Statuses::new());
         tasks.push(tokio::spawn(write::run(access.clone(), wanted)).abort_handle());
         (Live { access, shared, tasks, store, statuses }, kept)

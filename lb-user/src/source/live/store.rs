@@ -47,7 +47,9 @@ impl Store {
     /// What is kept of this API, and where more is.
     pub fn open(path: &Path, access: &Access) -> (Store, Objects) {
         let pods = if access.pods { ", with pods" } else { "" };
-        let mut store = Store { path: path.to_owned(), of: format!("{access}{pods}"), file: None, length: 0, whole: 0 };
+        let policies = if access.policies { ", with policies" } else { "" };
+        let of = format!("{access}{pods}{policies}");
+        let mut store = Store { path: path.to_owned(), of, file: None, length: 0, whole: 0 };
         let kept = store.read().unwrap_or_default();
         store.write(&kept);
         (store, kept)
@@ -131,7 +133,7 @@ mod tests {
         _ = fs::remove_dir_all(&folder);
         fs::create_dir(&folder).unwrap();
         let path = folder.join("cluster.json");
-        let access = Access { kubeconfig: None, context: None, pods: false };
+        let access = Access { kubeconfig: None, context: None, pods: false, policies: false };
         let object = |n: usize| Some(Arc::new(json!({ "n": n, "pad": "x".repeat(1_000) })));
         let named = |list: &[(&str, Option<Arc<Value>>)]| -> Objects {
             list.iter().map(|(said, object)| (said.into(), object.clone())).collect()

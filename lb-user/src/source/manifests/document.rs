@@ -9,11 +9,12 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{pod, service, slice};
+use super::{network_policy, pod, service, slice};
 use crate::address::Terms;
 use crate::config::{self, At, Error, Errors, Log, Place};
 use crate::health::Check;
 use crate::intent::{Protocol, Traffic};
+use crate::policy::Policy;
 use crate::source::endpoints::{Endpoint, Labels, Node, Pod, Selection};
 
 /// `namespace/name` of a service, or of a pod.
@@ -65,6 +66,7 @@ pub(super) struct Documents {
     pub nodes: Vec<Arc<Placed<String, Node>>>,
     /// Their labels.
     pub namespaces: Vec<Arc<Placed<String, Labels>>>,
+    pub policies: Vec<Arc<Placed<ServiceName, Policy>>>,
     pub notices: Vec<Error>,
 }
 
@@ -215,8 +217,12 @@ fn object(at: &At<'_>, log: &mut Log, into: &mut Documents) {
         ("v1", "Pod") => into.pods.extend(pod::read(at, log).map(Arc::new)),
         ("v1", "Node") => into.nodes.extend(pod::read_node(at, log).map(Arc::new)),
         ("v1", "Namespace") => into.namespaces.extend(pod::read_namespace(at, log).map(Arc::new)),
+        ("networking.k8s.io/v1", "NetworkPolicy") => {
+            into.policies.extend(network_policy::read(at, log).map(Arc::new));
+        }
         ("v1", "List" | "ServiceList" | "EndpointsList" | "PodList" | "NodeList" | "NamespaceList")
-        | ("discovery.k8s.io/v1", "EndpointSliceList") => {
+        | ("discovery.k8s.io/v1", "EndpointSliceList")
+        | ("networking.k8s.io/v1", "NetworkPolicyList") => {
             if let Some(items) = at.get("items") {
                 for item in items.list(log, "a list of objects") {
                     object(&item, log, into);
@@ -226,8 +232,8 @@ fn object(at: &At<'_>, log: &mut Log, into: &mut Documents) {
         _ => log.notice(
             at,
             format!(
-                "{kind} ({version}) is left alone; Service, Endpoints, Pod, Node, Namespace (v1) and EndpointSlice \
-                 (discovery.k8s.io/v1) are read"
+                "{kind} ({version}) is left alone; Service, Endpoints, Pod, Node, Namespace (v1), EndpointSlice \
+                 (discovery.k8s.io/v1) and NetworkPolicy (networking.k8s.io/v1) are read"
             ),
         ),
     }

@@ -11,7 +11,8 @@ use super::join::Joined;
 use super::select::Selected;
 use crate::config::Error;
 use crate::intent::{Protocol, ServicePort};
-use crate::source::endpoints::{self, Labels, Node, Nodes};
+use crate::policy::Policy;
+use crate::source::endpoints::{self, Labels, Node, Nodes, Pod};
 
 /// Which documents there are, by service.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,7 @@ pub(super) struct Index {
     selected: Selected,
     node_documents: BTreeMap<String, Vec<Arc<Placed<String, Node>>>>,
     namespaces: BTreeMap<String, Vec<Arc<Placed<String, Labels>>>>,
+    policies: BTreeMap<ServiceName, Vec<Arc<Placed<ServiceName, Policy>>>>,
     pub nodes: Nodes,
 }
 
@@ -67,6 +69,12 @@ impl Index {
         for namespace in into.iter().flat_map(|d| &d.namespaces) {
             self.namespaces.entry(namespace.name.clone()).or_default().push(namespace.clone());
         }
+        for policy in out.iter().flat_map(|d| &d.policies) {
+            remove(&mut self.policies, &policy.name, policy);
+        }
+        for policy in into.iter().flat_map(|d| &d.policies) {
+            self.policies.entry(policy.name.clone()).or_default().push(policy.clone());
+        }
         self.selected.swap(out, into);
         self.swap_nodes(out, into);
     }
@@ -92,6 +100,15 @@ impl Index {
         let mut labels = said.map(|said| said.object.clone()).unwrap_or_default();
         labels.insert("kubernetes.io/metadata.name".into(), namespace.into());
         labels
+    }
+
+    pub fn pod(&self, name: &ServiceName) -> Option<&Pod> {
+        self.selected.pods.get(name).and_then(|list| list.first()).map(|pod| &pod.object)
+    }
+
+    /// Ordered by name.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.policies.values().filter_map(|list| list.first()).map(|policy| &policy.object)
     }
 
     /// The services that these documents are about.
@@ -157,6 +174,12 @@ impl Index {
         for name in namespaces {
             if let Some([first, second, ..]) = self.namespaces.get(name).map(Vec::as_slice) {
                 twice(format!("Namespace {name}"), &first.said, &second.said, &[]);
+            }
+        }
+        let policies: BTreeSet<_> = new.iter().flat_map(|d| d.policies.iter().map(|policy| &policy.name)).collect();
+        for name in policies {
+            if let Some([first, second, ..]) = self.policies.get(name).map(Vec::as_slice) {
+                twice(format!("NetworkPolicy {name}"), &first.said, &second.said, &[]);
             }
         }
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }

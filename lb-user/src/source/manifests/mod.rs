@@ -8,11 +8,13 @@
 
 mod allocate;
 mod ask;
+mod cluster;
 mod document;
 mod files;
 mod index;
 mod join;
 pub mod names;
+mod network_policy;
 mod pod;
 mod select;
 mod service;
@@ -37,6 +39,7 @@ use crate::address::{Leases, Outcome, Pool, Waiting};
 use crate::config::{self, Error, Errors};
 use crate::health::Check;
 use crate::intent::{Protocol, ServicePort, ServiceRange};
+use crate::policy::Cluster;
 use crate::source::endpoints::{Labels, Node, Nodes};
 
 /// What the configuration says of services.
@@ -121,6 +124,8 @@ pub struct Manifests {
     /// How endpoints are probed, of services that say so; None: not at all.
     checks: BTreeMap<ServiceName, Option<Arc<Check>>>,
     names: Names,
+    /// As policies see it.
+    cluster: Arc<Cluster>,
     taken: Taken,
     /// What is wrong with the files that the last load refused.
     refused: Vec<Error>,
@@ -149,6 +154,7 @@ impl Manifests {
             joined: BTreeMap::new(),
             checks: BTreeMap::new(),
             names: Names::default(),
+            cluster: Arc::default(),
             taken: Taken::default(),
             refused: Vec::new(),
             all: false,
@@ -220,6 +226,11 @@ impl Manifests {
     /// All nodes.
     pub fn nodes(&self) -> &Nodes {
         &self.index.nodes
+    }
+
+    /// The cluster as policies see it; another one with each change that bears on them.
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
     }
 
     /// What names stand for.
@@ -334,6 +345,7 @@ impl Manifests {
             }
         }
         self.names.swap(old, new);
+        cluster::follow(&mut self.cluster, &self.index, old, new);
         if let Some(outcome) = outcome {
             (self.leases, self.waiting) = (outcome.leases, outcome.waiting);
         }

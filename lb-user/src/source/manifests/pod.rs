@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::document::{Placed, Said, ServiceName, labels, metadata, port_name, port_number, protocol};
+use super::document::{Placed, Said, ServiceName, flag, labels, metadata, port_name, port_number, protocol};
 use crate::config::{self, At, Log};
 use crate::source::endpoints::{ContainerPort, Labels, Node, Pod};
 
@@ -19,6 +19,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Pod
     if let Some(spec) = at.get("spec") {
         pod.node = spec.get("nodeName").and_then(|at| at.string(log, "a node's name"));
         pod.hostname = spec.get("hostname").and_then(|at| at.string(log, "a host's name"));
+        pod.host_network = flag(&spec, "hostNetwork", log).unwrap_or(false);
         pod.subdomain = spec.get("subdomain").and_then(|at| at.string(log, "a service's name"));
         container_ports(&spec, "containers", false, &mut pod.ports, log);
         container_ports(&spec, "initContainers", true, &mut pod.ports, log);

@@ -27,7 +27,7 @@ fn wrong_texts() {
         (
             "apiVersion: apps/v1\nkind: Deployment\nspec: { ports: 7 }".into(),
             vec![
-                "a.yaml:1:1: Deployment (apps/v1) is left alone; Service, Endpoints, Pod, Node, Namespace (v1) and EndpointSlice (discovery.k8s.io/v1) are read",
+                "a.yaml:1:1: Deployment (apps/v1) is left alone; Service, Endpoints, Pod, Node, Namespace (v1), EndpointSlice (discovery.k8s.io/v1) and NetworkPolicy (networking.k8s.io/v1) are read",
             ],
         ),
         (

@@ -1,0 +1,269 @@
+//! NetworkPolicy between pods that the plugin made on three nodes: a table of policies, who asks and what passes.
+
+use std::net::{IpAddr, SocketAddr};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use stellwerk_tests::load::{Task, echo};
+use stellwerk_tests::netns::Ns;
+use stellwerk_tests::netns::cluster::{Cluster, ECHO, Nodes};
+use stellwerk_tests::netns::config::Service;
+use stellwerk_tests::netns::device;
+use stellwerk_tests::netns::probe::{self, Datagram, From, Talk};
+
+/// The second port of the pod that is asked.
+const SECOND: u16 = ECHO + 1;
+/// How long what doesn't pass is waited for.
+const SILENCE: Duration = Duration::from_millis(500);
+
+/// Node, namespace and label of each pod; the first is the one that is asked.
+const PODS: [(usize, &str, &str); 6] = [
+    (0, "default", "web"),
+    (1, "default", "client"),
+    (2, "default", "client"),
+    (0, "blue", "client"),
+    (1, "default", "other"),
+    (2, "blue", "other"),
+];
+
+/// By name, the spec of the policy in `default`, and for each of the other pods what passes: TCP to the first and to the
+/// second port, UDP to the same.
+type Row = (&'static str, &'static str, [&'static str; 5]);
+const ALL: [&str; 5] = ["TtUu"; 5];
+const NONE: [&str; 5] = ["----"; 5];
+
+const TABLE: [Row; 9] = [
+    ("there is none", "", ALL),
+    ("nothing", "{ podSelector: { matchLabels: { app: web } } }", NONE),
+    (
+        "pods of its namespace",
+        "{ podSelector: { matchLabels: { app: web } }, ingress: [{ from: [{ podSelector: { matchLabels: { app: client } } }] }] }",
+        ["TtUu", "TtUu", "----", "----", "----"],
+    ),
+    (
+        "another namespace",
+        "{ podSelector: { matchExpressions: [{ key: app, operator: In, values: [web] }] }, \
+         ingress: [{ from: [{ namespaceSelector: { matchLabels: { team: blue } } }] }] }",
+        ["----", "----", "TtUu", "----", "TtUu"],
+    ),
+    (
+        "a block but for a part",
+        "{ podSelector: {}, ingress: [{ from: [\
+         { ipBlock: { cidr: 172.27.0.0/16, except: [172.27.2.0/26] } }, \
+         { ipBlock: { cidr: \"fd00:27::/32\", except: [\"fd00:27:2::/122\"] } }] }] }",
+        ["----", "TtUu", "TtUu", "----", "TtUu"],
+    ),
+    (
+        "a port by its name",
+        "{ podSelector: { matchLabels: { app: web } }, ingress: [{ ports: [{ port: echo }] }] }",
+        ["T---"; 5],
+    ),
+    (
+        "a range of ports",
+        "{ podSelector: { matchLabels: { app: web } }, \
+         ingress: [{ ports: [{ port: 7001, endPort: 7010 }, { protocol: UDP, port: 6999, endPort: 7000 }] }] }",
+        ["-tU-"; 5],
+    ),
+    (
+        "what leaves",
+        "{ podSelector: { matchLabels: { app: client } }, policyTypes: [Egress], \
+         egress: [{ to: [{ podSelector: { matchLabels: { app: web } } }], ports: [{ port: echo }] }] }",
+        ["T---", "T---", "TtUu", "TtUu", "TtUu"],
+    ),
+    (
+        "nothing leaves",
+        "{ podSelector: { matchLabels: { app: other } }, policyTypes: [Egress] }",
+        ["TtUu", "TtUu", "TtUu", "----", "TtUu"],
+    ),
+];
+
+/// Pods on all nodes whose objects everybody knows, and the first one's second server.
+fn cluster(hook: &str) -> Result<(Cluster, Task)> {
+    let mut cluster = Cluster::new(hook, ", policy: on", Nodes::Configuration)?;
+    PODS.iter().try_for_each(|(node, namespace, _)| cluster.pod_in(*node, namespace))?;
+    let mut text = "kind: Namespace\napiVersion: v1\nmetadata: { name: blue, labels: { team: blue } }\n".to_owned();
+    for (pod, (_, namespace, label)) in cluster.pods.iter().zip(PODS) {
+        text += &format!(
+            "---\nkind: Pod\napiVersion: v1\nmetadata: {{ name: {}, namespace: {namespace}, labels: {{ app: {label} }} }}\n\
+             spec: {{ containers: [{{ name: c, ports: [{{ name: echo, containerPort: {ECHO} }}] }}] }}\n\
+             status: {{ podIPs: [{{ ip: {} }}, {{ ip: \"{}\" }}] }}\n",
+            pod.name, pod.at.v4, pod.at.v6
+        );
+    }
+    cluster.write("pods.yaml", &text)?;
+    let web = &cluster.pods[0];
+    let second = echo::serve(&web.ns, &web.name, &web.at.both().map(|ip| SocketAddr::new(ip, SECOND)))?;
+    Ok((cluster, second))
+}
+
+fn policy(cluster: &Cluster, spec: &str) -> Result<()> {
+    let text = match spec {
+        "" => String::new(),
+        spec => format!(
+            "kind: NetworkPolicy\napiVersion: networking.k8s.io/v1\nmetadata: {{ name: p, namespace: default }}\nspec: {spec}\n"
+        ),
+    };
+    cluster.write("policy.yaml", &text)
+}
+
+fn answers(ns: &Ns, to: SocketAddr, udp: bool) -> bool {
+    let from = From::ns(ns);
+    if !udp {
+        return probe::connects(&from, to, SILENCE);
+    }
+    let ask = || -> Result<()> {
+        let socket = probe::udp_socket(&from, to, Datagram::default())?;
+        socket.set_read_timeout(Some(SILENCE))?;
+        socket.send(b"anybody?")?;
+        socket.recv(&mut [0; 64])?;
+        Ok(())
+    };
+    ask().is_ok()
+}
+
+/// What passes from a pod to an address, in the words of the table.
+fn cell(ns: &Ns, to: IpAddr) -> String {
+    let asked = [("T", ECHO, false), ("t", SECOND, false), ("U", ECHO, true), ("u", SECOND, true)];
+    thread::scope(|scope| {
+        let asks: Vec<_> = asked
+            .into_iter()
+            .map(|(letter, port, udp)| {
+                scope.spawn(move || if answers(ns, SocketAddr::new(to, port), udp) { letter } else { "-" })
+            })
+            .collect();
+        asks.into_iter().map(|ask| ask.join().unwrap_or("?")).collect()
+    })
+}
+
+/// What passes from each of the other pods, by family.
+fn row(cluster: &Cluster) -> Vec<[String; 2]> {
+    let (web, others) = (&cluster.pods[0], &cluster.pods[1..]);
+    thread::scope(|scope| {
+        let ask = |ns, to| scope.spawn(move || cell(ns, to));
+        let asks: Vec<_> = others.iter().map(|pod| web.at.both().map(|to| ask(&pod.ns, to))).collect();
+        asks.into_iter().map(|asks| asks.map(|ask| ask.join().unwrap_or_default())).collect()
+    })
+}
+
+fn eventually(what: impl Fn() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(8);
+    loop {
+        match what() {
+            Err(_) if Instant::now() < end => thread::sleep(Duration::from_millis(50)),
+            result => return result,
+        }
+    }
+}
+
+fn is(cluster: &Cluster, wanted: &[&str; 5]) -> Result<()> {
+    let row = row(cluster);
+    let wanted: Vec<[String; 2]> = wanted.iter().map(|cell| [(*cell).to_owned(), (*cell).to_owned()]).collect();
+    ensure!(row == wanted, "wanted {wanted:?}\n    is {row:?}");
+    Ok(())
+}
+
+#[test]
+fn who_may_talk_to_whom() -> Result<()> {
+    let (cluster, _second) = cluster("xdp")?;
+    for (name, spec, wanted) in TABLE {
+        policy(&cluster, spec)?;
+        eventually(|| is(&cluster, &wanted)).with_context(|| format!("allowed: {name}"))?;
+        // The pod's own node always may: its kubelet asks whether it is well.
+        for at in cluster.pods[0].at.both() {
+            let to = SocketAddr::new(at, SECOND);
+            ensure!(
+                answers(&cluster.nodes[0].ns, to, false) && answers(&cluster.nodes[0].ns, to, true),
+                "{name}: {to}"
+            );
+        }
+    }
+    let agent = &cluster.nodes[0].agent;
+    ensure!(agent.dropped("policy_ingress")? > 0, "counted");
+    let status = agent.rows("status")?;
+    ensure!(status.iter().any(|row| row["what"] == "policy" && row["state"] == "on"), "{status:?}");
+    // The other nodes are judged by their addresses.
+    policy(&cluster, TABLE[1].1)?;
+    let to = SocketAddr::new(cluster.pods[0].at.v4, ECHO);
+    eventually(|| {
+        ensure!(!answers(&cluster.nodes[1].ns, to, false), "another node was heard");
+        Ok(())
+    })?;
+    through_a_service(&cluster)
+}
+
+/// A service is judged by its endpoints, whatever its own address and port.
+fn through_a_service(cluster: &Cluster) -> Result<()> {
+    let service = |name: &str, host: u8, pod: usize| -> Result<[SocketAddr; 2]> {
+        let at = device::cluster(host);
+        let service = Service::tcp(name, 80, ECHO, at).and_udp();
+        let pod = &cluster.pods[pod];
+        cluster.write_service(&service.endpoint(pod.at, &cluster.nodes[pod.node].name))?;
+        Ok(at.both().map(|ip| SocketAddr::new(ip, 80)))
+    };
+    let (web, other, own) = (service("web", 40, 0)?, service("other", 41, 4)?, service("own", 42, 1)?);
+    policy(cluster, TABLE[7].1)?;
+    let client = &cluster.pods[1].ns;
+    eventually(|| {
+        for i in 0..2 {
+            ensure!(answers(client, web[i], false), "{} is allowed", web[i]);
+            ensure!(!answers(client, web[i], true), "{} by UDP is not", web[i]);
+            ensure!(!answers(client, other[i], false), "{} is not", other[i]);
+            ensure!(answers(client, own[i], false) && answers(client, own[i], true), "{} leads to itself", own[i]);
+        }
+        Ok(())
+    })?;
+    ensure!(cluster.nodes[1].agent.dropped("policy_egress")? > 0, "counted");
+    // Fragments follow what is allowed, there and back.
+    policy(
+        cluster,
+        "{ podSelector: {}, policyTypes: [Ingress, Egress], egress: [{ to: [{ podSelector: {} }] }], \
+                      ingress: [{ from: [{ podSelector: {} }] }] }",
+    )?;
+    for at in cluster.pods[2].at.both() {
+        let large = Datagram { length: 4_000, ..Datagram::default() };
+        let to = SocketAddr::new(at, ECHO);
+        eventually(|| probe::udp(&From::ns(client), to, large).map(drop)).with_context(|| format!("to {to}"))?;
+        probe::ping(&From::ns(client), at, 4_000)?;
+    }
+    Ok(())
+}
+
+/// What is open stays open without an agent and with another one, and not without permission.
+#[test]
+fn open_connections() -> Result<()> {
+    let (mut cluster, _second) = cluster("tc")?;
+    let allowed = TABLE[2];
+    policy(&cluster, allowed.1)?;
+    eventually(|| is(&cluster, &allowed.2))?;
+    let to = |v6: usize| SocketAddr::new(cluster.pods[0].at.both()[v6], ECHO);
+    let mut talks = Vec::new();
+    for (pod, v6) in [(1, 0), (1, 1), (2, 0)] {
+        talks.push(Talk::open(&From::ns(&cluster.pods[pod].ns), to(v6))?);
+    }
+    let mut all = |what: &str| talks.iter_mut().try_for_each(|talk| talk.exchange(50_000)).context(what.to_owned());
+    all("with the first agent")?;
+    for node in [0, 1] {
+        cluster.nodes[node].agent.kill();
+    }
+    all("without an agent")?;
+    ensure!(
+        !answers(&cluster.pods[4].ns, SocketAddr::new(cluster.pods[0].at.v4, ECHO), false),
+        "judged without an agent"
+    );
+    for node in [0, 1] {
+        cluster.nodes[node].agent.start_ready()?;
+    }
+    all("with another agent")?;
+    is(&cluster, &allowed.2)?;
+    // Another policy allows the same: nobody notices.
+    policy(&cluster, TABLE[0].1)?;
+    eventually(|| is(&cluster, &TABLE[0].2))?;
+    all("without a policy")?;
+    policy(&cluster, TABLE[1].1)?;
+    eventually(|| is(&cluster, &TABLE[1].2))?;
+    for talk in &mut talks {
+        ensure!(talk.exchange(50_000).is_err(), "it goes on without permission");
+    }
+    Ok(())
+}
