@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
+use crate::log::Form;
 use crate::route::form::Words;
 
 /// The network of an edge Kubernetes node: service load balancer, NAT switch and router.
@@ -37,6 +38,8 @@ pub enum Command {
     Unload,
     /// Ports, hooks and tables at a glance
     Status(Listing),
+    /// Ports and interfaces inside, and what they carry
+    Ports(Listing),
     /// Services, their addresses and backends' number
     Services(Listing),
     /// Pools of addresses, and which services have which, or wait for one, and why
@@ -73,6 +76,9 @@ pub struct Run {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// The form of log lines
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub log: Form,
     #[command(flatten)]
     pub store: Store,
 }
@@ -286,6 +292,7 @@ mod tests {
             ("run --config", "a value is required for '--config <FILE>' but none was supplied"),
             ("run --config a --config b", "the argument '--config <FILE>' cannot be used multiple times"),
             ("run --config a --json", "unexpected argument '--json' found"),
+            ("run --config a --log xml", "invalid value 'xml' for '--log <FORM>' [possible values: text, json]"),
             ("check", "the following required arguments were not provided: <FILE>"),
             ("check a b", "unexpected argument 'b' found"),
             ("unload --json", "unexpected argument '--json' found"),
