@@ -38,6 +38,8 @@ pub enum Command {
     Unload,
     /// Ports, hooks and tables at a glance
     Status(Listing),
+    /// What passes now, by services, backends, clients, reasons of drops and ports, on a terminal
+    Top(Live),
     /// Ports and interfaces inside, and what they carry
     Ports(Listing),
     /// Services, their addresses and backends' number
@@ -196,6 +198,13 @@ pub struct Flows {
     pub nat: bool,
 }
 
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Live {
+    /// Seconds between readings
+    #[arg(short = 'd', long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub every: u64,
+}
+
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Nat {
     /// Uplinks, their addresses, how many ports are in use, and what was dropped
@@ -298,6 +307,7 @@ mod tests {
             ("unload --json", "unexpected argument '--json' found"),
             ("status --jsn", "unexpected argument '--jsn' found"),
             ("status all", "unexpected argument 'all' found"),
+            ("top -d 0", "invalid value '0' for '--every <SECONDS>': 0 is not in 1..=60"),
             ("services web", "unexpected argument 'web' found"),
             ("backends --json=yes", "unexpected value 'yes' for '--json' found; no more were expected"),
             ("flows --json --json", "the argument '--json' cannot be used multiple times"),

@@ -25,4 +25,5 @@ pub mod pods;
 pub mod route;
 pub mod show;
 pub mod source;
+pub mod top;
 pub mod web;

@@ -4,6 +4,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -11,7 +12,7 @@ use lb_user::apply::Paths;
 use lb_user::cli::{Cli, Cni, Command, Dns, Identity, Ipam, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, cni, dns, log, show};
+use lb_user::{agent, apply, cni, dns, log, show, top};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -65,6 +66,10 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Status(listing) => print(show::status(&paths)?, listing),
+        Command::Top(live) => {
+            top::run(&paths, Duration::from_secs(live.every))?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Ports(listing) => print(show::ports(&paths)?, listing),
         Command::Services(listing) => print(show::services(&paths)?, listing),
         Command::Announce(listing) => print(show::announce(&paths)?, listing),
