@@ -59,7 +59,7 @@ fn has(text: &str) -> String {
 #[test]
 fn it_lives_and_comes_back() {
     let (mut scene, mut browser) = open();
-    browser.look(1280, 900, false).unwrap();
+    browser.look(1100, 700, false).unwrap();
     browser.go(PAGE).unwrap();
     browser.wait("document.getElementById('state').textContent === '● live'").unwrap();
     // Ports, services and backends are drawn, with what passes now.
@@ -71,8 +71,10 @@ fn it_lives_and_comes_back() {
     let moving =
         "[...document.querySelectorAll('#picture svg text')].some((t) => /[1-9][\\d.]* \\/s new/.test(t.textContent))";
     browser.wait(moving).unwrap();
+    // Lines grow by and by.
+    std::thread::sleep(Duration::from_millis(700));
     picture(&mut browser, "light");
-    browser.look(1280, 900, true).unwrap();
+    browser.look(1100, 700, true).unwrap();
     picture(&mut browser, "dark");
     browser.look(390, 844, false).unwrap();
     browser.wait("document.querySelector('#picture svg').clientWidth < 400").unwrap();
@@ -140,7 +142,7 @@ const FRAMES: &str = r#"(async () => {
   let longest = 0;
   let rows = 0;
   let last = performance.now();
-  const end = last + 6000;
+  const end = last + 4000;
   for (let n = 0; performance.now() < end; n += 1) {
     await new Promise(requestAnimationFrame);
     const now = performance.now();

@@ -40,4 +40,4 @@ pub(crate) struct Watched {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

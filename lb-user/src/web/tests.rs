@@ -9,9 +9,12 @@ use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::answer::{Asked, answer};
 use super::*;
+use crate::config::Tls;
+use crate::health::tls;
 
 fn asked(token: Option<&str>) -> Asked {
     // Nothing is pinned there.
@@ -190,7 +193,8 @@ async fn connect(at: SocketAddr) -> TcpStream {
 async fn talk(stream: &mut TcpStream, text: &[u8]) -> String {
     stream.write_all(text).await.unwrap();
     let mut got = vec![0; 4096];
-    let n = stream.read(&mut got).await.unwrap();
+    // Who is refused may find the connection closed at once.
+    let n = stream.read(&mut got).await.unwrap_or(0);
     String::from_utf8_lossy(&got[..n]).into_owned()
 }
 
@@ -214,4 +218,58 @@ async fn over_a_socket_and_elsewhere_after_a_change() {
         assert!(left > 0, "it listens although nobody is to watch");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+}
+
+#[tokio::test]
+async fn over_tls_with_a_token() {
+    let dir = std::env::temp_dir().join(format!("stellwerk-tls-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let file = |name: &str, text: String| {
+        std::fs::write(dir.join(name), text).unwrap();
+        dir.join(name)
+    };
+    let certificate = file("cert.pem", pem("CERTIFICATE", include_bytes!("../health/run/cert.der")));
+    let key = file("key.pem", pem("PRIVATE KEY", include_bytes!("../health/run/key.der")));
+    let token = Some(file("token", "0123456789abcdef\n".into()));
+    let (server, at) = served().await;
+    let settings = |tls| Settings { web: Web { listen: at, token: token.clone(), tls }, names: false };
+    server.configure(Some(settings(Some(Tls { certificate, key }))));
+    let name = ServerName::try_from("edge-1.example").unwrap();
+    let mut left = 200;
+    let mut stream = loop {
+        let tried = tls::connector().unwrap().connect(name.clone(), connect(at).await).await;
+        if let Ok(stream) = tried {
+            break stream;
+        }
+        // The former settings may still answer.
+        left -= 1;
+        assert!(left > 0, "{tried:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    for (said, want) in [("", "HTTP/1.1 401"), ("Authorization: Bearer 0123456789abcdef\r\n", "HTTP/1.1 200")] {
+        let request = format!("GET /api/v1/history HTTP/1.1\r\nHost: edge-1.example\r\n{said}\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut got = vec![0; 4096];
+        let n = stream.read(&mut got).await.unwrap();
+        let got = String::from_utf8_lossy(&got[..n]).into_owned();
+        assert!(got.starts_with(want), "{got}");
+    }
+    // Who speaks without TLS gets nothing told.
+    let got = talk(&mut connect(at).await, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await;
+    assert!(!got.contains("HTTP/1.1"), "{got}");
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+/// Bytes as text that PEM has between its lines.
+pub fn pem(kind: &str, der: &[u8]) -> String {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut text = String::new();
+    for three in der.chunks(3) {
+        let bits = three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
+        for at in 0..4 {
+            let digit = DIGITS[(bits >> (18 - 6 * at)) as usize & 63] as char;
+            text.push(if at <= three.len() { digit } else { '=' });
+        }
+    }
+    format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
 }

@@ -1,6 +1,7 @@
 //! Where the agent can be watched: what is read, and what is refused in which words.
 
 use super::*;
+use crate::web::tests::pem;
 
 fn with(web: &str) -> Result<Config, String> {
     parse(&format!("node: n\ninside: x\nweb: {web}\n"))
@@ -92,18 +93,4 @@ fn wrong_files() {
     assert_eq!(web.tls.unwrap().key, dir.join("key.pem"), "beside the configuration");
     assert_eq!(load("{ listen: '0.0.0.0:9617', tokenFile: token }").unwrap().unwrap().token, Some(dir.join("token")));
     std::fs::remove_dir_all(&dir).unwrap();
-}
-
-/// Bytes as text that PEM has between its lines.
-fn pem(kind: &str, der: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in der.chunks(3) {
-        let bits = three.iter().fold(0u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - three.len()));
-        for at in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * at)) as usize & 63] as char;
-            text.push(if at <= three.len() { digit } else { '=' });
-        }
-    }
-    format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
 }

@@ -136,6 +136,30 @@ const backendBytes = (backend) => () => {
   return both(rates.bytes, rates.reply_bytes);
 };
 
+/** Backends of one address and port are one thing, whichever services lead there. */
+function merged(backends) {
+  const all = new Map();
+  for (const backend of backends) {
+    const title = endpoint(backend.address, backend.port);
+    const one = all.get(title) ?? { title, remote: backend.remote, of: [] };
+    one.of.push(backend);
+    all.set(title, one);
+  }
+  return [...all.values()];
+}
+
+function placeBox(svg, { title, of }, x, y, w) {
+  if (of.length === 1) return backendBox(svg, of[0], x, y, w);
+  const drains = of.filter((backend) => backend.state !== "active").length;
+  box(svg, x, y, w, {
+    title,
+    hint: `${title}, for ${of.map((backend) => backend.service).join(", ")}`,
+    words: () => (drains ? `drains for ${drains} of ${of.length} services` : `for ${of.length} services`),
+    numbers: () => bits(of.reduce((sum, backend) => both(backendBytes(backend)(), sum), 0)),
+    odd: drains > 0,
+  });
+}
+
 /** Backends by where they are, at most so many of a service. */
 function places(services, backends) {
   const shown = [];
@@ -145,7 +169,7 @@ function places(services, backends) {
     shown.push(...mine.slice(0, BACKENDS));
     if (mine.length > BACKENDS) left.set(service.id, mine.length - BACKENDS);
   }
-  return { here: shown.filter((row) => !row.remote), elsewhere: shown.filter((row) => row.remote), left };
+  return { shown, here: merged(shown.filter((row) => !row.remote)), elsewhere: merged(shown.filter((row) => row.remote)), left };
 }
 
 function canvas(total, height) {
@@ -213,9 +237,9 @@ function columns(services, backends, more, total) {
     wire(wires, [middle + column + 14, y + HEIGHT / 2], [x, y + HEIGHT / 2], portBytes(port), port.state !== "up");
     y += step;
   }
-  const hang = (backend) => {
-    backendBox(svg, backend, x, y, column - 4);
-    if (at.has(backend.service)) {
+  const hang = (place) => {
+    placeBox(svg, place, x, y, column - 4);
+    for (const backend of place.of) {
       wire(wires, [middle + column, at.get(backend.service)], [x, y + HEIGHT / 2], backendBytes(backend), backend.state !== "active");
     }
     y += step;
@@ -238,8 +262,7 @@ function columns(services, backends, more, total) {
 
 /** The same from top to bottom, for narrow windows: backends hang below their service. */
 function stacked(services, backends, more, total) {
-  const { here, elsewhere, left } = places(services, backends);
-  const shown = [...here, ...elsewhere];
+  const { shown, left } = places(services, backends);
   const ports = rows("ports").filter((row) => row.role !== "inside");
   const step = HEIGHT + GAP;
   const lines = ports.length * 1.45 + services.length + shown.length;
