@@ -20,12 +20,16 @@ mod routes;
 mod sockets;
 mod sweeping;
 mod switch;
+mod vitals;
 mod wanted;
+mod web;
 mod wish;
 
 use std::io::Write;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -56,6 +60,7 @@ use crate::source::manifests::Objects;
 use crate::source::netlink::{self, Asked, Wanted};
 use crate::source::readiness::{at, readable};
 use crate::source::watch::{Changed, Watch};
+use crate::web::Server;
 
 /// How long neighbours may be asked for later than a change that needs them: the kernel resolves
 /// them on the first packet anyway.
@@ -64,7 +69,8 @@ const PRUNE: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_secs(1);
 
 pub use cluster::{Refused, Source};
-pub use lock::{About, running};
+pub use lock::{About, Named, running};
+pub use vitals::Vitals;
 
 /// What `run` is told.
 #[derive(Clone, Debug)]
@@ -105,6 +111,7 @@ async fn start(options: &Options) -> Result<()> {
     let nat_log = nat_log::start(&options.paths, wish.intent.nat.log.clone())?;
     let ends = nat_log.ends();
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
+    let vitals = Arc::<Vitals>::default();
     let (health, reports) = Health::start(&options.paths)?;
     let announce = Announce::start(&options.paths, &current);
     let pods = Pods::new(&options.paths);
@@ -135,6 +142,8 @@ async fn start(options: &Options) -> Result<()> {
         deadline: None,
         ask: None,
         repaired: 0,
+        web: Server::start(&options.paths, &vitals)?,
+        vitals,
     };
     // Before it says that it is ready: whoever waits for that may end it at once.
     let stop = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
@@ -220,12 +229,16 @@ struct Agent {
     ask: Option<Instant>,
     /// Entries that others broke and we set right.
     repaired: u64,
+    web: Server,
+    vitals: Arc<Vitals>,
 }
 
 impl Agent {
     fn first(&mut self) -> Result<()> {
         self.wish.intent.revision = self.lock.revision() + 1;
         self.settle_routes();
+        // Who watches sees a first plan that fails, too.
+        self.configure_web();
         self.replan(None)?;
         self.tell_source();
         // Those of an agent before may be others.
@@ -233,7 +246,6 @@ impl Agent {
         self.settle_health();
         self.configure_names();
         self.settle_sockets();
-        self.note_ports();
         self.settle_pods();
         self.tell_pods();
         self.kernel.forget_other_layouts()?;
@@ -243,6 +255,7 @@ impl Agent {
         if self.waits() {
             warn!("what is pinned stays in force as it is until the Kubernetes API has told of the cluster");
         }
+        self.tell_vitals();
         let revision = self.wish.intent.revision;
         info!("ready: revision {revision}, {} services", self.wish.intent.services.len());
         let mut out = std::io::stdout();
@@ -294,6 +307,7 @@ impl Agent {
                     self.prune();
                     self.forget_pods();
                     self.retry_host_ports();
+                    self.tell_vitals();
                 }),
             }
         }
@@ -320,6 +334,7 @@ impl Agent {
             self.settle_routes();
             self.follow_again();
             self.configure_names();
+            self.configure_web();
             self.settle_sockets();
         }
         self.tell_source();
@@ -329,9 +344,11 @@ impl Agent {
         match result {
             Ok(None) => debug!("what services are made of changed, but not what it means"),
             Ok(Some(undo)) => self.replan_or_retry(Some(undo)),
-            Err(error) => error!("refused, and what runs stays:\n{error:#}"),
+            Err(error) => {
+                self.vitals.refused.fetch_add(1, Ordering::Relaxed);
+                error!("refused, and what runs stays:\n{error:#}");
+            }
         }
-        self.note_ports();
         self.settle_pods();
         if self.follow_nodes() {
             self.settle_announcements();

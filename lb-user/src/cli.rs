@@ -15,6 +15,7 @@ use clap_complete::Shell;
 
 pub use self::monitor::Monitor;
 pub use self::trace::Trace;
+use crate::log::Form;
 use crate::route::form;
 
 /// The network of an edge Kubernetes node: service load balancer, NAT switch and router.
@@ -41,6 +42,10 @@ pub enum Command {
     Unload,
     /// Ports, hooks and tables at a glance
     Status(Listing),
+    /// What passes now, by services, backends, clients, reasons of drops and ports, on a terminal
+    Top(Live),
+    /// Ports and interfaces inside, and what they carry
+    Ports(Listing),
     /// Services, their addresses and backends' number
     Services(Listing),
     /// Pools of addresses, and which services have which, or wait for one, and why
@@ -90,6 +95,9 @@ pub struct Run {
     /// The configuration file
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
+    /// The form of log lines
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub log: Form,
     #[command(flatten)]
     pub store: Store,
 }
@@ -207,6 +215,13 @@ pub struct Flows {
     pub nat: bool,
 }
 
+#[derive(Args, Clone, Copy, Debug)]
+pub struct Live {
+    /// Seconds between readings
+    #[arg(short = 'd', long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..=60))]
+    pub every: u64,
+}
+
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum Nat {
     /// Uplinks, their addresses, how many ports are in use, and what was dropped
@@ -303,11 +318,13 @@ mod tests {
             ("run --config", "a value is required for '--config <FILE>' but none was supplied"),
             ("run --config a --config b", "the argument '--config <FILE>' cannot be used multiple times"),
             ("run --config a --json", "unexpected argument '--json' found"),
+            ("run --config a --log xml", "invalid value 'xml' for '--log <FORM>' [possible values: text, json]"),
             ("check", "the following required arguments were not provided: <FILE>"),
             ("check a b", "unexpected argument 'b' found"),
             ("unload --json", "unexpected argument '--json' found"),
             ("status --jsn", "unexpected argument '--jsn' found"),
             ("status all", "unexpected argument 'all' found"),
+            ("top -d 0", "invalid value '0' for '--every <SECONDS>': 0 is not in 1..=60"),
             ("services web", "unexpected argument 'web' found"),
             ("backends --json=yes", "unexpected value 'yes' for '--json' found; no more were expected"),
             ("flows --json --json", "the argument '--json' cannot be used multiple times"),

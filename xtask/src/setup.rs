@@ -32,6 +32,9 @@ pub const NET: &[Tool] = &[
 pub const CONTAINERS: &[Tool] =
     &[("containerd", "containerd"), ("runc", "runc"), ("nsenter", "util-linux"), ("busybox", "busybox-static")];
 
+/// What opens the page that nodes are watched by, for its tests.
+pub const BROWSER: &[Tool] = &[("chromium", "chromium")];
+
 /// What `test --kernel` boots other kernels with.
 pub const VM: &[Tool] = &[
     ("ip", "iproute2"),
@@ -53,6 +56,7 @@ pub fn all() -> Result<()> {
     }
     tools(NET)?;
     tools(CONTAINERS)?;
+    tools(BROWSER)?;
     say!("system packages for tests, demo and benchmarks: there");
     say!("Ready. Next: `cargo xtask test` or `cargo xtask demo`.");
     Ok(())

@@ -101,6 +101,7 @@ pub fn run(args: &Args) -> Result<i32> {
     if rungs.iter().any(|rung| rung.root) && !args.no_root {
         setup::tools(setup::NET)?;
         setup::tools(setup::CONTAINERS)?;
+        setup::tools(setup::BROWSER)?;
         if !chosen("build") {
             build::all()?;
         }

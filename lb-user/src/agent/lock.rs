@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::apply::Paths;
+use crate::intent::{Intent, Port};
 
 /// What an agent says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,8 +27,40 @@ pub struct About {
     pub routes: PathBuf,
     /// Of the routes in force.
     pub generation: u64,
+    /// This node, as endpoints name it, and its interfaces with names of their own.
+    pub node: String,
+    pub ports: Vec<Named>,
     /// Changes by others to its routes that it has set right, as agents before it have.
     pub repaired: u64,
+}
+
+/// An interface with a name and a role.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Named {
+    pub name: String,
+    pub interface: String,
+    /// `uplink`, `compute`, `port`, `switch`; `inside` for what has no name in the configuration.
+    pub role: String,
+}
+
+impl Named {
+    fn of(intent: &Intent) -> Vec<Named> {
+        let port = |port: &Port| {
+            let role = match port {
+                Port { gateways, .. } if !gateways.is_empty() => "uplink",
+                Port { compute: true, .. } => "compute",
+                _ => "port",
+            };
+            Named { name: port.name.clone(), interface: port.interface.clone(), role: role.into() }
+        };
+        let switch = intent.internal_switch.iter().map(|switch| Named {
+            name: "internal switch".into(),
+            interface: switch.interface.clone(),
+            role: "switch".into(),
+        });
+        intent.ports.iter().map(port).chain(switch).collect()
+    }
 }
 
 /// Held while the agent runs.
@@ -89,6 +122,11 @@ impl Lock {
 
     pub fn note(&mut self, revision: u64) {
         self.change(|about| about.revision = revision);
+    }
+
+    /// What the device is made of, as it is in force.
+    pub fn note_device(&mut self, intent: &Intent) {
+        self.change(|about| (about.node, about.ports) = (intent.node.clone(), Named::of(intent)));
     }
 
     /// Routes are in force, and so many changes by others were set right just now.

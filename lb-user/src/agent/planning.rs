@@ -4,6 +4,7 @@
 //! Invariant: what is planned is what the tables hold, or [`Held`] says what else they do.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -53,17 +54,24 @@ impl Agent {
             self.neighbours = Neighbours::new(&self.wish.intent, &self.network);
             self.ask.get_or_insert(Instant::now() + ASK_LATER);
         }
-        if let Err(error) = self.carry_out(&ops) {
-            error!("{error:#}");
+        match self.carry_out(&ops) {
+            Ok(()) => self.vitals.apply(started.elapsed(), ops.len()),
+            Err(error) => {
+                self.vitals.failed.fetch_add(1, Ordering::Relaxed);
+                error!("{error:#}");
+            }
         }
         debug!(applied = ?started.elapsed(), operations = ops.len(), "routes followed");
         true
     }
 
     pub(super) fn replan_or_retry(&mut self, undo: Option<Undo>) {
+        self.tell_vitals();
         if let Err(error) = self.replan(undo) {
+            self.vitals.failed.fetch_add(1, Ordering::Relaxed);
             error!("{error:#}");
         }
+        self.tell_vitals();
     }
 
     /// Plans, and brings the kernel there. A wish that can't be planned is taken back by `undo`.
@@ -103,11 +111,13 @@ impl Agent {
         self.publish_names();
         self.tell_pods();
         self.note_policies();
+        self.vitals.apply(started.elapsed(), ops.len());
         debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");
         if undo.is_some() {
             info!("revision {} is in force: {} operations", self.wish.intent.revision, ops.len());
         }
         self.lock.note(self.wish.intent.revision);
+        self.lock.note_device(&self.wish.intent);
         self.nat_log.set_path(self.wish.intent.nat.log.clone());
         self.deadline = self.next_deadline();
         self.answer_health_checks();
@@ -231,6 +241,7 @@ impl Agent {
             return;
         }
         self.repaired += ops.len() as u64;
+        self.vitals.repaired.fetch_add(ops.len() as u64, Ordering::Relaxed);
         warn!("{} entries were not as they should be ({} so far): {}", ops.len(), self.repaired, kinds(&ops));
         if let Err(error) = self.carry_out(&ops) {
             error!("repairing: {error:#}");

@@ -1,6 +1,5 @@
 //! Pods' interfaces, as the agent's loop has to do with them: what they get, and when their programs are in force.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use tracing::error;
@@ -11,15 +10,6 @@ use crate::pods::Served;
 use crate::pods::wire::PREFIX;
 
 impl Agent {
-    /// Notes which interface each port is, for who asks by its name.
-    pub(super) fn note_ports(&mut self) {
-        let ports: BTreeMap<String, String> =
-            self.wish.intent.ports.iter().map(|port| (port.name.clone(), port.interface.clone())).collect();
-        if let Err(error) = self.kernel.state.change(&self.options.paths, |state| state.ports = ports) {
-            error!("{error:#}");
-        }
-    }
-
     /// Tells what pods get by now.
     pub(super) fn settle_pods(&mut self) {
         let settings = self.wish.pods(&self.network);

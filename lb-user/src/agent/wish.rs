@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use tracing::warn;
 
 use crate::apply::Paths;
-use crate::config::{Config, Dns, Error, Errors, verify};
+use crate::config::{Config, Dns, Error, Errors, Web, verify};
 use crate::health::Check;
 use crate::intent::{Intent, Network, PodNode, ServicePort, SocketBalancing};
 use crate::nodes;
@@ -164,6 +164,11 @@ impl Wish {
     /// What the configuration says of names.
     pub fn dns(&self) -> Option<&Dns> {
         self.config.dns.as_ref()
+    }
+
+    /// Where the agent can be watched.
+    pub fn web(&self) -> Option<&Web> {
+        self.config.web.as_ref()
     }
 
     /// What pods get, or why nothing; None: they aren't ours.

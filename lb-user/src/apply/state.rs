@@ -39,8 +39,6 @@ pub struct State {
     pub neighbours: BTreeSet<(u32, IpAddr)>,
     /// Whether routes or rules of our protocol were set.
     pub routes: bool,
-    /// Interfaces of the ports, by the ports' names, as the last agent had them: nothing to undo.
-    pub ports: BTreeMap<String, String>,
     /// Ports of health checks, as the last agent had them: nothing to undo.
     pub health_checks: BTreeMap<u16, HealthCheck>,
     /// Of the programs at sockets, whose pins say that they are there: nothing to undo.

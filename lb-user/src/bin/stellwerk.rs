@@ -1,9 +1,10 @@
 //! The binary: parses the command line and hands over. Nothing else is here.
 
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::CommandFactory;
 use clap_complete::Shell;
@@ -11,8 +12,7 @@ use lb_user::apply::Paths;
 use lb_user::cli::{Cli, Cni, Command, Dns, Identity, Ipam, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, bundle, cni, dns, monitor, show, trace};
-use tracing_subscriber::EnvFilter;
+use lb_user::{agent, apply, bundle, cni, dns, log, monitor, show, top, trace};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -47,14 +47,14 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
     match &cli.command {
         Command::Check { file } => Ok(check(file)),
         Command::Run(run) => {
-            log();
+            log::start(run.log);
             apply::pin::check(&paths)?;
             let routes = path(&run.store)?.unwrap_or_else(|| paths.routes());
             agent::run(&agent::Options { config: run.config.clone(), routes, paths })?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Unload => {
-            log();
+            log::start(log::Form::Text);
             if let (about, true) = agent::running(&paths) {
                 // It would go on by itself, with nothing to write to.
                 anyhow::bail!(
@@ -79,6 +79,11 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Status(listing) => print(show::status(&paths)?, listing),
+        Command::Top(live) => {
+            top::run(&paths, Duration::from_secs(live.every))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Ports(listing) => print(show::ports(&paths)?, listing),
         Command::Services(listing) => print(show::services(&paths)?, listing),
         Command::Announce(listing) => print(show::announce(&paths)?, listing),
         Command::Addresses(listing) => print(show::addresses(&paths)?, listing),
@@ -155,18 +160,6 @@ fn completions(shell: Shell) -> anyhow::Result<ExitCode> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "stellwerk", &mut text);
     write(&text)
-}
-
-/// Lines of the agent and the data plane; `RUST_LOG` says which.
-fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,aya=warn,aya_obj=warn"));
-    let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(ansi)
-        .init();
 }
 
 fn print(table: Table, listing: &Listing) -> anyhow::Result<ExitCode> {

@@ -19,6 +19,7 @@ mod read;
 mod routes;
 mod value;
 mod verify;
+mod web;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -39,11 +40,13 @@ use crate::pods::wire::PATTERN;
 use crate::route::StaticRoute;
 use crate::source::live::Access;
 use crate::source::manifests::{Rules, ServiceName};
+use crate::web::Secrets;
 
 pub use dns::{Dns, Pods};
 pub use error::{Error, Errors, Place};
 pub use pods::PodNetwork;
 pub use verify::verify;
+pub use web::{Tls, Web};
 
 pub(crate) use at::{At, Log};
 pub(crate) use value::{ADDRESS, PORT, address, boolean, contains, integer, number, prefix, seconds, show, size};
@@ -91,6 +94,8 @@ pub struct Config {
     pub nodes: Vec<PodNode>,
     /// Pods' interfaces, where they are made here.
     pub pod_network: Option<PodNetwork>,
+    /// Where the agent can be watched.
+    pub web: Option<Web>,
     pub tuning: Tuning,
     /// Understood, but not as written.
     pub notices: Vec<Error>,
@@ -132,6 +137,9 @@ impl Config {
         };
         config.manifests = beside(&config.manifests);
         config.nat.log = beside(&config.nat.log);
+        if let Some(web) = &mut config.web {
+            web.beside(beside);
+        }
         if let Some(log) = config.nat.log.as_ref().filter(|log| log.is_dir()) {
             let message = format!("`{}` is a folder; expected a file to write to", log.display());
             return Err(Errors(vec![config.error_at("internalSwitch.log", message)]));
@@ -143,6 +151,9 @@ impl Config {
                 return Err(Errors(vec![config.error_at("cluster.kubeconfig", wrong)]));
             }
             config.api = Some(api);
+        }
+        if let Some(Err(wrong)) = config.web.as_ref().map(Secrets::read) {
+            return Err(Errors(vec![config.error_at(wrong.key, wrong.message)]));
         }
         Ok(config)
     }

@@ -16,7 +16,7 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, announce, api, dns, nat, pods, pools, publish, routes};
+use super::{Config, Places, announce, api, dns, nat, pods, pools, publish, routes, web};
 use crate::announce::Settings as Announcements;
 use crate::health::check::{self as probing, Check};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, SocketBalancing, Tuning};
@@ -39,6 +39,7 @@ const KEYS: &[&str] = &[
     "draining",
     "pods",
     "nodes",
+    "web",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -114,6 +115,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         dns: None,
         nodes: Vec::new(),
         pod_network: None,
+        web: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
         notices: Vec::new(),
@@ -164,6 +166,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
         && let Some(seconds) = at.value(log, DURATION, value::seconds)
     {
         config.draining = Duration::from_secs(seconds.into());
+    }
+    if let Some(at) = root.get("web") {
+        config.web = web::web(&mut config.places, &at, log);
     }
     tuning(&mut config.tuning, root, log);
     if let Some(at) = root.get("capacity").as_ref().and_then(|at| at.get("natAddresses")) {

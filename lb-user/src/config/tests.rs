@@ -83,4 +83,5 @@ mod kernel;
 mod nat;
 mod pools;
 mod routes;
+mod web;
 mod wrong;

@@ -11,7 +11,7 @@ mod probe;
 pub mod report;
 pub mod run;
 pub mod state;
-mod tls;
+pub(crate) mod tls;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -55,6 +55,34 @@ pub fn flows(paths: &Paths, nat: bool) -> Result<Listing> {
     Ok(listing)
 }
 
+/// How many connections there are, by protocol, whether they are translated, and state.
+pub fn flow_counts(paths: &Paths) -> Result<Listing> {
+    let maps = open(paths)?;
+    let mut all = BTreeMap::new();
+    count(&maps.v4.flows, &mut all);
+    count(&maps.v6.flows, &mut all);
+    let mut listing = Listing::new(&["protocol", "kind", "state", "set", "count"]);
+    for ((proto, nat, state), count) in all {
+        let kind = if nat { "nat" } else { "service" };
+        listing.push([
+            protocol(proto).into(),
+            kind.into(),
+            tcp::label(state).into(),
+            set(state).into(),
+            Cell::Number(count),
+        ]);
+    }
+    Ok(listing)
+}
+
+fn count<A: Addr>(table: &Flows<A>, all: &mut BTreeMap<(u8, bool, u8), u64>) {
+    flow_table::walk(table, 0..table.buckets(), |key, Hit { flow, .. }| {
+        if is_listed(&flow, false) {
+            *all.entry((key.proto as u8, flow.is(Flow::<A>::NAT), flow.state)).or_default() += 1;
+        }
+    });
+}
+
 /// Whether an entry has a row: the direction in which its connection was opened.
 fn is_listed<A: Addr>(flow: &Flow<A>, nat: bool) -> bool {
     !flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY) && (!nat || flow.is(Flow::<A>::NAT))

@@ -71,7 +71,38 @@ impl Table {
         String::from_utf8(out).unwrap()
     }
 
-    fn rows(&self) -> usize {
+    /// Hands over each row.
+    pub fn for_each(&self, mut receive: impl FnMut(Row<'_>)) {
+        for part in &self.parts {
+            for row in 0..part.rows {
+                (part.give)(row, &mut |cells| receive(Row { columns: self.columns, cells }));
+            }
+        }
+    }
+
+    /// An array of objects without a space too many, of so many rows at the most.
+    pub fn compact(&self, limit: usize) -> serde_json::Result<Vec<u8>> {
+        let mut out = vec![b'['];
+        let (mut done, mut rows) = (Ok(()), 0);
+        self.for_each(|row| {
+            if rows < limit && done.is_ok() {
+                if rows > 0 {
+                    out.push(b',');
+                }
+                rows += 1;
+                done = serde_json::to_writer(&mut out, &Object(row.columns, row.cells));
+            }
+        });
+        done?;
+        out.push(b']');
+        Ok(out)
+    }
+
+    pub fn columns(&self) -> &'static [&'static str] {
+        self.columns
+    }
+
+    pub fn rows(&self) -> usize {
         self.parts.iter().map(|part| part.rows).sum()
     }
 
@@ -135,6 +166,57 @@ impl Table {
             })
             .collect();
         in_order(pieces.len(), |piece| pieces[piece].align(&columns), |lines| out.write_all(&lines))
+    }
+}
+
+/// A row, whose cells are found by their columns.
+#[derive(Clone, Copy)]
+pub struct Row<'a> {
+    columns: &'static [&'static str],
+    cells: &'a [Cell<'a>],
+}
+
+impl<'a> Row<'a> {
+    fn cell(&self, column: &str) -> &'a Cell<'a> {
+        let at = self.columns.iter().position(|name| *name == column);
+        debug_assert!(at.is_some(), "no column {column} of {:?}", self.columns);
+        at.and_then(|at| self.cells.get(at)).unwrap_or(&Cell::None)
+    }
+
+    /// As people read it; empty where there is nothing.
+    pub fn text(&self, column: &str) -> String {
+        match self.cell(column) {
+            Cell::None => String::new(),
+            Cell::Text(text) => text.to_string(),
+            other => other.to_string(),
+        }
+    }
+
+    pub fn number(&self, column: &str) -> Option<u64> {
+        match self.cell(column) {
+            Cell::Number(number) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// Of a share, from 0 to 1.
+    pub fn ratio(&self, column: &str) -> Option<f64> {
+        match self.cell(column) {
+            Cell::Percent(percent) => Some(percent / 100.0),
+            _ => None,
+        }
+    }
+
+    /// How many members a list has.
+    pub fn members(&self, column: &str) -> usize {
+        match self.cell(column) {
+            Cell::List(list) => list.len(),
+            _ => 0,
+        }
+    }
+
+    pub fn is_none(&self, column: &str) -> bool {
+        matches!(self.cell(column), Cell::None)
     }
 }
 

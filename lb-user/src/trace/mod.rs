@@ -31,6 +31,7 @@ use self::packet::Words;
 pub use self::told::Names;
 use self::told::Step;
 use self::view::{Asked, Family, View};
+use crate::agent::running;
 use crate::apply::{Maps, Paths, Point, State, attached, clock};
 use crate::show;
 use crate::source::netlink::Mirror;
@@ -238,7 +239,8 @@ fn arrival(paths: &Paths, maps: &Maps, state: &State, mirror: &Mirror, place: &P
         Place::In(name) => (name, false),
         Place::Out(name) => (name, true),
     };
-    let interface = state.ports.get(name).unwrap_or(name);
+    let (about, _) = running(paths);
+    let interface = about.ports.iter().find(|port| port.name == *name).map_or(name, |port| &port.interface);
     let link = mirror.network().links.iter().find(|link| link.name == *interface);
     let there = attached(paths, state)?;
     let interfaces = show::interfaces(Some(mirror));

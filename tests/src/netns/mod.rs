@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod between;
+pub mod browser;
 pub mod caller;
 pub mod clean;
 pub mod cluster;
@@ -16,6 +17,7 @@ pub mod config;
 pub mod containerd;
 pub mod device;
 pub mod ethtool;
+pub mod http;
 pub mod lab;
 pub mod nat;
 pub mod nodes;

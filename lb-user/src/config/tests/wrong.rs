@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes, web",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -104,7 +104,7 @@ const CASES: &[(&str, &[&str])] = &[
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes, web",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),
