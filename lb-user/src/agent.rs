@@ -13,6 +13,7 @@ mod health;
 mod health_check;
 mod host_ports;
 mod lock;
+mod manager;
 pub mod nat_log;
 mod planning;
 mod pods;
@@ -26,6 +27,7 @@ mod wish;
 use std::io::Write;
 use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -41,6 +43,7 @@ use self::announce::Announce;
 use self::cluster::Followed;
 use self::health::{Health, Reports};
 use self::health_check::{Answers, HealthChecks};
+use self::manager::{Manager, Status};
 use self::planning::Held;
 use self::routes::Routes;
 use self::wanted::Neighbours;
@@ -49,6 +52,7 @@ use crate::apply::load::{self, Loaded};
 use crate::apply::{Kernel, Paths};
 use crate::config::Config;
 use crate::intent::Network;
+use crate::peers::Peers;
 use crate::plan::{Apply, Ids, Planned};
 use crate::pods::Pods;
 use crate::pods::ports::HostPorts;
@@ -65,6 +69,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 pub use cluster::{Refused, Source};
 pub use lock::{About, running};
+pub use wish::wrong;
 
 /// What `run` is told.
 #[derive(Clone, Debug)]
@@ -87,7 +92,9 @@ async fn start(options: &Options) -> Result<()> {
     // Before anything that it names is read: no change falls between.
     let watch = Watch::new(&options.config, config.manifests.as_deref())?;
     let network = wish::check(&config, &options.paths)?;
-    let mut dns = dns::Dns::start(&options.paths)?;
+    let peers = Arc::new(Peers::default());
+    peers.set(config.readers()?)?;
+    let mut dns = dns::Dns::start(&options.paths, &peers)?;
     let (followed, objects) = Followed::first(&config, &options.paths).await;
     let resume = |wish: &Wish| dns.resume(wish, lock.revision(), &network, &options.paths);
     let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects, resume))?;
@@ -107,7 +114,7 @@ async fn start(options: &Options) -> Result<()> {
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
     let (health, reports) = Health::start(&options.paths)?;
     let announce = Announce::start(&options.paths, &current);
-    let pods = Pods::new(&options.paths);
+    let pods = Pods::new(&options.paths, &peers);
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
@@ -120,6 +127,8 @@ async fn start(options: &Options) -> Result<()> {
         network,
         wanted,
         lock,
+        manager: Manager::new(),
+        peers,
         followed,
         told: None,
         nat_log,
@@ -198,6 +207,8 @@ struct Agent {
     wanted: watch::Sender<Wanted>,
     neighbours: Neighbours,
     lock: lock::Lock,
+    manager: Manager,
+    peers: Arc<Peers>,
     /// The Kubernetes API, where services come from one.
     followed: Option<Followed>,
     /// What was last told of where services come from.
@@ -247,7 +258,16 @@ impl Agent {
         let mut out = std::io::stdout();
         // Whoever waits for the line may be gone; traffic is not.
         _ = writeln!(out, "ready: revision {revision}").and_then(|()| out.flush());
+        self.manager.ready(self.status());
         Ok(())
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            revision: self.lock.revision(),
+            services: self.wish.intent.services.len(),
+            refused: self.wish.refused().len(),
+        }
     }
 
     async fn serve(
@@ -263,6 +283,7 @@ impl Agent {
         prune.reset();
         let mut told = Vec::new();
         loop {
+            self.manager.status(self.status());
             let feed = self.feed();
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -287,6 +308,7 @@ impl Agent {
                 () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
                 () = self.health_checks.changed() => block_in_place(|| self.note_health_checks()),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
+                () = self.manager.due() => self.manager.alive(),
                 _ = prune.tick() => block_in_place(|| {
                     self.settle_routes();
                     self.wish.keep_addresses();
@@ -296,6 +318,7 @@ impl Agent {
                 }),
             }
         }
+        self.manager.stopping();
         info!("stopped; traffic goes on, and a new agent takes over");
         Ok(())
     }
@@ -309,6 +332,9 @@ impl Agent {
     }
 
     fn files_changed(&mut self, changed: &Changed) {
+        if changed.config {
+            self.manager.reloading();
+        }
         let result = match (changed.config, &changed.manifests) {
             (true, _) => self.wish.config_changed(&self.options.config, &self.options.paths),
             (false, Some(scope)) => self.wish.manifests_changed(scope),
@@ -320,8 +346,16 @@ impl Agent {
             self.follow_again();
             self.configure_names();
             self.settle_sockets();
+            self.settle_peers();
+            self.manager.ready(self.status());
         }
         self.tell_source();
+    }
+
+    fn settle_peers(&self) {
+        if let Err(error) = self.wish.readers().and_then(|readers| Ok(self.peers.set(readers)?)) {
+            error!("who may ask at the agent's sockets stays as it was: {error:#}");
+        }
     }
 
     fn wish_changed(&mut self, result: Result<Option<Undo>>) {

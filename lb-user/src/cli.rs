@@ -33,6 +33,8 @@ pub enum Command {
         /// The configuration file
         file: PathBuf,
     },
+    /// Look at this node, and say what stands against running here; exit status 1 where something does
+    Doctor(Doctor),
     /// Detach and remove everything that stellwerk made
     Unload,
     /// Ports, hooks and tables at a glance
@@ -64,8 +66,16 @@ pub enum Command {
     Cni(Cni),
     /// Completion for a shell: `source <(stellwerk completions bash)`
     Completions { shell: Shell },
+    /// Write the manual's pages, one a command
+    #[command(hide = true)]
+    Manual {
+        /// A folder that is there
+        dir: PathBuf,
+    },
     /// Dropped and noted packets by reason
     Drops(Listing),
+    /// The versions of agent, programs and tables that are in force
+    Version(Listing),
 }
 
 #[derive(Args, Debug)]
@@ -75,6 +85,15 @@ pub struct Run {
     pub config: PathBuf,
     #[command(flatten)]
     pub store: Store,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Doctor {
+    /// The configuration file [default: the agent's, or /etc/stellwerk/stellwerk.yaml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub listing: Listing,
 }
 
 #[derive(Args, Clone, Debug)]

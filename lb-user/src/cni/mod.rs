@@ -4,7 +4,7 @@
 //! is silent where the specification asks for silence. The agent does the work ([`crate::pods`]); while it is away an
 //! interface can still be given up, which is noted and caught up with. Not here: addresses and links.
 
-mod call;
+pub mod call;
 pub mod install;
 mod ports;
 mod result;
@@ -59,7 +59,7 @@ fn run(env: &dyn Fn(&str) -> Option<String>, text: &[u8]) -> Result<Option<Value
     })
 }
 
-fn request(call: &Call) -> Request {
+pub fn request(call: &Call) -> Request {
     let key = call.key.clone();
     match &call.verb {
         Verb::Add => Request::Add {

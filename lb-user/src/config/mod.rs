@@ -9,6 +9,7 @@ mod announce;
 mod api;
 mod at;
 mod check;
+mod control;
 mod dns;
 mod error;
 mod nat;
@@ -92,6 +93,8 @@ pub struct Config {
     /// Pods' interfaces, where they are made here.
     pub pod_network: Option<PodNetwork>,
     pub tuning: Tuning,
+    /// The group that may ask at the agent's sockets, by its name or number.
+    pub readers: Option<String>,
     /// Understood, but not as written.
     pub notices: Vec<Error>,
     places: Places,

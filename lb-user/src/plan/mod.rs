@@ -25,6 +25,7 @@ pub mod update;
 pub use contents::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
 pub use diff::diff;
 pub use error::PlanError;
+pub(crate) use hooks::by_xdp;
 pub use ids::Ids;
 pub use plan::{Clock, plan};
 pub use update::Planned;
