@@ -43,7 +43,7 @@ use self::announce::Announce;
 use self::cluster::Followed;
 use self::health::{Health, Reports};
 use self::health_check::{Answers, HealthChecks};
-use self::manager::{Manager, Status};
+use self::manager::Manager;
 use self::planning::Held;
 use self::routes::Routes;
 use self::wanted::Neighbours;
@@ -260,14 +260,6 @@ impl Agent {
         _ = writeln!(out, "ready: revision {revision}").and_then(|()| out.flush());
         self.manager.ready(self.status());
         Ok(())
-    }
-
-    fn status(&self) -> Status {
-        Status {
-            revision: self.lock.revision(),
-            services: self.wish.intent.services.len(),
-            refused: self.wish.refused().len(),
-        }
     }
 
     async fn serve(

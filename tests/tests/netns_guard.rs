@@ -62,7 +62,7 @@ impl Guarded {
     /// The plugin's own error's code and details, or none.
     fn plugin(&self, who: [&str; 3], verb: &str) -> (Option<u64>, String) {
         let pins = self.node.agent.pins().display();
-        let conf = format!(r#"{{"cniVersion":"1.1.0","name":"test","type":"stellwerk-cni","pinPath":"{pins}"}}"#);
+        let conf = format!(r#"{{"cniVersion":"1.1.0","name":"test","type":"stellwerk-cni","pinPath":"{pins}","cni.dev/valid-attachments":[]}}"#);
         let env = [("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/")];
         let out = self.by(who, "stellwerk-cni", &[], &conf, &env);
         let said: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
@@ -114,22 +114,22 @@ fn the_configuration_decides_at_once() {
     let without = text.replace(&format!("control: {{ readers: {GROUP} }}\n"), "");
     assert_ne!(text, without);
     files.write_config(&without).unwrap();
-    until(|| guarded.rights() == [(0o600, 0, 0); 2]);
+    until(&guarded, || guarded.rights() == [(0o600, 0, 0); 2]);
     assert_eq!(guarded.command(MEMBER, &["dns", "status"]).0, 1);
     assert_eq!(guarded.command(ROOT, &["dns", "status"]).0, 0);
     // One that this node doesn't have is refused whole.
     files.write_config(&text.replace(&GROUP.to_string(), "nobody-knows")).unwrap();
-    until(|| guarded.node.agent.log().contains("`nobody-knows` is no group of this node"));
+    until(&guarded, || guarded.node.agent.log().contains("`nobody-knows` is no group of this node"));
     assert_eq!(guarded.rights(), [(0o600, 0, 0); 2]);
     files.write_config(&text).unwrap();
-    until(|| guarded.rights() == [(0o660, 0, GROUP); 2]);
+    until(&guarded, || guarded.rights() == [(0o660, 0, GROUP); 2]);
     assert_eq!(guarded.command(MEMBER, &["dns", "status"]).0, 0);
 }
 
-fn until(what: impl Fn() -> bool) {
+fn until(guarded: &Guarded, what: impl Fn() -> bool) {
     let end = Instant::now() + Duration::from_secs(10);
     while !what() {
-        assert!(Instant::now() < end, "not within 10 s");
+        assert!(Instant::now() < end, "not within 10 s: {:?}\n{}", guarded.rights(), guarded.node.agent.log_tail());
         std::thread::sleep(Duration::from_millis(20));
     }
 }

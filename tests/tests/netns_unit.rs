@@ -167,7 +167,7 @@ fn each_capability_is_needed() {
     unloaded();
     // It doesn't get as far as being ready.
     for (name, words) in [
-        ("CAP_BPF", "failed to create map `SETTINGS`: Operation not permitted"),
+        ("CAP_BPF", "loading the eBPF object: map error: failed to create map"),
         ("CAP_PERFMON", "the kernel refuses the program stellwerk_"),
         ("CAP_NET_ADMIN", "creating the bridge br-int: Operation not permitted"),
     ] {

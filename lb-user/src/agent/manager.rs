@@ -10,6 +10,8 @@ use sd_notify::NotifyState;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tracing::warn;
 
+use super::Agent;
+
 /// What is in force, as a line for people.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Status {
@@ -75,6 +77,16 @@ impl Manager {
 
     pub fn alive(&self) {
         tell(&[NotifyState::Watchdog]);
+    }
+}
+
+impl Agent {
+    pub(super) fn status(&self) -> Status {
+        Status {
+            revision: self.lock.revision(),
+            services: self.wish.intent.services.len(),
+            refused: self.wish.refused().len(),
+        }
     }
 }
 
