@@ -62,7 +62,9 @@ impl Guarded {
     /// The plugin's own error's code and details, or none.
     fn plugin(&self, who: [&str; 3], verb: &str) -> (Option<u64>, String) {
         let pins = self.node.agent.pins().display();
-        let conf = format!(r#"{{"cniVersion":"1.1.0","name":"test","type":"stellwerk-cni","pinPath":"{pins}","cni.dev/valid-attachments":[]}}"#);
+        let conf = format!(
+            r#"{{"cniVersion":"1.1.0","name":"test","type":"stellwerk-cni","pinPath":"{pins}","cni.dev/valid-attachments":[]}}"#
+        );
         let env = [("CNI_COMMAND", verb), ("CNI_CONTAINERID", "c"), ("CNI_IFNAME", "eth0"), ("CNI_PATH", "/")];
         let out = self.by(who, "stellwerk-cni", &[], &conf, &env);
         let said: Value = serde_json::from_slice(&out.stdout).unwrap_or_default();
@@ -104,25 +106,25 @@ fn readers_read_and_strangers_do_not() {
     assert_eq!(guarded.command(STRANGER, &["dns", "status"]).0, 1);
     let log = guarded.node.agent.log();
     assert!(log.contains("a question for names is refused: user 4242"), "{log}");
+    the_configuration_decides_at_once(&guarded);
 }
 
-#[test]
-fn the_configuration_decides_at_once() {
-    let guarded = Guarded::new();
+/// Also where one edit follows another at once.
+fn the_configuration_decides_at_once(guarded: &Guarded) {
     let files = Files::new(guarded.node.device.lab.dir()).unwrap();
     let text = std::fs::read_to_string(files.config()).unwrap();
     let without = text.replace(&format!("control: {{ readers: {GROUP} }}\n"), "");
     assert_ne!(text, without);
     files.write_config(&without).unwrap();
-    until(&guarded, || guarded.rights() == [(0o600, 0, 0); 2]);
+    until(guarded, || guarded.rights() == [(0o600, 0, 0); 2]);
     assert_eq!(guarded.command(MEMBER, &["dns", "status"]).0, 1);
     assert_eq!(guarded.command(ROOT, &["dns", "status"]).0, 0);
     // One that this node doesn't have is refused whole.
     files.write_config(&text.replace(&GROUP.to_string(), "nobody-knows")).unwrap();
-    until(&guarded, || guarded.node.agent.log().contains("`nobody-knows` is no group of this node"));
+    until(guarded, || guarded.node.agent.log().contains("`nobody-knows` is no group of this node"));
     assert_eq!(guarded.rights(), [(0o600, 0, 0); 2]);
     files.write_config(&text).unwrap();
-    until(&guarded, || guarded.rights() == [(0o660, 0, GROUP); 2]);
+    until(guarded, || guarded.rights() == [(0o660, 0, GROUP); 2]);
     assert_eq!(guarded.command(MEMBER, &["dns", "status"]).0, 0);
 }
 

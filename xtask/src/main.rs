@@ -41,7 +41,7 @@ enum Sub {
     Setup,
     /// Build the eBPF objects and the workspace, in release.
     Build,
-    /// Build all, and make a Debian package of it.
+    /// Build the agent, the command line and the plugin, and make a Debian package of them.
     Package {
         /// Where to put it, an older one there being removed [default: target/package]
         #[arg(long, value_name = "DIR")]

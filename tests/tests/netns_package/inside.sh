@@ -14,7 +14,7 @@ echo '{"cniVersion":"1.1.0","name":"n","type":"stellwerk-cni"}' | stellwerk-cni 
 CNI_COMMAND=DEL
 echo '{"cniVersion":"1.1.0","name":"n","type":"stellwerk-cni"}' | stellwerk-cni > cni-gone 2>&1
 systemctl reload stellwerk > reload 2>&1
-kill -SEGV "$(systemctl show --property=MainPID --value stellwerk)"
+kill -ABRT "$(systemctl show --property=MainPID --value stellwerk)"
 for _ in $(seq 200); do
     case "$(systemctl show --property=ActiveState,NRestarts stellwerk | tr '\n' ' ')" in
         *NRestarts=1*ActiveState=active* | *ActiveState=active*NRestarts=1*) break ;;

@@ -30,10 +30,26 @@ const SCRIPTS: [(&str, &str); 3] = [
 /// dpkg's own book-keeping, and what maintainers' scripts of others (man-db) cache of what is installed.
 const DPKG: [&str; 4] = ["var/lib/dpkg", "var/log", "var/cache", "etc/ld.so.cache"];
 
+/// Fields are in the order in which they end.
 struct Root {
     holder: Proc,
     dir: PathBuf,
+    _groups: Option<Groups>,
     device: Device,
+}
+
+/// Systemd's control groups, several levels deep; its processes take a moment to end.
+struct Groups(PathBuf);
+
+impl Drop for Groups {
+    fn drop(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        while self.0.exists() && Instant::now() < end {
+            // Those below go first; what isn't empty yet is tried again.
+            _ = Command::new("find").arg(&self.0).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 impl Root {
@@ -68,8 +84,10 @@ impl Root {
             format!("echo $$ > {}/cgroup.procs; ", group.display())
         });
         command.args(["-c", &format!("{first}{words}")]);
+        let log = std::fs::File::create(dir.join("holder.log")).unwrap();
+        command.stdout(log.try_clone().unwrap()).stderr(log);
         let holder = Proc::start(&mut command).unwrap();
-        Root { holder, dir: dir.join("over"), device }
+        Root { holder, dir: dir.join("over"), _groups: group.map(Groups), device }
     }
 
     /// Of the run's folder.
@@ -178,8 +196,10 @@ fn under_systemd() {
         std::thread::sleep(Duration::from_millis(50));
     }
     let said = |name: &str| std::fs::read_to_string(root.file(name)).unwrap_or_default();
-    let all =
-        || ["install", "fresh", "start", "started", "cni", "again", "journal", "purge"].map(|name| (name, said(name)));
+    let all = || {
+        ["holder.log", "install", "fresh", "start", "started", "cni", "again", "journal", "purge"]
+            .map(|name| (name, said(name)))
+    };
     assert!(root.file("done").exists(), "{:#?}", all());
     assert_eq!(said("fresh"), "disabled\ninactive\n", "installing starts nothing");
     let started = said("started");
@@ -202,19 +222,6 @@ fn under_systemd() {
         said("pins"),
         said("links")
     );
-    let Root { holder, device, .. } = root;
-    drop(holder);
-    remove_groups(&device.lab.cgroup().unwrap());
-}
-
-/// Systemd's control groups are several levels deep, and its processes take a moment to end.
-fn remove_groups(group: &Path) {
-    let end = Instant::now() + PATIENCE;
-    while group.exists() && Instant::now() < end {
-        // Those below go first; what isn't empty yet is tried again.
-        _ = Command::new("find").arg(group).args(["-depth", "-type", "d", "-exec", "rmdir", "{}", ";"]).output();
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 /// Where other folders of the host's were written to, the overlay holds them, too.
