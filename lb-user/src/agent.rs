@@ -315,12 +315,15 @@ impl Agent {
         Ok(())
     }
 
-    /// The manifests may be elsewhere by now.
+    /// The manifests may be elsewhere by now. An edit that follows this one at once is seen, too.
     fn watch_again(&self, old: Watch) -> Watch {
-        Watch::new(&self.options.config, self.wish.manifests()).unwrap_or_else(|error| {
-            error!("still watching the former files: {error}");
-            old
-        })
+        match old.again(&self.options.config, self.wish.manifests()) {
+            Ok(new) => new.unwrap_or(old),
+            Err(error) => {
+                error!("still watching the former files: {error}");
+                old
+            }
+        }
     }
 
     fn files_changed(&mut self, changed: &Changed) {
