@@ -16,6 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// As short as a test may be; the unit's is a minute.
 const WATCHDOG: Duration = Duration::from_millis(400);
 
+const CONTROL: &str = "control: { readers: \"65534\" }\n";
+
 /// A device whose configuration asks for all that takes a right: ports, names at port 53, pods, announcements, and a
 /// group that may ask.
 struct Node {
@@ -28,7 +30,7 @@ impl Node {
         let device = Device::new().unwrap();
         let files = Files::new(device.lab.dir()).unwrap();
         let node = Node { device, files };
-        node.configure("");
+        node.configure(CONTROL);
         let service = Service::tcp("web", 80, 8080, device::cluster(10)).external(device::external(100));
         node.files.write(&service.endpoint(device::pod(3, 9), "edge-1")).unwrap();
         node
@@ -37,7 +39,7 @@ impl Node {
     fn configure(&self, more: &str) {
         let group = self.device.lab.cgroup().map_or("false".to_owned(), |group| group.display().to_string());
         let text = Files::standard("xdp", "xdp");
-        let pods = "pods: { blocks: [172.27.3.0/26, \"fd00:27:3::/122\"] }\ncontrol: { readers: \"65534\" }\n";
+        let pods = "pods: { blocks: [172.27.3.0/26, \"fd00:27:3::/122\"] }\n";
         self.files
             .write_config(&format!(
                 "{text}  dns: {{ nodeAddresses: 10.20.0.1 }}\n  socketBalancing: {group}\n{pods}{more}"
@@ -107,7 +109,7 @@ fn the_units_capabilities_are_enough_and_the_manager_is_told() {
         manager.wait("WATCHDOG=1", 2 * WATCHDOG).unwrap();
     }
     node.pod("pod").unwrap();
-    node.configure("draining: 7s\n");
+    node.configure(&format!("{CONTROL}draining: 7s\n"));
     manager.wait("RELOADING=1", PATIENCE).unwrap();
     let since = manager.wait("READY=1", PATIENCE).unwrap();
     assert!(since.iter().any(|line| line.starts_with("MONOTONIC_USEC=")), "{since:?}");
@@ -133,10 +135,13 @@ fn a_loop_that_hangs_is_not_alive() {
     let (config, pipe) = (node.files.config(), node.device.lab.dir().join("pipe"));
     let text = read_to_string(&config).unwrap();
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    std::fs::hard_link(&pipe, pipe.with_extension("end")).unwrap();
     std::fs::rename(&pipe, &config).unwrap();
     manager.wait("RELOADING=1", PATIENCE).unwrap();
     assert!(manager.wait("WATCHDOG=1", 3 * WATCHDOG).is_err());
-    write(&config, text).unwrap();
+    // The pipe is the configuration no more when its reader gets what was waited for.
+    node.configure("");
+    write(pipe.with_extension("end"), text).unwrap();
     manager.wait("READY=1", PATIENCE).unwrap();
     manager.wait("WATCHDOG=1", PATIENCE).unwrap();
 }
@@ -156,15 +161,7 @@ fn each_capability_is_needed() {
         all.retain(|name| !gone.contains(name));
         assert_eq!(all.len() + gone.len(), before, "the unit has {gone:?}");
     };
-    // Pods' namespaces are entered; all else works.
     without(&mut rest, &["CAP_SYS_ADMIN"]);
-    let mut agent = node.start(&rest, None).unwrap();
-    assert!(node.wait(&mut agent, "ready: revision"), "{}", node.said());
-    let why = node.pod("refused").unwrap_err().to_string();
-    assert!(why.contains("entering the pod's network namespace: Operation not permitted"), "{why}");
-    assert_eq!(denied(&node.said()), Vec::<&str>::new());
-    drop(agent);
-    unloaded();
     // It doesn't get as far as being ready.
     for (name, words) in [
         ("CAP_BPF", "loading the eBPF object: map error: failed to create map"),
@@ -181,13 +178,18 @@ fn each_capability_is_needed() {
     }
     // It is ready, and lacks what each is for.
     without(&mut rest, &["CAP_NET_RAW", "CAP_NET_BIND_SERVICE", "CAP_CHOWN"]);
+    node.configure("");
     let mut agent = node.start(&rest, None).unwrap();
-    for words in [
-        "ready: revision",
+    assert!(node.wait(&mut agent, "ready: revision"), "{}", node.said());
+    let why = node.pod("refused").unwrap_err().to_string();
+    assert!(why.contains("entering the pod's network namespace: Operation not permitted"), "{why}");
+    node.configure(CONTROL);
+    let lacks = [
         "nobody is told of addresses that are announced here now: Operation not permitted",
         "cannot listen at 10.20.0.1:53 (UDP) for names: Permission denied",
-        "so that `stellwerk dns` doesn't work: Operation not permitted",
-    ] {
+        "who may ask at the agent's sockets stays as it was: Operation not permitted",
+    ];
+    for words in lacks {
         assert!(node.wait(&mut agent, words), "no `{words}`: {}", node.said());
     }
 }
