@@ -13,6 +13,7 @@ mod health;
 mod health_check;
 mod host_ports;
 mod lock;
+mod manager;
 pub mod nat_log;
 mod planning;
 mod pods;
@@ -45,6 +46,7 @@ use self::announce::Announce;
 use self::cluster::Followed;
 use self::health::{Health, Reports};
 use self::health_check::{Answers, HealthChecks};
+use self::manager::Manager;
 use self::planning::Held;
 use self::routes::Routes;
 use self::wanted::Neighbours;
@@ -53,6 +55,7 @@ use crate::apply::load::{self, Loaded};
 use crate::apply::{Kernel, Paths};
 use crate::config::Config;
 use crate::intent::Network;
+use crate::peers::Peers;
 use crate::plan::{Apply, Ids, Planned};
 use crate::pods::Pods;
 use crate::pods::ports::HostPorts;
@@ -71,6 +74,7 @@ const RETRY: Duration = Duration::from_secs(1);
 pub use cluster::{Refused, Source};
 pub use lock::{About, Named, running};
 pub use vitals::Vitals;
+pub use wish::wrong;
 
 /// What `run` is told.
 #[derive(Clone, Debug)]
@@ -93,7 +97,9 @@ async fn start(options: &Options) -> Result<()> {
     // Before anything that it names is read: no change falls between.
     let watch = Watch::new(&options.config, config.manifests.as_deref())?;
     let network = wish::check(&config, &options.paths)?;
-    let mut dns = dns::Dns::start(&options.paths)?;
+    let peers = Arc::new(Peers::default());
+    peers.set(config.readers()?)?;
+    let mut dns = dns::Dns::start(&options.paths, &peers)?;
     let (followed, objects) = Followed::first(&config, &options.paths).await;
     let resume = |wish: &Wish| dns.resume(wish, lock.revision(), &network, &options.paths);
     let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects, resume))?;
@@ -114,7 +120,7 @@ async fn start(options: &Options) -> Result<()> {
     let vitals = Arc::<Vitals>::default();
     let (health, reports) = Health::start(&options.paths)?;
     let announce = Announce::start(&options.paths, &current);
-    let pods = Pods::new(&options.paths);
+    let pods = Pods::new(&options.paths, &peers);
     let mut agent = Agent {
         options: options.clone(),
         ids: Ids::recover(&current),
@@ -127,6 +133,8 @@ async fn start(options: &Options) -> Result<()> {
         network,
         wanted,
         lock,
+        manager: Manager::new(),
+        peers,
         followed,
         told: None,
         nat_log,
@@ -207,6 +215,8 @@ struct Agent {
     wanted: watch::Sender<Wanted>,
     neighbours: Neighbours,
     lock: lock::Lock,
+    manager: Manager,
+    peers: Arc<Peers>,
     /// The Kubernetes API, where services come from one.
     followed: Option<Followed>,
     /// What was last told of where services come from.
@@ -261,6 +271,7 @@ impl Agent {
         let mut out = std::io::stdout();
         // Whoever waits for the line may be gone; traffic is not.
         _ = writeln!(out, "ready: revision {revision}").and_then(|()| out.flush());
+        self.manager.ready(self.status());
         Ok(())
     }
 
@@ -277,6 +288,7 @@ impl Agent {
         prune.reset();
         let mut told = Vec::new();
         loop {
+            self.manager.status(self.status());
             let feed = self.feed();
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -301,6 +313,7 @@ impl Agent {
                 () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
                 () = self.health_checks.changed() => block_in_place(|| self.note_health_checks()),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
+                () = self.manager.due() => self.manager.alive(),
                 _ = prune.tick() => block_in_place(|| {
                     self.settle_routes();
                     self.wish.keep_addresses();
@@ -311,19 +324,26 @@ impl Agent {
                 }),
             }
         }
+        self.manager.stopping();
         info!("stopped; traffic goes on, and a new agent takes over");
         Ok(())
     }
 
-    /// The manifests may be elsewhere by now.
+    /// The manifests may be elsewhere by now. An edit that follows this one at once is seen, too.
     fn watch_again(&self, old: Watch) -> Watch {
-        Watch::new(&self.options.config, self.wish.manifests()).unwrap_or_else(|error| {
-            error!("still watching the former files: {error}");
-            old
-        })
+        match old.again(&self.options.config, self.wish.manifests()) {
+            Ok(new) => new.unwrap_or(old),
+            Err(error) => {
+                error!("still watching the former files: {error}");
+                old
+            }
+        }
     }
 
     fn files_changed(&mut self, changed: &Changed) {
+        if changed.config {
+            self.manager.reloading();
+        }
         let result = match (changed.config, &changed.manifests) {
             (true, _) => self.wish.config_changed(&self.options.config, &self.options.paths),
             (false, Some(scope)) => self.wish.manifests_changed(scope),
@@ -336,8 +356,16 @@ impl Agent {
             self.configure_names();
             self.configure_web();
             self.settle_sockets();
+            self.settle_peers();
+            self.manager.ready(self.status());
         }
         self.tell_source();
+    }
+
+    fn settle_peers(&self) {
+        if let Err(error) = self.wish.readers().and_then(|readers| Ok(self.peers.set(readers)?)) {
+            error!("who may ask at the agent's sockets stays as it was: {error:#}");
+        }
     }
 
     fn wish_changed(&mut self, result: Result<Option<Undo>>) {

@@ -38,6 +38,8 @@ pub enum Command {
         /// The configuration file
         file: PathBuf,
     },
+    /// Look at this node, and say what stands against running here; exit status 1 where something does
+    Doctor(Doctor),
     /// Detach and remove everything that stellwerk made
     Unload,
     /// Ports, hooks and tables at a glance
@@ -86,8 +88,16 @@ pub enum Command {
     Trace(Trace),
     /// What happens, as it happens: packets that are dropped and why, connections that begin and end
     Monitor(Monitor),
+    /// Write the manual's pages, one a command
+    #[command(hide = true)]
+    Manual {
+        /// A folder that is there
+        dir: PathBuf,
+    },
     /// Dropped and noted packets by reason
     Drops(Listing),
+    /// The versions of agent, programs and tables that are in force
+    Version(Listing),
 }
 
 #[derive(Args, Debug)]
@@ -100,6 +110,15 @@ pub struct Run {
     pub log: Form,
     #[command(flatten)]
     pub store: Store,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Doctor {
+    /// The configuration file [default: the agent's, or /etc/stellwerk/stellwerk.yaml]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    pub listing: Listing,
 }
 
 #[derive(Args, Clone, Debug)]
@@ -359,6 +378,10 @@ mod tests {
             ),
             ("monitor --port all", "invalid value 'all' for '--port <PORT>': invalid digit found in string"),
             ("monitor --every", "a value is required for '--every <N>' but none was supplied"),
+            ("doctor node", "unexpected argument 'node' found"),
+            ("doctor --config", "a value is required for '--config <FILE>' but none was supplied"),
+            ("version all", "unexpected argument 'all' found"),
+            ("manual", "the following required arguments were not provided: <DIR>"),
             ("drops -j", "unexpected argument '-j' found"),
             ("status --pin-path", "a value is required for '--pin-path <DIR>' but none was supplied"),
             ("status --pin-path=", "a value is required for '--pin-path <DIR>' but none was supplied"),

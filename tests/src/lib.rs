@@ -4,6 +4,7 @@
 pub mod bpf;
 pub mod case;
 pub mod chaos;
+pub mod control;
 pub mod demo;
 pub mod exposition;
 pub mod fake;

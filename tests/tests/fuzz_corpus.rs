@@ -1,5 +1,5 @@
 //! Replays the fuzzer's corpora on stable Rust, and makes their seeds (`BLESS=1`): of the packet cases one file a case,
-//! its packets in their order; of names one file a question.
+//! its packets in their order; of names one file a question; of what is asked of the agent one file a call.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, RecordType};
 use lb_common::verdict::Hook;
 use stellwerk_tests::case::{Case, What};
-use stellwerk_tests::{chaos, names, packet, runner};
+use stellwerk_tests::{chaos, control, names, packet, runner};
 
 /// Feeds each file of a target's corpus to it; there are at least so many.
 fn replay(target: &str, seeds: impl FnOnce() -> Vec<(String, Vec<u8>)>, least: usize, fuzz: fn(&[u8])) {
@@ -44,6 +44,48 @@ fn the_corpus_of_packets_holds() {
 #[test]
 fn the_corpus_of_names_holds() {
     replay("dns", questions, 25, names::fuzz);
+}
+
+#[test]
+fn the_corpus_of_calls_holds() {
+    replay("control", calls, 14, control::fuzz);
+}
+
+/// Calls of the plugin, requests at the socket, words of other nodes.
+fn calls() -> Vec<(String, Vec<u8>)> {
+    let env = "CNI_CONTAINERID=c1\nCNI_IFNAME=eth0\nCNI_NETNS=/run/netns/a\nCNI_PATH=/opt/cni/bin\n\
+               CNI_ARGS=K8S_POD_NAMESPACE=default;K8S_POD_NAME=web-0;IP=172.27.1.7";
+    let conf =
+        |more: &str| format!("{{\"cniVersion\":\"1.1.0\",\"name\":\"stellwerk\",\"type\":\"stellwerk-cni\"{more}}}");
+    let before = ",\"prevResult\":{\"cniVersion\":\"1.1.0\",\"ips\":[{\"address\":\"172.27.1.7/32\"}]}";
+    let ports = ",\"runtimeConfig\":{\"portMappings\":[{\"hostPort\":8080,\"containerPort\":80,\"protocol\":\"tcp\"}]}";
+    let valid = ",\"cni.dev/valid-attachments\":[{\"containerID\":\"c1\",\"ifname\":\"eth0\"}]";
+    let mut all = Vec::new();
+    for (verb, more) in [
+        ("ADD", ""),
+        ("ADD", ports),
+        ("DEL", before),
+        ("CHECK", before),
+        ("STATUS", ""),
+        ("GC", valid),
+        ("VERSION", ""),
+        ("MOVE", ""),
+    ] {
+        let text = format!("CNI_COMMAND={verb}\n{env}\n\n{}", conf(more));
+        all.push((format!("call {verb} {}", more.len()), [&[control::CALL], text.as_bytes()].concat()));
+    }
+    for (name, text) in [
+        ("status", "\"status\""),
+        ("release", "{\"release\":{\"of\":\"default/web-0\"}}"),
+        ("gc", "{\"gc\":{\"valid\":[{\"container\":\"c1\",\"interface\":\"eth0\"}]}}"),
+        ("half", "{\"del\":{\"key\":"),
+    ] {
+        all.push((format!("request {name}"), [&[control::REQUEST], text.as_bytes()].concat()));
+    }
+    for text in ["stellwerk 1 here edge-2", "stellwerk 1 leaving edge-2", "stellwerk 2 here edge-2"] {
+        all.push((format!("word {text}"), [&[control::WORD], text.as_bytes()].concat()));
+    }
+    all
 }
 
 /// A pod's over UDP, but for whole zones.

@@ -14,6 +14,14 @@ pub fn all() -> Result<()> {
     workspace()
 }
 
+/// What is installed on nodes, and nothing else. With the features of the whole, or all would be built twice.
+pub fn product() -> Result<()> {
+    ebpf()?;
+    let mut cargo = cmd::cargo();
+    cargo.args(["build", "--release", "--workspace", "--bin", "stellwerk", "--bin", "stellwerk-cni"]);
+    cmd::run(cargo)
+}
+
 pub fn workspace() -> Result<()> {
     let mut cargo = cmd::cargo();
     cargo.args(["build", "--release", "--workspace"]);

@@ -17,6 +17,7 @@ mod cmd;
 mod demo;
 mod guest;
 mod kernel;
+mod package;
 mod rungs;
 mod setup;
 mod test;
@@ -40,6 +41,12 @@ enum Sub {
     Setup,
     /// Build the eBPF objects and the workspace, in release.
     Build,
+    /// Build the agent, the command line and the plugin, and make a Debian package of them.
+    Package {
+        /// Where to put it, an older one there being removed [default: target/package]
+        #[arg(long, value_name = "DIR")]
+        out: Option<std::path::PathBuf>,
+    },
     /// Run the ladder of tests, and say what passed, failed or was left out.
     Test(test::Args),
     /// Build and run a benchmark as root: `bench packet`, `bench wire`, `bench update`.
@@ -64,6 +71,7 @@ fn main() {
     let done = match Args::parse().command {
         Sub::Setup => setup::all().map(|()| 0),
         Sub::Build => build::all().map(|()| 0),
+        Sub::Package { out } => package::run(out.as_deref()).map(|()| 0),
         Sub::Test(args) => test::run(&args),
         Sub::Bench { name, args } => bench::run(&name, &args),
         Sub::Demo { args } => demo::run(&args),

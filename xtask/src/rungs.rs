@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    bench, build, cmd, demo, setup,
+    bench, build, cmd, demo, package, setup,
     test::{
         Outcome::{self, LeftOut, Passed},
         Tally,
@@ -126,6 +126,8 @@ pub fn in_kernel(tests: &mut Tally) -> Result<Outcome> {
 }
 
 pub fn in_namespaces(tests: &mut Tally) -> Result<Outcome> {
+    // One of the tests installs it.
+    package::pack(&package::folder())?;
     as_root("netns_", "network namespaces are made", tests)
 }
 

@@ -26,6 +26,8 @@ pub const NET: &[Tool] = &[
     ("arping", "iputils-arping"),
     ("ndisc6", "ndisc6"),
     ("dnsmasq", "dnsmasq-base"),
+    ("setpriv", "util-linux"),
+    ("systemctl", "systemd"),
 ];
 
 /// A container runtime, and what its containers run, for tests of the CNI plugin.
@@ -34,6 +36,14 @@ pub const CONTAINERS: &[Tool] =
 
 /// What opens the page that nodes are watched by, for its tests.
 pub const BROWSER: &[Tool] = &[("chromium", "chromium")];
+/// What makes packages. cargo-deb would be 73 crates and liblzma to build, for what dpkg's own programs do in seconds.
+pub const PACKAGE: &[Tool] = &[
+    ("dpkg-deb", "dpkg"),
+    ("dpkg-shlibdeps", "dpkg-dev"),
+    ("strip", "binutils"),
+    ("gzip", "gzip"),
+    ("md5sum", "coreutils"),
+];
 
 /// What `test --kernel` boots other kernels with.
 pub const VM: &[Tool] = &[
@@ -57,7 +67,8 @@ pub fn all() -> Result<()> {
     tools(NET)?;
     tools(CONTAINERS)?;
     tools(BROWSER)?;
-    say!("system packages for tests, demo and benchmarks: there");
+    tools(PACKAGE)?;
+    say!("system packages for tests, packages, demo and benchmarks: there");
     say!("Ready. Next: `cargo xtask test` or `cargo xtask demo`.");
     Ok(())
 }

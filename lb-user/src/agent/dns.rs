@@ -16,6 +16,7 @@ use crate::config;
 use crate::dns::server::Server;
 use crate::dns::{Snapshot, Zone};
 use crate::intent::{Network, Protocol, ServicePort};
+use crate::peers::Peers;
 use crate::source::manifests::ServiceName;
 use crate::source::manifests::names::{Named, Names, Port, Target};
 
@@ -25,8 +26,8 @@ pub struct Dns {
 }
 
 impl Dns {
-    pub fn start(paths: &Paths) -> Result<Dns> {
-        Ok(Dns { server: Server::start(paths.dns())?, last: Snapshot::default() })
+    pub fn start(paths: &Paths, peers: &Arc<Peers>) -> Result<Dns> {
+        Ok(Dns { server: Server::start(paths.dns(), peers.clone())?, last: Snapshot::default() })
     }
 
     /// What an agent before has left in force has its names at once: the verifier takes seconds, and names don't wait

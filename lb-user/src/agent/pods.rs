@@ -1,11 +1,9 @@
 //! Pods' interfaces, as the agent's loop has to do with them: what they get, and when their programs are in force.
 
-use std::path::Path;
-
 use tracing::error;
 
 use super::Agent;
-use crate::apply;
+use crate::apply::{self, sysctl};
 use crate::pods::Served;
 use crate::pods::wire::PREFIX;
 
@@ -58,7 +56,7 @@ impl Agent {
     pub(super) fn forget_pods(&mut self) {
         let state = &self.kernel.state;
         let ours = |text: &str| text.contains(PREFIX);
-        let kept = |name: &String| !ours(name) || Path::new("/proc/sys").join(name).exists();
+        let kept = |name: &String| !ours(name) || sysctl::path(name).exists();
         let links = || state.clsact.iter().chain(&state.filters);
         if state.sysctls.keys().all(kept) && !links().any(|(_, name)| ours(name)) {
             return;

@@ -57,15 +57,22 @@ fn notices(all: &[Error]) {
     }
 }
 
-/// Refuses what the kernel's facts speak against, and only then makes what the configuration needs. Gives the facts,
-/// as they are then.
-pub fn check(config: &Config, paths: &Paths) -> Result<Network> {
+/// What of this node stands against a configuration, beside the node's facts as they will be once it is in force.
+pub fn wrong(config: &Config) -> Result<(Network, Vec<Error>)> {
     let mut network = Mirror::open()?.network().clone();
     if let Some(switch) = &config.internal_switch {
         switch::pretend(switch, &mut network);
     }
     let mut errors = verify(config, &network);
     errors.extend(config.wrong_group()?);
+    errors.extend(config.wrong_readers());
+    Ok((network, errors))
+}
+
+/// Refuses what the kernel's facts speak against, and only then makes what the configuration needs. Gives the facts,
+/// as they are then.
+pub fn check(config: &Config, paths: &Paths) -> Result<Network> {
+    let (network, errors) = wrong(config)?;
     if !errors.is_empty() {
         return Err(anyhow!(Errors(errors)));
     }
@@ -122,6 +129,11 @@ impl PodNetwork {
 }
 
 impl Wish {
+    /// The group whose members may ask at the agent's sockets.
+    pub fn readers(&self) -> Result<Option<u32>> {
+        self.config.readers()
+    }
+
     /// Reads what a configuration names, for a start; `objects` are those of the API that it may name, if any are known.
     pub fn read(config: Config, paths: &Paths, objects: Option<Objects>) -> Result<Self> {
         notices(&config.notices);

@@ -14,7 +14,7 @@ mod hooks;
 pub mod kernel;
 pub mod load;
 pub mod maps;
-mod mounts;
+pub(crate) mod mounts;
 pub mod pin;
 pub mod ports;
 mod routes;

@@ -4,9 +4,9 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
+use rustix::mount::{MountFlags, UnmountFlags};
 
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
@@ -42,15 +42,9 @@ pub fn over<'m>(mountinfo: &'m str, dir: &Path) -> Option<Mount<'m>> {
 
 /// Mounts a file system that has no device.
 pub fn mount(kind: &str, at: &Path) -> Result<()> {
-    run(Command::new("mount").args(["-t", kind, kind]).arg(at))
+    Ok(rustix::mount::mount(kind, at, kind, MountFlags::empty(), None)?)
 }
 
 pub fn unmount(at: &Path) -> Result<()> {
-    run(Command::new("umount").arg(at))
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let done = command.output().with_context(|| format!("running {}", command.get_program().display()))?;
-    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr).trim());
-    Ok(())
+    Ok(rustix::mount::unmount(at, UnmountFlags::empty())?)
 }

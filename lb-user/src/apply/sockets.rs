@@ -148,3 +148,10 @@ pub fn attached(paths: &Paths) -> Result<(usize, usize)> {
     }
     Ok((count, CALLS.len()))
 }
+
+/// The ids of those that are in force.
+pub fn programs(paths: &Paths) -> Result<Vec<u32>> {
+    let links = CALLS.iter().map(|call| Ok(links::group_link(&pin(paths, call))?.filter(|link| link.group != 0)));
+    let links: Vec<_> = links.collect::<Result<_>>()?;
+    Ok(links.into_iter().flatten().map(|link| link.program).collect())
+}

@@ -2,20 +2,28 @@
 //!
 //! Invariant: a setting is changed only where it must be, and its old value is recorded first.
 
-use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
+use std::{env, fs};
 
 use anyhow::{Context, Result};
 
 use super::maps::Paths;
 use super::state::State;
 
+/// Where settings are, if not in `/proc/sys`: a container's own can't be written, the host's may be mounted elsewhere.
+const ROOT: &str = "STELLWERK_PROC_SYS";
+
+/// A setting's file.
+pub fn path(name: &str) -> PathBuf {
+    env::var_os(ROOT).map_or_else(|| PathBuf::from("/proc/sys"), PathBuf::from).join(name)
+}
+
 fn read(name: &str) -> Option<String> {
-    Some(fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().to_owned())
+    Some(fs::read_to_string(path(name)).ok()?.trim().to_owned())
 }
 
 pub fn write(name: &str, value: &str) -> Result<()> {
-    fs::write(Path::new("/proc/sys").join(name), value).with_context(|| format!("setting {name} to {value}"))
+    fs::write(path(name), value).with_context(|| format!("setting {name} to {value}"))
 }
 
 /// Records all of them by one change.

@@ -6,7 +6,6 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
@@ -89,7 +88,7 @@ fn restore(state: &State) -> Result<usize> {
     for (name, value) in &state.sysctls {
         match sysctl::write(name, value) {
             // An interface that is gone took its settings along.
-            Err(_) if !Path::new("/proc/sys").join(name).exists() => {}
+            Err(_) if !sysctl::path(name).exists() => {}
             result => result?,
         }
     }

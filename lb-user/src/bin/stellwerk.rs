@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::CommandFactory;
 use clap_complete::Shell;
 use lb_user::apply::Paths;
 use lb_user::cli::{Cli, Cni, Command, Dns, Identity, Ipam, Listing, Nat, Route, Store};
 use lb_user::route::command::{self, Done};
 use lb_user::show::Table;
-use lb_user::{agent, apply, bundle, cni, dns, log, monitor, show, top, trace};
+use lb_user::{agent, apply, bundle, cni, dns, doctor, log, monitor, show, top, trace};
 
 fn main() -> ExitCode {
     let cli = match Cli::read(std::env::args_os()) {
@@ -106,7 +107,17 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Completions { shell } => completions(*shell),
+        Command::Manual { dir } => {
+            clap_mangen::generate_to(Cli::command(), dir).with_context(|| dir.display().to_string())?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Drops(listing) => print(show::drops(&paths)?, listing),
+        Command::Version(listing) => print(show::version(&paths)?, listing),
+        Command::Doctor(of) => {
+            let (table, healthy) = doctor::doctor(&paths, of.config.as_deref())?;
+            let printed = print(table, &of.listing)?;
+            Ok(if healthy { printed } else { ExitCode::FAILURE })
+        }
     }
 }
 

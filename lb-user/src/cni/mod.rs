@@ -5,7 +5,7 @@
 //! interface can still be given up, which is noted and caught up with. Not here: addresses and links.
 
 mod bandwidth;
-mod call;
+pub mod call;
 pub mod install;
 mod ports;
 mod result;
@@ -60,7 +60,7 @@ fn run(env: &dyn Fn(&str) -> Option<String>, text: &[u8]) -> Result<Option<Value
     })
 }
 
-fn request(call: &Call) -> Request {
+pub fn request(call: &Call) -> Request {
     let key = call.key.clone();
     match &call.verb {
         Verb::Add => Request::Add {

@@ -9,6 +9,7 @@ mod announce;
 mod api;
 mod at;
 mod check;
+mod control;
 mod dns;
 mod error;
 mod nat;
@@ -97,6 +98,8 @@ pub struct Config {
     /// Where the agent can be watched.
     pub web: Option<Web>,
     pub tuning: Tuning,
+    /// The group that may ask at the agent's sockets, by its name or number.
+    pub readers: Option<String>,
     /// Understood, but not as written.
     pub notices: Vec<Error>,
     places: Places,

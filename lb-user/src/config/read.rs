@@ -16,7 +16,7 @@ use super::check::{self, Extent, Use};
 use super::error::Errors;
 use super::value::{self, ADDRESS, DURATION, PORTS, PREFIX, RANGE};
 use super::yaml::Node;
-use super::{Config, Places, announce, api, dns, nat, pods, pools, publish, routes, web};
+use super::{Config, Places, announce, api, control, dns, nat, pods, pools, publish, routes, web};
 use crate::announce::Settings as Announcements;
 use crate::health::check::{self as probing, Check};
 use crate::intent::{Capacity, HookChoice, Nat, Port, ReplyVia, ServiceRange, SocketBalancing, Tuning};
@@ -40,6 +40,7 @@ const KEYS: &[&str] = &[
     "pods",
     "nodes",
     "web",
+    "control",
 ];
 const PORT_KEYS: &[&str] = &["interface", "gateway", "natAddresses", "compute", "hook", "replyVia"];
 const CLUSTER_KEYS: &[&str] = &[
@@ -118,6 +119,7 @@ pub(super) fn config(file: &Arc<str>, document: &Node<'_>) -> Result<Config, Err
         web: None,
         draining: Duration::from_secs(30),
         tuning: Tuning::default(),
+        readers: None,
         notices: Vec::new(),
         places: Places::default(),
     };
@@ -146,6 +148,9 @@ fn sections(config: &mut Config, root: &At<'_>, log: &mut Log) {
     }
     if let Some(at) = root.get("publish") {
         config.published = publish::forwards(&mut config.places, &at, log);
+    }
+    if let Some(at) = root.get("control") {
+        config.readers = control::readers(&mut config.places, &at, log);
     }
     if let Some(at) = root.get("routes") {
         config.routes = routes::routes(&mut config.places, &at, log);

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -29,6 +29,7 @@ use super::metrics::{Event, Metrics};
 use super::wire::HEADER;
 use super::{Settings, Snapshot, resolv};
 use crate::config::Dns;
+use crate::peers::Peers;
 
 /// Connections at once, of all and of one client.
 const CONNECTIONS: usize = 512;
@@ -42,6 +43,13 @@ const RETRY: Duration = Duration::from_secs(1);
 const BUFFER: usize = 1 << 20;
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
+/// The agent's own socket, and who may ask there.
+#[derive(Clone)]
+struct Own {
+    socket: PathBuf,
+    peers: Arc<Peers>,
+}
+
 /// The thread, as long as it is held.
 #[derive(Debug)]
 pub struct Server {
@@ -51,11 +59,12 @@ pub struct Server {
 
 impl Server {
     /// Begins; nobody is answered before there is a configuration.
-    pub fn start(socket: PathBuf) -> Result<Server> {
+    pub fn start(socket: PathBuf, peers: Arc<Peers>) -> Result<Server> {
         let (config, config_by) = watch::channel(None);
         let (snapshot, snapshot_by) = watch::channel(None);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let work = move || runtime.block_on(run(&socket, config_by, snapshot_by));
+        let own = Own { socket, peers };
+        let work = move || runtime.block_on(run(&own, config_by, snapshot_by));
         thread::Builder::new().name("dns".into()).spawn(work).context("a thread that answers for names")?;
         Ok(Server { config, snapshot })
     }
@@ -75,11 +84,7 @@ impl Server {
     }
 }
 
-async fn run(
-    socket: &Path,
-    mut config: watch::Receiver<Option<Dns>>,
-    snapshot: watch::Receiver<Option<Arc<Snapshot>>>,
-) {
+async fn run(own: &Own, mut config: watch::Receiver<Option<Dns>>, snapshot: watch::Receiver<Option<Arc<Snapshot>>>) {
     let metrics = Arc::<Metrics>::default();
     // Those of the former configuration end when these are replaced.
     let mut tasks = JoinSet::new();
@@ -90,7 +95,7 @@ async fn run(
         while tasks.join_next().await.is_some() {}
         if let Some(now) = now {
             let handler = Arc::new(handler(now, snapshot.clone(), metrics.clone()));
-            serve(&mut tasks, &handler, socket);
+            serve(&mut tasks, &handler, own);
         }
         tokio::select! {
             changed = config.changed() => if changed.is_err() {
@@ -116,7 +121,7 @@ pub fn handler(config: Dns, snapshot: watch::Receiver<Option<Arc<Snapshot>>>, me
     }
 }
 
-fn serve(tasks: &mut JoinSet<()>, handler: &Arc<Handler>, socket: &Path) {
+fn serve(tasks: &mut JoinSet<()>, handler: &Arc<Handler>, own: &Own) {
     let connections = Arc::<Connections>::default();
     for at in handler.settings.config.listens() {
         let this = handler.clone();
@@ -124,7 +129,7 @@ fn serve(tasks: &mut JoinSet<()>, handler: &Arc<Handler>, socket: &Path) {
         let (this, connections) = (handler.clone(), connections.clone());
         tasks.spawn(async move { tcp(this, bound(at, "TCP", tcp_socket).await, connections).await });
     }
-    tasks.spawn(own(handler.clone(), socket.to_owned()));
+    tasks.spawn(by_command(handler.clone(), own.clone()));
     if handler.settings.config.upstreams.is_empty() {
         tasks.spawn(follow_resolv_conf(handler.clone(), RESOLV_CONF.into()));
     }
@@ -340,15 +345,12 @@ async fn frame(read: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The agent's own socket, for the command line: its file's rights say who may ask.
-async fn own(handler: Arc<Handler>, path: PathBuf) {
+/// The agent's own socket, for the command line. All that is asked there changes nothing.
+async fn by_command(handler: Arc<Handler>, Own { socket: path, peers }: Own) {
     let listener = loop {
         // Left by an agent before: no other one runs.
         _ = std::fs::remove_file(&path);
-        let rights = |listener| {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-            io::Result::Ok(listener)
-        };
+        let rights = |listener| peers.admit(&path, &path).map(|()| listener);
         match UnixListener::bind(&path).and_then(rights) {
             Ok(listener) => break listener,
             Err(why) => {
@@ -361,9 +363,13 @@ async fn own(handler: Arc<Handler>, path: PathBuf) {
     loop {
         while tasks.try_join_next().is_some() {}
         match listener.accept().await {
-            Ok((stream, _)) => {
-                _ = tasks.spawn(connection(handler.clone(), stream, Client { addr: None, stream: true }));
-            }
+            Ok((stream, _)) => match peers.right(&stream) {
+                Ok(Ok(_)) => {
+                    _ = tasks.spawn(connection(handler.clone(), stream, Client { addr: None, stream: true }));
+                }
+                Ok(Err(refused)) => warn!("a question for names is refused: {refused}"),
+                Err(error) => warn!("a question for names is refused: the kernel doesn't say who asks: {error}"),
+            },
             Err(_) => sleep(Duration::from_millis(10)).await,
         }
     }

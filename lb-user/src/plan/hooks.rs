@@ -89,7 +89,7 @@ fn forwards(intent: &Intent, network: &Network, link: &Link) -> u16 {
 }
 
 /// Virtual links carry segmentation-offloaded packets, and XDP would turn that off.
-fn by_xdp(choice: HookChoice, link: &Link) -> bool {
+pub fn by_xdp(choice: HookChoice, link: &Link) -> bool {
     match choice {
         HookChoice::Auto => link.kind.is_none(),
         HookChoice::Xdp => true,

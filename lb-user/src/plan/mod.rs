@@ -26,6 +26,7 @@ pub mod update;
 pub use contents::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
 pub use diff::diff;
 pub use error::PlanError;
+pub(crate) use hooks::by_xdp;
 pub(crate) use hooks::matches;
 pub use ids::Ids;
 pub use plan::{Clock, plan};

@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use self::keeper::Keeper;
 use self::ports::HostPorts;
 use crate::apply::Paths;
+use crate::peers::Peers;
 
 /// How long an interface may be without the programs that serve it before it is given up.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -45,6 +46,7 @@ pub struct Settings {
 pub struct Pods {
     shared: Option<Arc<Shared>>,
     paths: Paths,
+    peers: Arc<Peers>,
     /// What the leases say.
     ports: watch::Sender<HostPorts>,
 }
@@ -62,6 +64,7 @@ pub struct Served {
 
 struct Shared {
     paths: Paths,
+    peers: Arc<Peers>,
     keeper: Mutex<Keeper>,
     /// Apart from the keeper, who may be at work for longer than the agent's loop can wait.
     settings: Mutex<Result<Settings, String>>,
@@ -74,8 +77,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pods {
-    pub fn new(paths: &Paths) -> Pods {
-        Pods { shared: None, paths: paths.clone(), ports: watch::Sender::default() }
+    pub fn new(paths: &Paths, peers: &Arc<Peers>) -> Pods {
+        Pods { shared: None, paths: paths.clone(), peers: peers.clone(), ports: watch::Sender::default() }
     }
 
     /// The host ports of pods, and every change of them.
@@ -96,6 +99,7 @@ impl Pods {
         let keeper = Keeper::open(&self.paths, settings.clone(), self.ports.clone());
         let shared = Arc::new(Shared {
             paths: self.paths.clone(),
+            peers: self.peers.clone(),
             keeper: Mutex::new(keeper),
             settings: Mutex::new(settings),
             served: Mutex::default(),

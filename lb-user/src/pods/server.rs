@@ -1,10 +1,9 @@
 //! The socket at which the plugin and the command line ask: one request and one answer a connection.
 //!
-//! Invariant: only root may ask. Whoever is slow or says what can't be understood holds nobody up.
+//! Invariant: who may ask for what, [`crate::peers`] says. Whoever is slow or says what can't be understood holds nobody up.
 
-use std::fs::{self, Permissions};
+use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::thread;
@@ -17,6 +16,7 @@ use super::keeper::{Added, New};
 use super::talk::{Answer, Failure, LARGEST, Reply, Request, code};
 use super::{PATIENCE, Shared, lock, spool};
 use crate::ipam::{Key, Lease};
+use crate::peers::Right;
 
 const TIDY: Duration = Duration::from_secs(10);
 /// To be asked.
@@ -45,13 +45,13 @@ pub fn start(shared: &Arc<Shared>) -> Result<()> {
     Ok(())
 }
 
-/// A socket that nobody but root could ever connect to.
+/// A socket that nobody could connect to before its rights were set.
 fn listen(shared: &Shared) -> Result<UnixListener> {
     let path = shared.paths.pods();
     let beside = path.with_extension("new");
     _ = fs::remove_file(&beside);
     let listener = UnixListener::bind(&beside)?;
-    fs::set_permissions(&beside, Permissions::from_mode(0o600))?;
+    shared.peers.admit(&beside, &path)?;
     fs::rename(&beside, &path)?;
     Ok(listener)
 }
@@ -65,12 +65,27 @@ fn serve(shared: &Shared, mut stream: UnixStream) {
         Ok(serde_json::from_slice(&text)?)
     };
     let answer = match asked() {
-        Ok(request) => answer(shared, &request),
+        Ok(request) => allowed(shared, &stream, &request).and_then(|()| answer(shared, &request)),
         Err(error) => Err(Failure::new(code::DECODE, "not a request of the CNI plugin", format!("{error:#}"))),
     };
     let text = serde_json::to_vec(&answer).unwrap_or_default();
     // Whoever has gone meanwhile asks again, or gives up what was made.
     _ = stream.write_all(&text);
+}
+
+/// Readers may ask for what changes nothing.
+fn allowed(shared: &Shared, stream: &UnixStream, request: &Request) -> Result<(), Failure> {
+    let refuse = |why: String| {
+        warn!("a call of the CNI plugin is refused: {why}");
+        Failure::new(code::FORBIDDEN, "not allowed", why)
+    };
+    match shared.peers.right(stream) {
+        Ok(Ok(Right::All)) => Ok(()),
+        Ok(Ok(Right::Read)) if request.only_reads() => Ok(()),
+        Ok(Ok(Right::Read)) => Err(refuse("members of `control.readers` may only ask for what changes nothing".into())),
+        Ok(Err(refused)) => Err(refuse(refused.to_string())),
+        Err(error) => Err(refuse(format!("the kernel doesn't say who asks: {error}"))),
+    }
 }
 
 fn answer(shared: &Shared, request: &Request) -> Answer {

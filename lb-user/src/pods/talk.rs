@@ -53,6 +53,15 @@ pub enum Request {
     },
 }
 
+impl Request {
+    pub fn only_reads(&self) -> bool {
+        match self {
+            Request::Check { .. } | Request::Status => true,
+            Request::Add { .. } | Request::Del { .. } | Request::Gc { .. } | Request::Release { .. } => false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Reply {
@@ -101,6 +110,8 @@ pub mod code {
     pub const DIFFERS: u32 = 103;
     /// A host port is another's, or can't be served.
     pub const PORT: u32 = 104;
+    /// Who asks may not.
+    pub const FORBIDDEN: u32 = 105;
 }
 
 impl Failure {

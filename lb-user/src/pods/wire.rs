@@ -17,6 +17,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::aggregate::aggregate;
 use super::limit::limit;
+use crate::apply::sysctl;
 use crate::ipam::{Key, Lease};
 use crate::source::netlink::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
 use crate::source::netlink::{Mirror, write};
@@ -118,10 +119,10 @@ fn pair(
 
 fn pod_side(connection: &mut Connection, name: &str, own: u32, host_mac: [u8; 6], lease: &Lease) -> Result<()> {
     let v6 = lease.addresses.iter().any(IpAddr::is_ipv6);
-    let off = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+    let off = sysctl::path(&format!("net/ipv6/conf/{name}/disable_ipv6"));
     if v6 && std::fs::read_to_string(&off).is_ok_and(|text| text.trim() == "1") {
         // Runtimes turn it off in what they make.
-        std::fs::write(&off, "0").with_context(|| off.clone())?;
+        std::fs::write(&off, "0").with_context(|| off.display().to_string())?;
     }
     for addr in &lease.addresses {
         add_address(connection, own, *addr).with_context(|| format!("adding {addr}"))?;

@@ -15,6 +15,7 @@ mod routes;
 mod services;
 mod status;
 mod table;
+mod version;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -35,6 +36,7 @@ pub use routes::{route, routes};
 pub use services::{backends, services};
 pub use status::status;
 pub use table::{Row, Table};
+pub use version::version;
 
 use crate::apply::{Maps, Paths, State, load, namespace};
 use crate::source::netlink::Mirror;

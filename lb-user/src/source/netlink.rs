@@ -85,6 +85,11 @@ impl Mirror {
         &self.xdp
     }
 
+    /// Links whose drivers run XDP programs themselves; None: a kernel before 6.3, which doesn't say.
+    pub fn native_xdp(&mut self) -> Result<Option<BTreeSet<u32>>> {
+        self.features.as_mut().map(Features::native).transpose().context("reading the devices' XDP features")
+    }
+
     /// Somebody set this neighbour for good: it is not ours to refresh.
     pub fn is_permanent(&self, link: u32, addr: IpAddr) -> bool {
         self.permanent.contains(&(link, addr))

@@ -87,6 +87,21 @@ impl Watch {
         Ok(watch)
     }
 
+    /// A watch in place of this one, if other files are named by now. What changed before it began is told as a change,
+    /// since nobody watched: whoever goes on with this one misses nothing.
+    pub fn again(&self, config: &Path, manifests: Option<&Path>) -> notify::Result<Option<Watch>> {
+        let new = Watch::new(config, manifests)?;
+        if new.shared.paths == self.shared.paths {
+            return Ok(None);
+        }
+        new.shared.lock().changed = new.everything();
+        Ok(Some(new))
+    }
+
+    fn everything(&self) -> Changed {
+        Changed { config: true, manifests: self.shared.paths.manifests.is_some().then_some(Scope::All) }
+    }
+
     /// Waits for a change and takes all there are. May be dropped while it waits.
     pub async fn changed(&mut self) -> Changed {
         loop {
@@ -99,10 +114,7 @@ impl Watch {
             }
             tokio::select! {
                 () = self.shared.wake.notified() => {}
-                _ = self.hangup.recv() => {
-                    let manifests = self.shared.paths.manifests.is_some().then_some(Scope::All);
-                    return Changed { config: true, manifests };
-                }
+                _ = self.hangup.recv() => return self.everything(),
             }
         }
     }

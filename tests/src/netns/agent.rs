@@ -201,7 +201,7 @@ pub fn counts(rows: &[Value]) -> Vec<(String, u64)> {
 
 /// The agent's program: `STELLWERK_BIN`, or `stellwerk` beside the running program or in a folder
 /// above it (tests run from `deps`).
-pub(super) fn binary() -> Result<PathBuf> {
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("STELLWERK_BIN") {
         return Ok(path.into());
     }

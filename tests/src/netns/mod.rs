@@ -25,6 +25,7 @@ pub mod ns;
 pub mod pass;
 pub mod probe;
 pub mod scene;
+pub mod unit;
 
 pub use agent::Agent;
 pub use between::Between;

@@ -20,7 +20,7 @@ fn wrong_files() {
         ("", "c.yaml: is empty; expected a map with the keys node, ports, …"),
         (
             "- a",
-            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes, web",
+            "c.yaml:1:1: a list is not a map with the keys node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes, web, control",
         ),
         ("node: n", "c.yaml:1:1: names no interface; expected at least one of ports, internalSwitch, inside"),
         (
@@ -101,10 +101,22 @@ const CASES: &[(&str, &[&str])] = &[
     ("draning: 3", &["c.yaml:3:1: draning: unknown key; expected `draining`"]),
     ("log: { traceport: 3 }", &["c.yaml:3:8: log.traceport: unknown key; expected `tracePort`"]),
     ("port: {}", &["c.yaml:3:1: port: unknown key; expected `ports`"]),
+    ("control: {}", &["no error"]),
+    (
+        "control: { readers: [a] }",
+        &["c.yaml:3:21: control.readers: a list is not a group of this node by its name or number, such as netops"],
+    ),
+    (
+        "control: { readers: 'a:b', writers: c }",
+        &[
+            "c.yaml:3:21: control.readers: `a:b` is not a group of this node by its name or number, such as netops",
+            "c.yaml:3:28: control.writers: unknown key; expected one of readers",
+        ],
+    ),
     (
         "colour: red",
         &[
-            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes, web",
+            "c.yaml:3:1: colour: unknown key; expected one of node, ports, internalSwitch, inside, publish, routes, cluster, timeouts, snatPorts, icmpRate, forwarding, capacity, log, draining, pods, nodes, web, control",
         ],
     ),
     ("ports: eth0", &["c.yaml:3:8: ports: `eth0` is not a map of port names, such as Port2: { interface: eth0 }"]),

@@ -241,13 +241,22 @@ impl Features {
 
     /// Links that XDP can transmit on: NETDEV_XDP_ACT_NDO_XMIT.
     pub fn transmit(&mut self) -> Result<BTreeSet<u32>> {
+        self.having(4)
+    }
+
+    /// Links whose drivers run XDP programs themselves: NETDEV_XDP_ACT_BASIC.
+    pub fn native(&mut self) -> Result<BTreeSet<u32>> {
+        self.having(1)
+    }
+
+    fn having(&mut self, bit: u8) -> Result<BTreeSet<u32>> {
         let family = self.family;
         self.connection.dump(
             || Message::new(family, 0, &[1, 1, 0, 0]),
             |all: &mut BTreeSet<u32>, payload| {
                 let attrs = Attrs(payload.get(4..).unwrap_or_default());
                 if let (Some(index), Some(features)) = (attrs.u32(1), attrs.find(3))
-                    && features.first().is_some_and(|bits| bits & 4 != 0)
+                    && features.first().is_some_and(|bits| bits & bit != 0)
                 {
                     all.insert(index);
                 }
