@@ -168,6 +168,29 @@ fn add_ports(node: &Node, pod: &Ns, container: &str, ports: &[&str]) -> Said {
     node.runtime.call(&Call { verb: "ADD", container, netns, args, version: "1.1.0", conf }).unwrap()
 }
 
+#[test]
+fn addresses_that_pods_ask_for() {
+    let pod = |name: &str, addresses: &str| {
+        format!(
+            "---\napiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  annotations: {{ stellwerk.io/ip-addresses: \"{addresses}\" }}\n"
+        )
+    };
+    let text = [("both", "172.27.3.40,fd00:27:3::28"), ("one", "172.27.3.41"), ("far", "172.27.9.1")];
+    let text: String = text.iter().map(|(name, addresses)| pod(name, addresses)).collect();
+    let lines = "pods: { blocks: [172.27.3.0/26, \"fd00:27:3::/122\"] }\n";
+    let node = Node::open(lines, |files| files.replace("cluster/pods.yaml", &text)).unwrap();
+    let [a, b, c] = ["a", "b", "c"].map(|name| node.pod(name).unwrap());
+    let args = |name: &str| format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={name}");
+    assert_eq!(addresses(&node.runtime.add(&a, "a", &args("both")).unwrap()), ["172.27.3.40", "fd00:27:3::28"]);
+    // Of the other family any; what the runtime says goes before.
+    assert_eq!(addresses(&node.runtime.add(&b, "b", &args("one")).unwrap()), ["172.27.3.41", "fd00:27:3::1"]);
+    let said = format!("{:#}", node.runtime.add(&c, "c", &args("far")).unwrap_err());
+    assert!(said.contains("172.27.9.1 is in none of this node's blocks") && said.contains("100"), "{said}");
+    let runtimes = format!("{};IP=172.27.3.50", args("far"));
+    assert_eq!(addresses(&node.runtime.add(&c, "c", &runtimes).unwrap())[0], "172.27.3.50");
+    node.clean();
+}
+
 /// How long it takes to send so many bytes and to get them back.
 fn exchange(from: &Ns, to: SocketAddr, length: usize) -> Duration {
     let began = Instant::now();

@@ -202,6 +202,7 @@ impl Wish {
             blocks: blocks.clone(),
             avoid: network.addresses.iter().map(|address| address.net.addr()).collect(),
             cooldown: pods.cooldown.as_secs(),
+            fixed: self.manifests.as_ref().map(Manifests::fixed_addresses).unwrap_or_default(),
             mtu: pods.mtu.unwrap_or_else(|| nodes::pod_mtu(&self.intent, mtus.min().unwrap_or(1_500))),
             nameservers: self.config.dns.iter().flat_map(|dns| &dns.addresses).copied().collect(),
         }))

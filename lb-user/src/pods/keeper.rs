@@ -127,6 +127,9 @@ impl Keeper {
             return Err(Failure::new(code::EXISTS, format!("{host} is there already"), format!("for {other}")));
         }
         let New { key, namespace, pod, addresses, ports, bandwidth, .. } = *new;
+        // What the runtime says goes before what the pod does.
+        let fixed = settings.fixed.get(&format!("{namespace}/{pod}")).filter(|_| addresses.is_empty());
+        let addresses = fixed.map_or(addresses, Vec::as_slice);
         let ask = Ask { key, namespace, pod, addresses, ports, bandwidth };
         let stock = Stock { blocks: &settings.blocks, avoid: &settings.avoid, cooldown: settings.cooldown };
         let lease = state.take(&ask, stock, now()).map_err(refused)?.clone();

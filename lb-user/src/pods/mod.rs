@@ -37,6 +37,8 @@ pub struct Settings {
     pub avoid: BTreeSet<IpAddr>,
     /// In seconds.
     pub cooldown: u64,
+    /// Of pods that ask for certain ones, by `namespace/name`.
+    pub fixed: BTreeMap<String, Vec<IpAddr>>,
     pub mtu: u32,
     /// Of the cluster.
     pub nameservers: Vec<IpAddr>,

@@ -76,6 +76,8 @@ pub struct Pod {
     pub ended: bool,
     /// Its addresses are the node's.
     pub host_network: bool,
+    /// That it asks for, one a family at the most.
+    pub fixed: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

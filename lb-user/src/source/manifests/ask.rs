@@ -49,22 +49,35 @@ pub(super) fn balancer(
     Some(Balancer { classless, wish, status: status.to_vec(), proxied, pool, terms, labels })
 }
 
+/// Addresses of a pod that asks for certain ones.
+pub(super) fn fixed(at: &At<'_>, log: &mut Log) -> Vec<IpAddr> {
+    let right = "one address of each family, such as 172.27.1.20 or 172.27.1.20,fd00:27:1::14";
+    annotation(at, &PREFIXES[..1], "ip-addresses", right, log, one_a_family).unwrap_or_default()
+}
+
+fn one_a_family(text: &str) -> Result<Vec<IpAddr>, String> {
+    let mut all: Vec<IpAddr> = Vec::new();
+    for part in text.split(',').map(str::trim) {
+        let addr = config::address(part).map_err(|why| format!("names `{part}`, which {}", or(why)))?;
+        let family = if addr.is_ipv4() { "IPv4" } else { "IPv6" };
+        if all.iter().any(|other| other.is_ipv4() == addr.is_ipv4()) {
+            return Err(format!("names two {family} addresses"));
+        }
+        all.push(addr);
+    }
+    Ok(all)
+}
+
 /// loadBalancerIP, or the annotation in its place.
 fn addresses(at: &At<'_>, spec: &At<'_>, families: &[bool], log: &mut Log) -> Option<Vec<IpAddr>> {
     let read = |text: &str| {
-        let mut all: Vec<IpAddr> = Vec::new();
-        for part in text.split(',').map(str::trim) {
-            let addr = config::address(part).map_err(|why| format!("names `{part}`, which {}", or(why)))?;
-            let family = if addr.is_ipv4() { "IPv4" } else { "IPv6" };
-            if all.iter().any(|other| other.is_ipv4() == addr.is_ipv4()) {
-                return Err(format!("names two {family} addresses"));
-            }
-            if !families.is_empty() && !families.contains(&addr.is_ipv4()) {
-                return Err(format!("names {addr}, but the service has no {family}"));
-            }
-            all.push(addr);
+        let all = one_a_family(text)?;
+        let missing = |addr: &&IpAddr| !families.is_empty() && !families.contains(&addr.is_ipv4());
+        match all.iter().find(missing) {
+            Some(addr) if addr.is_ipv4() => Err(format!("names {addr}, but the service has no IPv4")),
+            Some(addr) => Err(format!("names {addr}, but the service has no IPv6")),
+            None => Ok(all),
         }
-        Ok(all)
     };
     let asked = spec.get("loadBalancerIP").filter(|at| at.node.text() != Some(""));
     let named = annotation(at, &PREFIXES, "loadBalancerIPs", ADDRESSES, log, read);

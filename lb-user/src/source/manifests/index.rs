@@ -106,6 +106,10 @@ impl Index {
         self.selected.pods.get(name).and_then(|list| list.first()).map(|pod| &pod.object)
     }
 
+    pub fn pods(&self) -> impl Iterator<Item = (&ServiceName, &Pod)> {
+        self.selected.pods.iter().filter_map(|(name, list)| Some((name, &list.first()?.object)))
+    }
+
     /// Ordered by name.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.policies.values().filter_map(|list| list.first()).map(|policy| &policy.object)

@@ -228,6 +228,12 @@ impl Manifests {
         &self.index.nodes
     }
 
+    /// Pods that ask for certain addresses, as `namespace/name`.
+    pub fn fixed_addresses(&self) -> BTreeMap<String, Vec<IpAddr>> {
+        let asking = self.index.pods().filter(|(_, pod)| !pod.fixed.is_empty());
+        asking.map(|(name, pod)| (format!("{}/{}", name.namespace, name.name), pod.fixed.clone())).collect()
+    }
+
     /// The cluster as policies see it; another one with each change that bears on them.
     pub fn cluster(&self) -> &Arc<Cluster> {
         &self.cluster

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::ask;
 use super::document::{Placed, Said, ServiceName, flag, labels, metadata, port_name, port_number, protocol};
 use crate::config::{self, At, Log};
 use crate::source::endpoints::{ContainerPort, Labels, Node, Pod};
@@ -16,6 +17,7 @@ pub(super) fn read(at: &At<'_>, log: &mut Log) -> Option<Placed<ServiceName, Pod
     let said = Said::new(log, at);
     let mut pod = Pod { labels: labels(at, log), ..Pod::default() };
     pod.terminating = at.get("metadata").is_some_and(|at| at.get("deletionTimestamp").is_some());
+    pod.fixed = ask::fixed(at, log);
     if let Some(spec) = at.get("spec") {
         pod.node = spec.get("nodeName").and_then(|at| at.string(log, "a node's name"));
         pod.hostname = spec.get("hostname").and_then(|at| at.string(log, "a host's name"));

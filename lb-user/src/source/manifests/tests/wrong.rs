@@ -31,6 +31,13 @@ fn wrong_texts() {
             ],
         ),
         (
+            "apiVersion: v1\nkind: Pod\nmetadata: { name: a, annotations: { stellwerk.io/ip-addresses: \"10.1.0.1, 10.1.0.2\" } }"
+                .into(),
+            vec![
+                "a.yaml:3:64: metadata.annotations.stellwerk.io/ip-addresses: `10.1.0.1, 10.1.0.2` names two IPv4 addresses; expected one address of each family, such as 172.27.1.20 or 172.27.1.20,fd00:27:1::14",
+            ],
+        ),
+        (
             service("a", ok).replace("name: a", "namespace: x"),
             vec!["a.yaml:4:11: metadata.name: is missing; expected the object's name"],
         ),
