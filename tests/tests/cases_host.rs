@@ -35,6 +35,7 @@ const BEYOND_CASES: &[(&str, &str)] = &[
     ("socket_left", "no packet's: tests/service_rules/sockets.rs"),
     ("socket_table_full", "no packet's: tests/service_rules/sockets.rs"),
     ("nat_log_lost", "tens of thousands of mappings must begin while nobody reads: tests/netns_nat_pressure.rs"),
+    ("monitor_lost", "thousands of packets while nobody reads: tests/netns_monitor.rs"),
 ];
 
 /// Where policies are judged, a link whose pod isn't known is shut in both directions, but to what is sent back to it.

@@ -1,10 +1,12 @@
 //! `stellwerk monitor` on a device that runs: what is dropped and why, which connections begin, what a capture has, and
 //! that nothing goes on once nobody watches.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use stellwerk_tests::netns::device;
 use stellwerk_tests::netns::probe::{self, Datagram};
@@ -90,6 +92,18 @@ fn one_at_a_time_and_none_that_stays() {
         unknown.contains("invalid value 'none' for '--reason <REASON>': expected one of no_backend, "),
         "{unknown}"
     );
+    // One that doesn't read is told of what the buffer has room for; the rest is counted.
+    let lost = || scene.agent.dropped("monitor_lost").unwrap();
+    let before = lost();
+    let pid = Pid::from_raw(first.id().cast_signed());
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let vip = at(Which::Local)[0];
+    let flood = || -> std::io::Result<()> {
+        let socket = UdpSocket::bind("0.0.0.0:0")?;
+        (0..20_000).try_for_each(|_| socket.send_to(b"anybody?", vip).map(drop))
+    };
+    scene.device.client.run(flood).unwrap().unwrap();
+    assert!(lost() > before);
     first.kill().unwrap();
     first.wait().unwrap();
     let unknown = format!("{:#}", scene.agent.command(&["monitor", "--service", "default/none"]).unwrap_err());
