@@ -62,6 +62,13 @@ pub struct Question {
 
 pub use why::Backend;
 
+/// Where packets are met, and whether policies are judged there.
+#[derive(Clone, Copy, Debug)]
+pub struct Met {
+    pub arrival: Arrival,
+    pub judged: bool,
+}
+
 /// What becomes of one packet.
 #[derive(Clone, Debug, Serialize)]
 pub struct Answer {
@@ -86,10 +93,16 @@ thread_local! {
 pub trait All: Tables<Ip4> + Tables<Ip6> + PolicyTables<Ip4> + PolicyTables<Ip6> {}
 impl<T: Tables<Ip4> + Tables<Ip6> + PolicyTables<Ip4> + PolicyTables<Ip6>> All for T {}
 
-/// The engine as the hooks run it (`lb-ebpf/src/main.rs`), also in the overlay and where policies are judged; `dropped`
-/// counts.
-pub fn whole<T: All>(tables: &T, arrival: &Arrival, packet: &mut Buffer, dropped: impl Fn(Drop)) -> Outcome {
-    if tables.pod(arrival.ifindex).is_none() {
+/// The engine as the hooks run it (`lb-ebpf/src/main.rs`), also in the overlay; `judged`: at a pod's link where policies are
+/// judged; `dropped` counts.
+pub fn whole<T: All>(
+    tables: &T,
+    arrival: &Arrival,
+    judged: bool,
+    packet: &mut Buffer,
+    dropped: impl Fn(Drop),
+) -> Outcome {
+    if !judged {
         return engine(tables, arrival, packet, &dropped, |_, outcome| outcome);
     }
     if arrival.hook == Hook::Egress {
@@ -170,35 +183,30 @@ pub fn trace(paths: &Paths, question: &Question) -> Result<Vec<Answer>> {
     let mirror =
         show::mirror(&state)?.context("the programs are in another network namespace; expected to be in theirs")?;
     let names = Names::read(&maps, show::interfaces(Some(&mirror)))?;
-    let arrival = arrival(paths, &maps, &state, &mirror, &question.place)?;
+    let met = met(paths, &maps, &state, &mirror, &question.place)?;
     let frames = match &question.packets {
         Packets::Frames(frames) => frames.clone(),
         Packets::Words(words) => {
-            let link = mirror.network().links.iter().find(|link| link.index == arrival.ifindex);
+            let link = mirror.network().links.iter().find(|link| link.index == met.arrival.ifindex);
             vec![words.build(link.and_then(|link| link.mac).unwrap_or_default())?]
         }
     };
     let view = View::new(&maps, &paths.maps(), &names)?;
-    frames.into_iter().map(|frame| one(&view, &arrival, frame, question.why_not.as_ref(), &maps)).collect()
+    frames.into_iter().map(|frame| one(&view, &met, frame, question.why_not.as_ref(), &maps)).collect()
 }
 
 /// What becomes of a frame: the engine's verdict, and what is left of it.
-pub fn run(view: &View<'_>, arrival: &Arrival, frame: Vec<u8>) -> (Verdict, Vec<u8>) {
+pub fn run(view: &View<'_>, met: &Met, frame: Vec<u8>) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(frame, Refuses::Nothing);
-    let verdict = whole(view, arrival, &mut packet, |_| {}).verdict();
+    let verdict = whole(view, &met.arrival, met.judged, &mut packet, |_| {}).verdict();
     (verdict, packet.into_bytes())
 }
 
-fn one(
-    view: &View<'_>,
-    arrival: &Arrival,
-    frame: Vec<u8>,
-    why_not: Option<&why::Backend>,
-    maps: &Maps,
-) -> Result<Answer> {
+fn one(view: &View<'_>, met: &Met, frame: Vec<u8>, why_not: Option<&why::Backend>, maps: &Maps) -> Result<Answer> {
     let packet = packet::show(&frame);
     let known = known(view, &frame);
-    let (verdict, after) = run(view, arrival, frame.clone());
+    let (verdict, after) = run(view, met, frame.clone());
+    let arrival = &met.arrival;
     let (mut steps, asked) = view.take()?;
     steps.insert(0, Step { stage: "connection", text: known.clone().unwrap_or_else(|| "not known".into()) });
     let hook = match arrival.hook {
@@ -234,7 +242,7 @@ fn known(view: &View<'_>, frame: &[u8]) -> Option<String> {
 }
 
 /// Where packets are met: by the programs that hang there.
-fn arrival(paths: &Paths, maps: &Maps, state: &State, mirror: &Mirror, place: &Place) -> Result<Arrival> {
+fn met(paths: &Paths, maps: &Maps, state: &State, mirror: &Mirror, place: &Place) -> Result<Met> {
     let (name, out) = match place {
         Place::In(name) => (name, false),
         Place::Out(name) => (name, true),
@@ -270,7 +278,8 @@ fn arrival(paths: &Paths, maps: &Maps, state: &State, mirror: &Mirror, place: &P
         right()
     );
     let now = clock::read_pinned(paths, maps)?.tick();
-    Ok(Arrival { hook, ifindex: index, now, gso_size: 0, tagged: 0, own: u8::from(out) })
+    let arrival = Arrival { hook, ifindex: index, now, gso_size: 0, tagged: 0, own: u8::from(out) };
+    Ok(Met { arrival, judged: has(Point::Policy) })
 }
 
 /// For people, a block a packet; or an array of objects.

@@ -11,11 +11,12 @@ use crate::fake::Fake;
 pub fn run(fake: &Fake, arrival: &Arrival, bytes: Vec<u8>, refuses: Refuses) -> (Verdict, Vec<u8>) {
     let mut packet = Buffer::new(bytes, refuses);
     let dropped = |reason| fake.dropped(reason);
+    let judged = fake.pods.contains_key(&arrival.ifindex);
     let verdict = match arrival.hook {
-        Hook::Egress if fake.pods.contains_key(&arrival.ifindex) => {
+        Hook::Egress if judged => {
             trace::inward(fake, arrival, &mut packet, dropped).map_or(Verdict::Pass, Verdict::Drop)
         }
-        _ => trace::whole(fake, arrival, &mut packet, dropped).verdict(),
+        _ => trace::whole(fake, arrival, judged, &mut packet, dropped).verdict(),
     };
     (verdict, packet.into_bytes())
 }

@@ -22,9 +22,9 @@ use lb_user::apply::table::Table;
 use lb_user::apply::{Kernel, Paths, clock, load, maps::FamilyMaps, sockets, unload};
 use lb_user::intent::Capacity;
 use lb_user::plan::{Apply, Contents, FamilyOp, Op};
-use lb_user::trace;
 use lb_user::trace::buffer::Refuses;
 use lb_user::trace::view::View;
+use lb_user::trace::{self, Met};
 
 use super::{Fate, Host, tables};
 use crate::case::{Arriving, Case, Step, TICKS, What};
@@ -179,7 +179,8 @@ impl Machine {
             tagged: 0,
             own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
         };
-        let said = trace::run(&view, &at, bytes.to_vec());
+        let judged = self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&at.ifindex));
+        let said = trace::run(&view, &Met { arrival: at, judged }, bytes.to_vec());
         view.take()?;
         Ok(said)
     }
