@@ -1,7 +1,9 @@
 //! `stellwerk monitor` on a device that runs: what is dropped and why, which connections begin, what a capture has, and
 //! that nothing goes on once nobody watches.
 
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, UdpSocket};
+use std::process::{Child, Stdio};
 use std::thread;
 use std::time::Duration;
 
@@ -12,18 +14,30 @@ use stellwerk_tests::netns::device;
 use stellwerk_tests::netns::probe::{self, Datagram};
 use stellwerk_tests::netns::scene::{ECHO, PORT, Scene, Which};
 
+/// One that has begun.
+fn start(scene: &Scene, words: &[&str]) -> Child {
+    let binary = std::env::var_os("STELLWERK_BIN").expect("as the tests are run");
+    let mut command = scene.device.dev.command(binary);
+    command.arg("monitor").args(words).arg("--pin-path").arg(scene.agent.pins());
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "stellwerk: watching\n");
+    child
+}
+
+fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
 /// What it says while `traffic` happens.
 fn watch(scene: &Scene, words: &[&str], traffic: impl FnOnce()) -> Vec<Value> {
-    let asker = scene.agent.asker();
-    let words: Vec<&str> = [&["monitor", "--json", "--seconds", "3"], words].concat();
-    let said = thread::scope(|scope| {
-        let watching = scope.spawn(|| asker.command(&words).unwrap());
-        // It has begun once it is the only one that may.
-        thread::sleep(Duration::from_millis(700));
-        traffic();
-        watching.join().unwrap()
-    });
-    said.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let child = start(scene, &[&["--json"], words].concat());
+    traffic();
+    signal(&child, Signal::SIGINT);
+    let out = child.wait_with_output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 fn at(which: Which) -> [SocketAddr; 2] {
@@ -79,12 +93,7 @@ fn events_filters_and_captures() {
 #[test]
 fn one_at_a_time_and_none_that_stays() {
     let scene = Scene::open("auto", "xdp").unwrap();
-    let binary = std::env::var_os("STELLWERK_BIN").expect("as the tests are run");
-    let pins = scene.agent.pins().display().to_string();
-    let words = ["monitor", "--pin-path", &pins, "--every", "1"];
-    let null = || std::process::Stdio::null();
-    let mut first = scene.device.dev.command(&binary).args(words).stdout(null()).stderr(null()).spawn().unwrap();
-    thread::sleep(Duration::from_millis(700));
+    let mut first = start(&scene, &["--every", "1"]);
     let second = format!("{:#}", scene.agent.command(&["monitor", "--seconds", "1"]).unwrap_err());
     assert!(second.contains("another `stellwerk monitor` runs; expected one at a time"), "{second}");
     let unknown = format!("{:#}", scene.agent.command(&["monitor", "--reason", "none"]).unwrap_err());
@@ -95,8 +104,7 @@ fn one_at_a_time_and_none_that_stays() {
     // One that doesn't read is told of what the buffer has room for; the rest is counted.
     let lost = || scene.agent.dropped("monitor_lost").unwrap();
     let before = lost();
-    let pid = Pid::from_raw(first.id().cast_signed());
-    kill(pid, Signal::SIGSTOP).unwrap();
+    signal(&first, Signal::SIGSTOP);
     let vip = at(Which::Local)[0];
     let flood = || -> std::io::Result<()> {
         let socket = UdpSocket::bind("0.0.0.0:0")?;

@@ -75,7 +75,7 @@ fn dispatch(cli: &Cli) -> anyhow::Result<ExitCode> {
             written(trace::write(&answers, asked.listing.json, &mut std::io::stdout().lock()))
         }
         Command::Monitor(asked) => {
-            let summary = monitor::run(&paths, &asked.asked(), std::io::stdout())?;
+            let summary = monitor::run(&paths, &asked.asked(), std::io::stdout(), || eprintln!("stellwerk: watching"))?;
             eprintln!("stellwerk: {} events, {} packets lost for want of room", summary.events, summary.lost);
             Ok(ExitCode::SUCCESS)
         }

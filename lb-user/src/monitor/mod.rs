@@ -76,8 +76,8 @@ struct Monitor<'a, W: Write> {
     out: W,
 }
 
-/// Until it is interrupted, or has seen as much as was asked for.
-pub fn run(paths: &Paths, asked: &Asked, out: impl Write) -> Result<Summary> {
+/// Until it is interrupted, or has seen as much as was asked for. `begun` is called once nothing is missed any more.
+pub fn run(paths: &Paths, asked: &Asked, out: impl Write, begun: impl FnOnce()) -> Result<Summary> {
     let maps = show::open(paths)?;
     let _alone = alone(&paths.run)?;
     let mirror = show::mirror(&State::read(paths)?)?;
@@ -108,7 +108,7 @@ pub fn run(paths: &Paths, asked: &Asked, out: impl Write) -> Result<Summary> {
     monitor.maps.watch_left.zero(0)?;
     monitor.watch(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let watched = runtime.block_on(monitor.go(&mut ring));
+    let watched = runtime.block_on(monitor.go(&mut ring, begun));
     monitor.watch(false)?;
     monitor.summary.lost = monitor.maps.notes.sum(Note::MonitorLost as u32)? - monitor.lost_before;
     match watched {
@@ -147,33 +147,39 @@ impl<W: Write> Monitor<'_, W> {
         self.maps.watch.set(&0, &Watch { until, every: self.asked.every })
     }
 
-    async fn go(&mut self, ring: &mut RingBuf<MapData>) -> Result<()> {
+    async fn go(&mut self, ring: &mut RingBuf<MapData>, begun: impl FnOnce()) -> Result<()> {
         let [mut interrupt, mut terminate] =
             [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind));
         let (interrupt, terminate) = (interrupt.as_mut().map_err(owned)?, terminate.as_mut().map_err(owned)?);
+        begun();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let end = self.asked.seconds.map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
         for look in 0u32.. {
-            tokio::select! {
-                _ = looks.tick() => {}
-                _ = interrupt.recv() => return Ok(()),
-                _ = terminate.recv() => return Ok(()),
-            }
-            while let Some(bytes) = ring.next() {
-                if let Ok((sighting, _)) = Sighting::read_from_prefix(&bytes) {
-                    self.packet(&sighting)?;
-                }
-                if self.has_enough() {
-                    return Ok(());
-                }
-            }
-            if look % SECOND == SECOND - 1 {
+            let over = tokio::select! {
+                _ = looks.tick() => end.is_some_and(|end| tokio::time::Instant::now() >= end),
+                _ = interrupt.recv() => true,
+                _ = terminate.recv() => true,
+            };
+            self.packets(ring)?;
+            if over || look % SECOND == SECOND - 1 {
                 self.watch(true)?;
                 self.flows()?;
             }
-            if self.has_enough() || end.is_some_and(|end| tokio::time::Instant::now() >= end) {
+            if over || self.has_enough() {
                 return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Those that wait.
+    fn packets(&mut self, ring: &mut RingBuf<MapData>) -> Result<()> {
+        while !self.has_enough()
+            && let Some(bytes) = ring.next()
+        {
+            if let Ok((sighting, _)) = Sighting::read_from_prefix(&bytes) {
+                self.packet(&sighting)?;
             }
         }
         Ok(())
@@ -197,7 +203,7 @@ impl<W: Write> Monitor<'_, W> {
     }
 
     fn flows(&mut self) -> Result<()> {
-        if !self.asked.flows {
+        if !self.asked.flows || self.has_enough() {
             return Ok(());
         }
         let (now4, now6) = (connections(&self.maps.v4.flows), connections(&self.maps.v6.flows));
@@ -213,8 +219,10 @@ impl<W: Write> Monitor<'_, W> {
         let mut all: Vec<_> = gone.chain(new).filter(|(_, key, flow)| self.filter.flow(key, flow)).collect();
         all.sort_unstable_by_key(|(what, key, _)| (*what, **key));
         for (what, key, flow) in all {
-            let event = Event::of_flow(what, key, flow, &self.names);
-            self.say(&event)?;
+            if self.has_enough() {
+                break;
+            }
+            self.say(&Event::of_flow(what, key, flow, &self.names))?;
         }
         Ok(())
     }
