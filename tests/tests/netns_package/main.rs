@@ -18,8 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 
 const EDITED: &str = "node: edge-1\nports:\n  Port2: { interface: eth0, gateway: 203.0.113.1 }\n  \
     Port3: { interface: eth1, compute: true }\ninternalSwitch: { interface: br-own, address: 10.44.0.1/24 }\n\
-    cluster: { podSubnet: 172.27.0.0/16, serviceSubnet: 172.28.0.0/16, manifests: ./cluster, socketBalancing: false, dns: {} }\n\
-    pods: { blocks: 172.27.3.0/26 }\n";
+    cluster: { podSubnet: 172.26.0.0/16, serviceSubnet: 172.28.0.0/16, manifests: ./cluster, socketBalancing: false, dns: {} }\n\
+    pods: { blocks: 172.26.3.0/26 }\n";
 
 const SCRIPTS: [(&str, &str); 3] = [
     ("root.sh", include_str!("root.sh")),
@@ -207,7 +207,7 @@ fn under_systemd() {
         assert!(started.lines().any(|said| said == line), "no {line}: {:#?}", all());
     }
     assert!(started.contains("StatusText=revision 1, 2 services"), "{started}");
-    assert!(said("status").contains("running") && said("cni").contains("172.27.3.1/32"), "{:#?}", all());
+    assert!(said("status").contains("running") && said("cni").contains("172.26.3.1/32"), "{:#?}", all());
     assert_eq!((said("cni-gone"), said("reload")), (String::new(), String::new()));
     let again = said("again");
     assert!(again.contains("ActiveState=active") && again.contains("NRestarts=1"), "{:#?}", all());
