@@ -98,11 +98,11 @@ fn known(config: &Config, network: &Network, extent: &Extent) -> Option<(String,
     let counts = |net: &IpNet| (WIDEST..net.max_prefix_len()).contains(&net.prefix_len()) && meets(net);
     let ours = |net: &IpNet| network.own.routes.keys().any(|key| key.prefix == *net);
     network.routes.prefixes().filter(|(net, _)| counts(net) && !ours(net)).find_map(|(net, paths)| {
-        // By a router other nodes' pods are reached, where an operator says so.
-        let to_pods = extent.used == Use::Pods && value::contains(&extent.range, net.addr());
+        // By a router other nodes' pods and services are reached, where an operator says so.
+        let elsewhere = value::contains(&extent.range, net.addr());
         let leads = |path: &&Path| {
             let unicast = path.kind == RouteKind::Unicast && !exempt.contains(&path.link);
-            unicast && !(to_pods && path.gateway.is_some())
+            unicast && !(elsewhere && path.gateway.is_some())
         };
         let path = paths.iter().find(leads)?;
         let by = path.gateway.map_or(String::new(), |gateway| format!(" by {gateway}"));
