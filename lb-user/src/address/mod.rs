@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 pub use allocate::{Outcome, Scene, allocate};
-pub use pool::{DEFAULT, Pool, Selector};
+pub use pool::{DEFAULT, Pool};
 
 use crate::source::endpoints::Labels;
 use crate::source::manifests::ServiceName;

@@ -3,13 +3,12 @@
 //! Invariant: selectors mean what they mean in Kubernetes' API: all of one's terms hold; of several selectors
 //! one does; none at all is for everybody.
 
-use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 
 use super::Ask;
 use crate::config;
 use crate::intent::ServiceRange;
-use crate::source::endpoints::Labels;
+use crate::source::endpoints::Selector;
 
 /// The name of `cluster.serviceIPs`.
 pub const DEFAULT: &str = "default";
@@ -27,48 +26,6 @@ pub struct Pool {
     pub namespaces: Vec<String>,
     pub namespace_selectors: Vec<Selector>,
     pub service_selectors: Vec<Selector>,
-}
-
-/// matchLabels and matchExpressions
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Selector {
-    pub labels: Labels,
-    pub expressions: Vec<Expression>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct Expression {
-    pub key: String,
-    pub operator: Operator,
-    pub values: Vec<String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Operator {
-    In,
-    NotIn,
-    Exists,
-    DoesNotExist,
-}
-
-impl Selector {
-    pub fn selects(&self, labels: &Labels) -> bool {
-        self.labels.iter().all(|(key, value)| labels.get(key) == Some(value))
-            && self.expressions.iter().all(|expression| expression.holds(labels))
-    }
-}
-
-impl Expression {
-    fn holds(&self, labels: &Labels) -> bool {
-        let value = labels.get(&self.key);
-        let among = || value.is_some_and(|value| self.values.contains(value));
-        match self.operator {
-            Operator::In => among(),
-            Operator::NotIn => !among(),
-            Operator::Exists => value.is_some(),
-            Operator::DoesNotExist => value.is_none(),
-        }
-    }
 }
 
 impl Pool {
@@ -144,26 +101,6 @@ impl Pool {
             numbers.filter(|&n| !self.keeps_back(address(n, range.first.is_ipv4()))).count() as u64
         };
         self.ranges.iter().map(of).sum()
-    }
-}
-
-impl fmt::Display for Selector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let labels = self.labels.iter().map(|(key, value)| format!("{key}={value}"));
-        let all: Vec<String> = labels.chain(self.expressions.iter().map(Expression::to_string)).collect();
-        f.write_str(&all.join(","))
-    }
-}
-
-impl fmt::Display for Expression {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (key, values) = (&self.key, self.values.join(","));
-        match self.operator {
-            Operator::In => write!(f, "{key} in ({values})"),
-            Operator::NotIn => write!(f, "{key} notin ({values})"),
-            Operator::Exists => write!(f, "{key}"),
-            Operator::DoesNotExist => write!(f, "!{key}"),
-        }
     }
 }
 

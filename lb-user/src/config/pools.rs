@@ -7,9 +7,8 @@ use super::at::{At, Log};
 use super::check::Use;
 use super::read::{ranges, set};
 use super::{Places, value};
-use crate::address::pool::{Expression, Operator};
-use crate::address::{DEFAULT, Pool, Selector};
-use crate::source::endpoints::Labels;
+use crate::address::{DEFAULT, Pool};
+use crate::source::endpoints::{Expression, Labels, Operator, Selector};
 
 const KEYS: &[&str] =
     &["addresses", "autoAssign", "avoidBuggyIPs", "priority", "namespaces", "namespaceSelectors", "serviceSelectors"];

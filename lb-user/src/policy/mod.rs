@@ -6,7 +6,6 @@
 
 mod allowed;
 mod compile;
-mod select;
 #[cfg(test)]
 mod tests;
 
@@ -18,9 +17,8 @@ use ipnet::IpNet;
 
 pub use self::allowed::{Allowed, Entry, PortPrefix, Ports, Range};
 pub use self::compile::{Compiled, compile};
-pub use self::select::{Expression, Operator, Selector};
 use crate::intent::Protocol;
-use crate::source::endpoints::{Labels, Pod};
+use crate::source::endpoints::{Labels, Pod, Selector};
 use crate::source::manifests::ServiceName;
 
 /// Policies as they are wished for.

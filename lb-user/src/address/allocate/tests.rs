@@ -3,10 +3,10 @@
 use std::net::Ipv4Addr;
 
 use super::*;
-use crate::address::Selector;
 use crate::address::store::{self, Stored};
 use crate::intent::ServiceRange;
 use crate::source::endpoints::Labels;
+use crate::source::endpoints::Selector;
 
 mod edits;
 

@@ -1,8 +1,8 @@
 //! `cluster.pools`: what it gives, and what of it the kernel speaks against.
 
 use super::*;
-use crate::address::Selector;
 use crate::intent::{Address, Link, Network};
+use crate::source::endpoints::Selector;
 
 #[test]
 fn pools_of_a_configuration() {

@@ -6,6 +6,7 @@
 //! most, their names, the annotation `topology-mode: Auto`), on which no table depends.
 
 mod near;
+mod select;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -13,6 +14,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 pub use self::near::preferred;
+pub use self::select::{Expression, Operator, Selector};
 use crate::intent::Protocol;
 
 pub type Labels = BTreeMap<String, String>;

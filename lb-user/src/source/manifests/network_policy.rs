@@ -10,8 +10,8 @@ use ipnet::IpNet;
 use super::document::{Placed, Said, ServiceName, metadata, port_number, protocol, strings};
 use crate::config::{self, At, Log};
 use crate::intent::Protocol;
-use crate::policy::{Expression, Operator, Peer, Policy, Port, Rule, Selector, Which};
-use crate::source::endpoints::Labels;
+use crate::policy::{Peer, Policy, Port, Rule, Which};
+use crate::source::endpoints::{Expression, Labels, Operator, Selector};
 
 const SPEC: &[&str] = &["podSelector", "policyTypes", "ingress", "egress"];
 const BLOCK: &str = "a subnet such as 10.0.0.0/8 or 2001:db8::/32";
@@ -78,13 +78,14 @@ fn expression(at: &At<'_>, log: &mut Log) -> Option<Expression> {
     let read = |text: &str| match text {
         "In" | "NotIn" if values.is_empty() => Err(with.to_owned()),
         "Exists" | "DoesNotExist" if !values.is_empty() => Err(without.to_owned()),
-        "In" => Ok(Operator::In(values.clone())),
-        "NotIn" => Ok(Operator::NotIn(values.clone())),
+        "In" => Ok(Operator::In),
+        "NotIn" => Ok(Operator::NotIn),
         "Exists" => Ok(Operator::Exists),
         "DoesNotExist" => Ok(Operator::DoesNotExist),
         _ => Err(String::new()),
     };
-    Some(Expression { key, operator: operator.value(log, OPERATOR, read)? })
+    let operator = operator.value(log, OPERATOR, read)?;
+    Some(Expression { key, operator, values: values.into_iter().collect() })
 }
 
 fn rules(spec: &At<'_>, key: &str, peers: &str, log: &mut Log) -> Vec<Rule> {

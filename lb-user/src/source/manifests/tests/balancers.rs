@@ -94,7 +94,8 @@ fn one_address_for_several() {
 
 #[test]
 fn pools_by_namespace_and_label() {
-    use crate::address::{Pool, Selector};
+    use crate::address::Pool;
+    use crate::source::endpoints::Selector;
     let range = ServiceRange { first: "10.8.0.1".parse().unwrap(), last: "10.8.0.9".parse().unwrap() };
     let labels = |key: &str, value: &str| [(key.to_owned(), value.to_owned())].into();
     let selector = |key: &str, value: &str| Selector { labels: labels(key, value), ..Selector::default() };
