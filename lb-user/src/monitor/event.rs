@@ -1,7 +1,6 @@
 //! An event, in words and as an object.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use lb_common::table::monitor::Sighting;
@@ -11,8 +10,8 @@ use lb_common::wire::Addr;
 use serde::Serialize;
 
 use crate::agent::nat_log::utc;
-use crate::show;
-use crate::trace::{Names, packet};
+use crate::show::{self, endpoint};
+use crate::trace::{Names, hook_name, packet};
 
 /// In the order of their numbers.
 const ACTIONS: [Action; 8] = [
@@ -25,7 +24,7 @@ const ACTIONS: [Action; 8] = [
     Action::Reinject,
     Action::Drop,
 ];
-const HOOKS: [(Hook, &str); 3] = [(Hook::Xdp, "XDP"), (Hook::Ingress, "TC ingress"), (Hook::Egress, "TC egress")];
+const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
@@ -62,7 +61,7 @@ pub fn verdict(sighting: &Sighting) -> Verdict {
 impl Event {
     pub fn of_packet(sighting: &Sighting, names: &Names) -> Event {
         let verdict = verdict(sighting);
-        let (hook, at) = HOOKS.get(usize::from(sighting.hook)).copied().unwrap_or(HOOKS[0]);
+        let hook = HOOKS.get(usize::from(sighting.hook)).copied().unwrap_or(HOOKS[0]);
         let (event, reason) = match verdict {
             Verdict::Drop(reason) => ("dropped", Some(reason.label())),
             Verdict::Refuse(reason) => ("refused", Some(reason.label())),
@@ -72,7 +71,7 @@ impl Event {
             time: utc(SystemTime::now()),
             event,
             reason,
-            at: Some(format!("{} {at}", names.interface(sighting.link))),
+            at: Some(format!("{} {}", names.interface(sighting.link), hook_name(hook))),
             service: None,
             what: packet::show_part(bytes(sighting), sighting.len as usize),
             outcome: names.verdict(verdict, hook, sighting.link),
@@ -80,8 +79,7 @@ impl Event {
     }
 
     pub fn of_flow<A: Addr>(event: &'static str, key: &FlowKey<A>, flow: &Flow<A>, names: &Names) -> Event {
-        let end = |addr: A, port: lb_common::wire::Be16| SocketAddr::new(addr.to_ip(), port.get());
-        let (from, to) = (end(key.src, key.sport), end(key.dst, key.dport));
+        let (from, to) = (endpoint(key.src, key.sport), endpoint(key.dst, key.dport));
         let protocol = show::protocol(key.proto as u8);
         let translated = flow.is(Flow::<A>::NAT);
         Event {
@@ -91,7 +89,7 @@ impl Event {
             at: None,
             service: (!translated).then(|| names.service_name(flow.service).to_owned()),
             what: format!("{protocol} {from} > {to}"),
-            outcome: format!("{} > {}", end(flow.src, flow.sport), end(flow.dst, flow.dport)),
+            outcome: format!("{} > {}", endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport)),
         }
     }
 }

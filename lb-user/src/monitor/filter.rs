@@ -13,6 +13,7 @@ use lb_common::wire::Addr;
 use super::event::verdict;
 use crate::apply::Maps;
 use crate::apply::maps::FamilyMaps;
+use crate::show::endpoint;
 use crate::trace::{Names, packet};
 
 /// All of what is said has to hold; nothing said: everything.
@@ -42,11 +43,10 @@ pub struct Ready<'a> {
 }
 
 fn ends<A: Addr>(maps: &FamilyMaps<A>, services: &BTreeSet<u32>, all: &mut BTreeSet<SocketAddr>) -> Result<()> {
-    let at = |addr: A, port: lb_common::wire::Be16| SocketAddr::new(addr.to_ip(), port.get());
     let reached = maps.services.entries()?.into_iter().filter(|(_, service)| services.contains(&service.id));
-    all.extend(reached.map(|(key, _)| at(key.addr, key.port)));
+    all.extend(reached.map(|(key, _)| endpoint(key.addr, key.port)));
     let backends = maps.backends.entries()?.into_iter().filter(|(_, b)| b.state != 0 && services.contains(&b.service));
-    all.extend(backends.map(|(_, b)| at(b.addr, b.port)));
+    all.extend(backends.map(|(_, b)| endpoint(b.addr, b.port)));
     Ok(())
 }
 
@@ -95,9 +95,8 @@ impl Ready<'_> {
         }
         let translated = flow.is(Flow::<A>::NAT);
         let of_service = self.filter.service.is_none() || (!translated && self.services.contains(&flow.service));
-        let end = |addr: A, port: lb_common::wire::Be16| SocketAddr::new(addr.to_ip(), port.get());
-        let (from, to) = (end(key.src, key.sport), end(key.dst, key.dport));
-        let becomes = (end(flow.src, flow.sport), end(flow.dst, flow.dport));
+        let (from, to) = (endpoint(key.src, key.sport), endpoint(key.dst, key.dport));
+        let becomes = (endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport));
         of_service && (self.ends(from, to) || self.ends(becomes.0, becomes.1))
     }
 }

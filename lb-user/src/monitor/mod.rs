@@ -148,9 +148,8 @@ impl<W: Write> Monitor<'_, W> {
     }
 
     async fn go(&mut self, ring: &mut RingBuf<MapData>, begun: impl FnOnce()) -> Result<()> {
-        let [mut interrupt, mut terminate] =
-            [SignalKind::interrupt(), SignalKind::terminate()].map(|kind| signal(kind));
-        let (interrupt, terminate) = (interrupt.as_mut().map_err(owned)?, terminate.as_mut().map_err(owned)?);
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
         begun();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -190,7 +189,6 @@ impl<W: Write> Monitor<'_, W> {
     }
 
     fn packet(&mut self, sighting: &Sighting) -> Result<()> {
-        let event = Event::of_packet(sighting, &self.names);
         if !self.filter.packet(sighting, event::bytes(sighting)) {
             return Ok(());
         }
@@ -199,7 +197,7 @@ impl<W: Write> Monitor<'_, W> {
             let packet = PcapPacket::new(since, sighting.len.max(sighting.kept), event::bytes(sighting));
             capture.write_packet(&packet).context("writing the capture")?;
         }
-        self.say(&event)
+        self.say(&Event::of_packet(sighting, &self.names))
     }
 
     fn flows(&mut self) -> Result<()> {
@@ -207,10 +205,11 @@ impl<W: Write> Monitor<'_, W> {
             return Ok(());
         }
         let (now4, now6) = (connections(&self.maps.v4.flows), connections(&self.maps.v6.flows));
-        let before =
-            (std::mem::replace(&mut self.known4, now4.clone()), std::mem::replace(&mut self.known6, now6.clone()));
-        self.differences(&before.0, &now4)?;
-        self.differences(&before.1, &now6)
+        let (before4, before6) = (std::mem::take(&mut self.known4), std::mem::take(&mut self.known6));
+        self.differences(&before4, &now4)?;
+        self.differences(&before6, &now6)?;
+        (self.known4, self.known6) = (now4, now6);
+        Ok(())
     }
 
     fn differences<A: Addr>(&mut self, before: &Known<A>, now: &Known<A>) -> Result<()> {
@@ -237,8 +236,4 @@ impl<W: Write> Monitor<'_, W> {
         }
         Ok(self.out.flush()?)
     }
-}
-
-fn owned(error: &mut io::Error) -> io::Error {
-    io::Error::new(error.kind(), error.to_string())
 }

@@ -126,7 +126,7 @@ pub(super) fn connections<A: Addr>(table: &Flows<A>, nat: bool, context: &Contex
     Ok(all)
 }
 
-pub(super) fn endpoint<A: Addr>(addr: A, port: Be16) -> SocketAddr {
+pub(crate) fn endpoint<A: Addr>(addr: A, port: Be16) -> SocketAddr {
     SocketAddr::new(addr.to_ip(), port.get())
 }
 

@@ -28,6 +28,7 @@ use lb_common::table::NextHop;
 pub use addresses::addresses;
 pub use announce::announce;
 pub(crate) use cell::Cell;
+pub(crate) use flows::endpoint;
 pub use flows::{flow_counts, flows};
 pub use ipam::{ipam, ipam_check, ipam_release};
 pub use nat::{nat_flows, nat_status, nat_top};

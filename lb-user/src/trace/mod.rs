@@ -14,7 +14,7 @@ use std::cell::RefCell;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use lb_common::drop::Drop;
 use lb_common::flow_table::{self, Hit};
 use lb_common::path;
@@ -28,9 +28,9 @@ use zerocopy::FromZeros;
 
 use self::buffer::{Buffer, Refuses};
 use self::packet::Words;
-pub use self::told::Names;
 use self::told::Step;
-use self::view::{Asked, Family, View};
+pub use self::told::{Names, hook_name};
+use self::view::{Family, View};
 use crate::agent::running;
 use crate::apply::{Maps, Paths, Point, State, attached, clock};
 use crate::show;
@@ -209,14 +209,10 @@ fn one(view: &View<'_>, met: &Met, frame: Vec<u8>, why_not: Option<&why::Backend
     let arrival = &met.arrival;
     let (mut steps, asked) = view.take()?;
     steps.insert(0, Step { stage: "connection", text: known.clone().unwrap_or_else(|| "not known".into()) });
-    let hook = match arrival.hook {
-        Hook::Xdp => "XDP",
-        Hook::Ingress => "TC ingress",
-        Hook::Egress => "TC egress, from this node's own stack",
-    };
+    let own = if arrival.own != 0 { ", from this node's own stack" } else { "" };
     Ok(Answer {
         packet,
-        arrives: format!("{}, {hook}", view.names.interface(arrival.ifindex)),
+        arrives: format!("{}, {}{own}", view.names.interface(arrival.ifindex), hook_name(arrival.hook)),
         steps,
         verdict: view.names.verdict(verdict, arrival.hook, arrival.ifindex),
         becomes: (after != frame && !matches!(verdict, Verdict::Drop(_))).then(|| packet::show(&after)),
@@ -252,34 +248,21 @@ fn met(paths: &Paths, maps: &Maps, state: &State, mirror: &Mirror, place: &Place
     let link = mirror.network().links.iter().find(|link| link.name == *interface);
     let there = attached(paths, state)?;
     let interfaces = show::interfaces(Some(mirror));
-    let all: Vec<String> = there
-        .keys()
-        .filter(|(_, point)| (*point == Point::Egress) == out)
-        .map(|(link, _)| show::interface(*link, &interfaces))
-        .collect();
+    let points = if out { &[Point::Egress][..] } else { &[Point::Xdp, Point::Ingress] };
+    let links = there.keys().filter(|(_, point)| points.contains(point));
+    let all: Vec<String> = links.map(|(link, _)| show::interface(*link, &interfaces)).collect();
     let way = if out { "leaves by" } else { "comes in by" };
     let right = || format!("`{name}` has no program for what {way} it; expected one of {}", all.join(", "));
     let index = link.map(|link| link.index).with_context(right)?;
-    let has = |point| there.contains_key(&(index, point));
-    let hook = match out {
-        true => Hook::Egress,
-        false if has(Point::Xdp) => Hook::Xdp,
-        false => Hook::Ingress,
+    let point = points.iter().find(|point| there.contains_key(&(index, **point))).with_context(right)?;
+    let hook = match point {
+        Point::Xdp => Hook::Xdp,
+        Point::Ingress => Hook::Ingress,
+        Point::Egress | Point::Policy => Hook::Egress,
     };
-    ensure!(
-        has(if out {
-            Point::Egress
-        } else if hook == Hook::Xdp {
-            Point::Xdp
-        } else {
-            Point::Ingress
-        }),
-        "{}",
-        right()
-    );
     let now = clock::read_pinned(paths, maps)?.tick();
     let arrival = Arrival { hook, ifindex: index, now, gso_size: 0, tagged: 0, own: u8::from(out) };
-    Ok(Met { arrival, judged: has(Point::Policy) })
+    Ok(Met { arrival, judged: there.contains_key(&(index, Point::Policy)) })
 }
 
 /// For people, a block a packet; or an array of objects.
@@ -301,11 +284,4 @@ pub fn write(answers: &[Answer], json: bool, out: &mut impl Write) -> io::Result
         answer.why_not.iter().try_for_each(|text| line("why not", text))?;
     }
     Ok(())
-}
-
-impl Asked {
-    /// The service that a packet asked for.
-    fn service_id(&self) -> Option<u32> {
-        self.service.map(|service| service.id)
-    }
 }

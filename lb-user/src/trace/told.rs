@@ -1,8 +1,9 @@
 //! What the engine asked for, in words.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
+use anyhow::Result;
 use lb_common::drop::Drop;
 use lb_common::table::{Backend, Flow, Link, NextHop, Owned, Service, ServiceKey};
 use lb_common::tcp;
@@ -10,7 +11,8 @@ use lb_common::verdict::{Hook, Verdict};
 use lb_common::wire::{Addr, Ip6};
 use serde::Serialize;
 
-use crate::show;
+use crate::apply::Maps;
+use crate::show::{self, endpoint};
 
 /// One question of the engine, and its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +29,10 @@ pub struct Names {
 }
 
 impl Names {
+    pub fn read(maps: &Maps, interfaces: BTreeMap<u32, String>) -> Result<Names> {
+        Ok(Names { services: show::names(maps)?, interfaces })
+    }
+
     pub fn interface(&self, link: u32) -> String {
         show::interface(link, &self.interfaces)
     }
@@ -40,7 +46,7 @@ impl Names {
     }
 
     pub fn service<A: Addr>(&self, key: &ServiceKey<A>, service: &Service) -> String {
-        let at = SocketAddr::new(key.addr.to_ip(), key.port.get());
+        let at = endpoint(key.addr, key.port);
         let mut text = format!("{} at {at}/{}", self.service_name(service.id), show::protocol(key.proto));
         for (bit, words) in [
             (Service::LOCAL, "endpoints of this node alone"),
@@ -73,6 +79,14 @@ impl Names {
     }
 }
 
+pub fn hook_name(hook: Hook) -> &'static str {
+    match hook {
+        Hook::Xdp => "XDP",
+        Hook::Ingress => "TC ingress",
+        Hook::Egress => "TC egress",
+    }
+}
+
 /// As it is, where it is IPv4's.
 pub fn plain(addr: Ip6) -> IpAddr {
     addr.to_ip().to_canonical()
@@ -87,7 +101,7 @@ pub fn role(link: &Link) -> String {
 }
 
 pub fn backend<A: Addr>(id: u32, backend: &Backend<A>) -> String {
-    let at = SocketAddr::new(backend.addr.to_ip(), backend.port.get());
+    let at = endpoint(backend.addr, backend.port);
     let state = match backend.state {
         Backend::<A>::ACTIVE => "",
         Backend::<A>::DRAINING => ", draining",
@@ -114,8 +128,7 @@ pub fn owned(owned: &Owned) -> String {
 
 /// A connection that is known.
 pub fn flow<A: Addr>(flow: &Flow<A>, names: &Names) -> String {
-    let (from, to) =
-        (SocketAddr::new(flow.src.to_ip(), flow.sport.get()), SocketAddr::new(flow.dst.to_ip(), flow.dport.get()));
+    let (from, to) = (endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport));
     let of = match (flow.is(Flow::<A>::NAT), flow.is(Flow::<A>::REPLY)) {
         (true, _) => "translated".to_owned(),
         (false, true) => format!("answers of {}", names.service_name(flow.service)),

@@ -5,7 +5,7 @@
 //! them would have left. Each question and its answer is noted for whoever asked for the trace.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use anyhow::Result;
 use elsa::FrozenMap;
@@ -23,7 +23,7 @@ use lb_common::table::{
     Settings, Source, SourcePrefix, Tunnel, Uplink,
 };
 use lb_common::tables::{Common, Configured, Tables};
-use lb_common::wire::{Addr, Be16, Ip4, Ip6};
+use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::routes::Routes;
 use super::told::{self, Names, Step};
@@ -356,9 +356,9 @@ impl<A: Family> Tables<A> for View<'_> {
     }
 
     fn nat_event(&self, event: &MappingEvent<A>) {
-        let end = |addr: A, port: Be16| std::net::SocketAddr::new(addr.to_ip(), port.get());
         let what = if event.what == MappingEvent::<A>::BEGINS { "begins" } else { "ends" };
-        let (inside, outside) = (end(event.inside, event.inside_port), end(event.outside, event.outside_port));
+        let (inside, outside) =
+            (show::endpoint(event.inside, event.inside_port), show::endpoint(event.outside, event.outside_port));
         self.tell("translation", format!("a mapping {what}: {inside} has {outside}"));
     }
 
@@ -429,12 +429,5 @@ impl<A: Family> PolicyTables<A> for View<'_> {
 
     fn allow_fragment(&self, key: &FragmentKey<A>, now: u32) {
         A::side(self).copies.allowed_fragments.borrow_mut().insert(*key, now);
-    }
-}
-
-/// Names for numbers, as the kernel and the maps have them.
-impl Names {
-    pub fn read(maps: &Maps, interfaces: BTreeMap<u32, String>) -> Result<Names> {
-        Ok(Names { services: show::names(maps)?, interfaces })
     }
 }

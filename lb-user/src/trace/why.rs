@@ -12,6 +12,7 @@ use super::told::Names;
 use super::view::Asked;
 use crate::apply::Maps;
 use crate::apply::maps::FamilyMaps;
+use crate::show::endpoint;
 
 /// A backend that somebody expected: by its address, and maybe its port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +54,7 @@ fn backends<A: Addr>(maps: &FamilyMaps<A>, service: u32) -> Result<Vec<Known>> {
     let mine = maps.backends.entries()?.into_iter().filter(|(_, b)| b.state != 0 && b.service == service);
     let of = |(id, b): (u32, Entry<A>)| Known {
         id,
-        at: SocketAddr::new(b.addr.to_ip(), b.port.get()),
+        at: endpoint(b.addr, b.port),
         draining: b.state == Entry::<A>::DRAINING,
     };
     Ok(mine.map(of).collect())
@@ -61,13 +62,13 @@ fn backends<A: Addr>(maps: &FamilyMaps<A>, service: u32) -> Result<Vec<Known>> {
 
 /// `known`: the packet's connection, in words.
 pub(super) fn not(wanted: &Backend, asked: &Asked, known: Option<&str>, names: &Names, maps: &Maps) -> Result<String> {
-    let (Some(service), Some(id)) = (asked.service, asked.service_id()) else {
+    let Some(service) = asked.service else {
         return Ok(match known {
             Some(known) => format!("its connection stays where it is: {known}"),
             None => format!("it asks for no service, so that {wanted} is none of its backends"),
         });
     };
-    let name = names.service_name(id);
+    let (id, name) = (service.id, names.service_name(service.id));
     let all = if wanted.addr.is_ipv4() { backends(&maps.v4, id)? } else { backends(&maps.v6, id)? };
     let is = |b: &&Known| b.at.ip() == wanted.addr && wanted.port.is_none_or(|port| port == b.at.port());
     let Some(backend) = all.iter().find(is) else {

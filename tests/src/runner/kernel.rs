@@ -141,6 +141,22 @@ impl Machine {
 
     fn step(&mut self, host: &mut Host, step: &Step) -> Result<()> {
         match &step.what {
+            What::Packet(arriving) => {
+                let bytes = packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
+                if bytes.len() < SHORTEST || arriving.tagged {
+                    return Ok(());
+                }
+                self.packet(host, arriving, bytes)?;
+            }
+            What::Flows(_) | What::Mappings(_) | What::Counted { .. } => return Ok(()),
+            what => self.change(host, what)?,
+        }
+        self.agree(&host.fake)
+    }
+
+    /// What is done to the tables beside packets, to the host's as well.
+    fn change(&mut self, host: &mut Host, what: &What) -> Result<()> {
+        match what {
             What::Tables(to) => {
                 let ops = host.ops(to);
                 host.apply(&ops).map_err(anyhow::Error::msg)?;
@@ -155,16 +171,14 @@ impl Machine {
                 host.fake.age(seconds * TICKS);
                 self.age(seconds * self.kernel.ticks_per_second)?;
             }
-            What::Packet(arriving) => {
-                let bytes = packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
-                if bytes.len() < SHORTEST || arriving.tagged {
-                    return Ok(());
-                }
-                self.packet(host, arriving, bytes)?;
-            }
-            What::Flows(_) | What::Mappings(_) | What::Counted { .. } => return Ok(()),
+            What::Packet(_) | What::Flows(_) | What::Mappings(_) | What::Counted { .. } => {}
         }
-        self.agree(&host.fake)
+        Ok(())
+    }
+
+    /// Whether policies are judged at a link.
+    fn judges(&self, link: u32) -> bool {
+        self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&link))
     }
 
     /// What `stellwerk trace` says of a packet.
@@ -179,8 +193,7 @@ impl Machine {
             tagged: 0,
             own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
         };
-        let judged = self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&at.ifindex));
-        let said = trace::run(&view, &Met { arrival: at, judged }, bytes.to_vec());
+        let said = trace::run(&view, &Met { arrival: at, judged: self.judges(at.ifindex) }, bytes.to_vec());
         view.take()?;
         Ok(said)
     }
@@ -193,13 +206,6 @@ impl Machine {
         let (mut count, mut random) = (0, Random(case.name.len() as u64 + 1));
         for step in &case.steps {
             match &step.what {
-                What::Tables(to) => {
-                    let ops = host.ops(to);
-                    host.apply(&ops).map_err(anyhow::Error::msg)?;
-                    self.apply(&ops)?;
-                    self.contents = Some((**to).clone());
-                }
-                What::Apply(op) => self.apply(std::slice::from_ref(op))?,
                 What::Packet(arriving) if arriving.refuses == Refuses::Nothing && !arriving.tagged => {
                     let bytes = packet::build(&arriving.packet, &arriving.names).map_err(anyhow::Error::msg)?;
                     for variant in 0..=variants {
@@ -208,7 +214,7 @@ impl Machine {
                         count += usize::from(self.traced(arriving, &bytes).with_context(at)?);
                     }
                 }
-                _ => {}
+                what => self.change(&mut host, what)?,
             }
         }
         Ok(count)
@@ -216,9 +222,8 @@ impl Machine {
 
     /// Whether the packet could be compared.
     fn traced(&mut self, arriving: &Arriving, bytes: &[u8]) -> Result<bool> {
-        let judged = self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&arriving.ifindex));
         // What is judged on its way to a pod is another program's before, which a test run doesn't go on from.
-        let alone = arriving.hook == Hook::Egress && judged;
+        let alone = arriving.hook == Hook::Egress && self.judges(arriving.ifindex);
         if bytes.len() < SHORTEST || alone || (arriving.hook == Hook::Xdp && !self.xdp_context) {
             return Ok(false);
         }
@@ -278,7 +283,7 @@ impl Machine {
     }
 
     fn program(&self, arriving: &Arriving, options: TestRunOptions) -> Result<TestRunResult> {
-        let judged = self.contents.as_ref().is_some_and(|contents| contents.pods.contains_key(&arriving.ifindex));
+        let judged = self.judges(arriving.ifindex);
         let get = |name| self.kernel.ebpf.program(name).context("the program is loaded");
         let tc = |name| -> Result<&SchedClassifier, anyhow::Error> { Ok(get(name)?.try_into()?) };
         let ran: Result<_, ProgramError> = match arriving.hook {
