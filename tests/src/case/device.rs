@@ -7,11 +7,10 @@ use lb_common::table::{self, Service};
 use lb_user::policy::{Ports, Range};
 
 use super::World;
-use super::world::{AllowedLine, BackendLine, Here, Host, Judged, Link, Overlay, Place, ServiceLine};
+use super::policies::{AllowedLine, Judged};
+use super::world::{BackendLine, Built, Here, Host, Link, Overlay, Place, ServiceLine};
 use crate::packet::End;
 use crate::packet::build::parse_mac;
-
-type Built<T> = Result<T, String>;
 
 /// A line that describes the device.
 pub(super) fn line(world: &mut World, word: &str, rest: &str) -> Built<()> {

@@ -6,6 +6,7 @@
 
 mod device;
 pub mod parse;
+mod policies;
 pub mod world;
 
 use lb_common::verdict::Hook;

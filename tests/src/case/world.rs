@@ -4,19 +4,18 @@
 //! Ids are handed out in order: services and backends from 1, next hops from the first that may
 //! be. A row has one slot for each backend, in order.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use ipnet::IpNet;
 use lb_common::table::{
-    self, Announced, Backend, Name, NextHop, Owned, Pod, Prefix, PrefixPair, Service, ServiceKey, Settings,
-    SourcePrefix, Tunnel, Uplink, filter,
+    self, Announced, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix,
+    Tunnel, Uplink, filter,
 };
 use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use lb_user::intent::Capacity;
-use lb_user::plan::{Contents, Family, allow, rules};
-use lb_user::policy::{Allowed, Entry, Ports};
+use lb_user::plan::{Contents, Family};
 
+use super::policies::{AllowedLine, Judged};
 use crate::packet::{self, End, Names};
 
 /// Ticks a second in cases, where the clock is ours.
@@ -95,23 +94,6 @@ pub struct Overlay {
     pub neighbour: String,
 }
 
-/// A pod at a link where policies are judged, and what is allowed to it and from it.
-#[derive(Clone, Debug)]
-pub struct Judged {
-    pub link: u32,
-    pub host: String,
-    pub policies: [u32; 2],
-}
-
-/// Whom a policy allows what.
-#[derive(Clone, Debug)]
-pub struct AllowedLine {
-    pub policy: u32,
-    pub net: IpNet,
-    pub except: Vec<IpNet>,
-    pub ports: Ports,
-}
-
 #[derive(Clone, Debug, Default)]
 pub struct World {
     pub v6: bool,
@@ -144,7 +126,7 @@ pub struct World {
     pub(super) ids: BTreeMap<(usize, String, u16), u32>,
 }
 
-type Built<T> = Result<T, String>;
+pub(super) type Built<T> = Result<T, String>;
 
 impl World {
     pub fn names(&self) -> Names {
@@ -203,32 +185,6 @@ impl World {
         }
         self.policies(&mut contents)?;
         Ok(contents)
-    }
-
-    /// Pods that are judged, what they are allowed, and this node's own addresses.
-    fn policies(&self, contents: &mut Contents) -> Built<()> {
-        for pod in &self.judged {
-            let mut addrs = [Ip6::default(); 2];
-            addrs[usize::from(self.v6)] = match self.names().resolve(&pod.host)? {
-                IpAddr::V4(addr) => Ip6::mapped(addr.into()),
-                IpAddr::V6(addr) => addr.into(),
-            };
-            let [ingress, egress] = pod.policies;
-            contents.pods.insert(pod.link, Pod { ingress, egress, addrs });
-        }
-        for host in self.hosts.iter().filter(|host| host.at == Place::Local && !self.judged.is_empty()) {
-            allow(contents, table::Peer::<Ip4>::NODE, host.addr.into(), 1);
-        }
-        let policies: BTreeSet<u32> = self.allowed.iter().map(|line| line.policy).collect();
-        for policy in policies {
-            let lines = self.allowed.iter().filter(|line| line.policy == policy);
-            let entry = |line: &'_ AllowedLine| (line.net, line.except.clone(), line.ports.clone());
-            let parts: Vec<_> = lines.map(entry).collect();
-            let entries = parts.iter().map(|(net, except, ports)| Entry { net: *net, except, ports: ports.clone() });
-            let allowed = Allowed::new(&entries.collect::<Vec<_>>()).ok_or("more sets of ports than bits")?;
-            rules(contents, policy, &allowed);
-        }
-        Ok(())
     }
 
     fn settings(&self) -> Built<Settings> {
