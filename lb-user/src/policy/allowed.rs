@@ -4,9 +4,11 @@
 //! number. The longest prefix says everything: it has the bits of all that are shorter.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::IpAddr;
 
 use ipnet::IpNet;
+use lb_common::hash;
+
+use crate::source::netlink::write::octets;
 
 /// Sets of ports in one direction of a pod: a bit each.
 pub const SETS: usize = 64;
@@ -72,23 +74,18 @@ impl Allowed {
 
     /// A number that another one hardly has: who is allowed the same has the same, also after a restart.
     pub fn number(&self) -> u32 {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        let mut mix =
-            |bytes: &[u8]| bytes.iter().for_each(|&b| hash = (hash ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let mut all = Vec::new();
         for (net, bits) in &self.peers {
-            match net.addr() {
-                IpAddr::V4(addr) => mix(&addr.octets()),
-                IpAddr::V6(addr) => mix(&addr.octets()),
-            }
-            mix(&[net.prefix_len()]);
-            mix(&bits.to_le_bytes());
+            all.extend(octets(net.addr()));
+            all.push(net.prefix_len());
+            all.extend(bits.to_le_bytes());
         }
         for (prefix, bits) in &self.ports {
-            mix(&[prefix.proto.map_or(0, |proto| proto.max(1)), prefix.len]);
-            mix(&prefix.port.to_le_bytes());
-            mix(&bits.to_le_bytes());
+            all.extend([prefix.proto.map_or(0, |proto| proto.max(1)), prefix.len]);
+            all.extend(prefix.port.to_le_bytes());
+            all.extend(bits.to_le_bytes());
         }
-        (hash ^ hash >> 32) as u32
+        hash::bytes(all) as u32
     }
 }
 
