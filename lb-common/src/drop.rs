@@ -63,7 +63,7 @@ reasons! {
         NatMoved = "nat_moved",
         /// the service's slot names a backend that is not there
         StaleSlot = "stale_slot",
-        /// no room in the flow table for a new connection: both its places are full of answered ones
+        /// no room in the flow table for a new connection: both its places are full of answered ones; or, for part of a second, the table is being handed to another version
         FlowTableFull = "flow_table_full",
         /// a TCP RST of no connection, whose sender's translated port is not known any more
         StrayReset = "stray_reset",

@@ -52,7 +52,7 @@ use self::routes::Routes;
 use self::wanted::Neighbours;
 use self::wish::{Undo, Wish};
 use crate::apply::load::{self, Loaded};
-use crate::apply::{Kernel, Paths};
+use crate::apply::{Kernel, Paths, Served};
 use crate::config::Config;
 use crate::intent::Network;
 use crate::peers::Peers;
@@ -101,7 +101,12 @@ async fn start(options: &Options) -> Result<()> {
     peers.set(config.readers()?)?;
     let mut dns = dns::Dns::start(&options.paths, &peers)?;
     let (followed, objects) = Followed::first(&config, &options.paths).await;
-    let resume = |wish: &Wish| dns.resume(wish, lock.revision(), &network, &options.paths);
+    // Before the tables are anybody else's.
+    let served = Served::read(&options.paths).unwrap_or_else(|error| {
+        warn!("names wait for the first plan: {error:#}");
+        Served::default()
+    });
+    let resume = |wish: &Wish| dns.resume(wish, lock.revision(), &network, &served);
     let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects, resume))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let (probed, probed_by) = watch::channel(Wanted::new());

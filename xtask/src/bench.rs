@@ -4,7 +4,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::{build, cmd, package, setup};
+use crate::{build, cmd, next, package, setup};
 
 /// Known here as well, so that a wrong name is told before everything is built.
 pub const NAMES: [&str; 9] = ["packet", "nat", "route", "flow-table", "wire", "update", "connect", "dns", "pods"];
@@ -43,6 +43,7 @@ pub fn environment(cmd: &mut Command) {
         ("STELLWERK_EBPF_OBJECT", object),
         ("STELLWERK_BIN", build::binary("stellwerk")),
         ("STELLWERK_PACKAGES", package::folder()),
+        ("STELLWERK_NEXT", next::program()),
     ];
     for (key, value) in values {
         cmd.env(key, std::env::var_os(key).unwrap_or_else(|| value.into()));

@@ -29,20 +29,22 @@ pub fn workspace() -> Result<()> {
 }
 
 pub fn ebpf() -> Result<()> {
+    objects(&cmd::repo().join("lb-ebpf"))?.iter().try_for_each(|(name, path)| place(path, &object(name)))
+}
+
+/// The eBPF programs of a source, as (bin, object).
+pub fn objects(source: &Path) -> Result<Vec<(String, PathBuf)>> {
     let toolchain = toolchain::get()?;
     let mut cargo = toolchain.cargo();
     // One folder a compiler: switching between the two then rebuilds nothing.
     let target = cmd::repo().join("target/ebpf").join(toolchain.compiler.to_string());
-    cargo.current_dir(cmd::repo().join("lb-ebpf")).args(["build", "--release", "--bins"]);
+    cargo.current_dir(source).args(["build", "--release", "--bins"]);
     cargo.env("CARGO_TARGET_DIR", &target);
     let objects = cmd::executables(cargo).context("cannot build the eBPF programs")?;
     if !objects.iter().any(|(name, _)| name == "stellwerk") {
         bail!("lb-ebpf has no bin `stellwerk`: its Cargo.toml should name one");
     }
-    for (name, path) in objects {
-        place(&path, &object(&name))?;
-    }
-    Ok(())
+    Ok(objects)
 }
 
 /// Where a bin of lb-ebpf ends up.
@@ -62,7 +64,8 @@ pub fn target() -> PathBuf {
     }
 }
 
-fn place(from: &Path, to: &Path) -> Result<()> {
+/// Puts a built file somewhere, whole, if it isn't there.
+pub fn place(from: &Path, to: &Path) -> Result<()> {
     let bytes = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
     if std::fs::read(to).is_ok_and(|old| old == bytes) {
         return Ok(());

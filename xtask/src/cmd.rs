@@ -3,17 +3,17 @@
 
 use std::{
     ffi::OsStr,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, Read, Write},
     os::unix::{fs::MetadataExt, process::ExitStatusExt},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
         mpsc,
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -47,6 +47,9 @@ pub fn repo() -> &'static Path {
 pub fn cargo() -> Command {
     let mut cmd = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cmd.current_dir(repo());
+    // What the cargo that runs xtask says of xtask: build scripts look at it, and would run again for each other caller.
+    let of_xtask = |key: &OsStr| key.to_string_lossy().starts_with("CARGO_PKG_") || key == "CARGO_MANIFEST_DIR";
+    std::env::vars_os().filter(|(key, _)| of_xtask(key)).for_each(|(key, _)| _ = cmd.env_remove(key));
     cmd
 }
 
@@ -108,9 +111,60 @@ pub fn tee(mut cmd: Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
     announce(&cmd);
     let mut child = cmd.stdout(Stdio::piped()).spawn().with_context(|| cannot_start(&cmd))?;
     let stdout = child.stdout.take().context("stdout is piped")?;
+    follow(child, stdout, |text| {
+        line(text);
+        say!("{text}");
+    })
+}
+
+/// What a program that ran beside others has left.
+pub struct Ran {
+    pub name: String,
+    pub status: ExitStatus,
+    /// What it printed, in lines.
+    pub printed: Vec<String>,
+    pub took: Duration,
+}
+
+/// Runs programs to their ends, so many at a time, and hands each to `ended` when it has.
+pub fn side_by_side(commands: Vec<(String, Command)>, at_once: usize, mut ended: impl FnMut(Ran)) -> Result<()> {
+    let left = Mutex::new(commands.into_iter());
+    let (sender, receiver) = mpsc::channel();
+    thread::scope(|scope| {
+        for _ in 0..at_once {
+            let (left, sender) = (&left, sender.clone());
+            scope.spawn(move || {
+                let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
+                while let Some((name, cmd)) = next() {
+                    // Who reads has met an error.
+                    if sender.send(collect(name, cmd)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        receiver.into_iter().try_for_each(|ran| ran.map(&mut ended))
+    })
+}
+
+fn collect(name: String, mut cmd: Command) -> Result<Ran> {
+    announce(&cmd);
+    let begin = Instant::now();
+    let (reader, writer) = std::io::pipe()?;
+    let child = cmd.stdout(writer.try_clone()?).stderr(writer).spawn().with_context(|| cannot_start(&cmd))?;
+    // With its ends of the pipe.
+    drop(cmd);
+    let mut printed = Vec::new();
+    let status = follow(child, reader, |text| printed.push(text.to_owned()))?;
+    Ok(Ran { name, status, printed, took: begin.elapsed() })
+}
+
+/// Hands each line of what a child prints to `line`, until it ends.
+fn follow(mut child: Child, from: impl Read + Send + 'static, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
-        for text in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+        for text in BufReader::new(from).split(b'\n').map_while(Result::ok) {
             let text = String::from_utf8_lossy(&text).trim_end_matches('\r').to_owned();
             if sender.send(text).is_err() {
                 return;
@@ -120,10 +174,7 @@ pub fn tee(mut cmd: Command, mut line: impl FnMut(&str)) -> Result<ExitStatus> {
     let mut status = None;
     loop {
         match receiver.recv_timeout(Duration::from_millis(200)) {
-            Ok(text) => {
-                line(&text);
-                say!("{text}");
-            }
+            Ok(text) => line(&text),
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             // A process that outlives a crashed test may hold the pipe open forever: the child's own end counts.
             Err(mpsc::RecvTimeoutError::Timeout) if status.is_some() => break,

@@ -17,6 +17,7 @@ mod cmd;
 mod demo;
 mod guest;
 mod kernel;
+mod next;
 mod package;
 mod rungs;
 mod setup;
@@ -40,7 +41,11 @@ enum Sub {
     /// Install what building and testing need and this machine lacks.
     Setup,
     /// Build the eBPF objects and the workspace, in release.
-    Build,
+    Build {
+        /// Build another version instead, which tests take over from: target/next/stellwerk.
+        #[arg(long)]
+        next: bool,
+    },
     /// Build the agent, the command line and the plugin, and make a Debian package of them.
     Package {
         /// Where to put it, an older one there being removed [default: target/package]
@@ -70,7 +75,8 @@ enum Sub {
 fn main() {
     let done = match Args::parse().command {
         Sub::Setup => setup::all().map(|()| 0),
-        Sub::Build => build::all().map(|()| 0),
+        Sub::Build { next: true } => next::build().map(|()| 0),
+        Sub::Build { next: false } => build::all().map(|()| 0),
         Sub::Package { out } => package::run(out.as_deref()).map(|()| 0),
         Sub::Test(args) => test::run(&args),
         Sub::Bench { name, args } => bench::run(&name, &args),

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    bench, build, cmd, demo, package, setup,
+    bench, build, cmd, demo, next, package, setup,
     test::{
         Outcome::{self, LeftOut, Passed},
         Tally,
@@ -24,6 +24,9 @@ const FUZZ_SECONDS: u32 = 30;
 
 /// Tests that do ten times as much in a release build, and are only then worth their name.
 const LARGE: [&str; 3] = ["cluster_churn", "fib", "flow_table"];
+
+/// Test binaries that need root run so many at a time: they mostly wait, and each has its own namespaces.
+const AT_ONCE: usize = 3;
 
 /// Files of the tests crate whose tests need root begin so.
 const ROOT_PREFIXES: [&str; 2] = ["kernel_", "netns_"];
@@ -126,8 +129,9 @@ pub fn in_kernel(tests: &mut Tally) -> Result<Outcome> {
 }
 
 pub fn in_namespaces(tests: &mut Tally) -> Result<Outcome> {
-    // One of the tests installs it.
+    // One of the tests installs the one, another is taken over by the other.
     package::pack(&package::folder())?;
+    next::build()?;
     as_root("netns_", "network namespaces are made", tests)
 }
 
@@ -148,20 +152,28 @@ fn as_root(prefix: &str, why: &str, tally: &mut Tally) -> Result<Outcome> {
     if tests.is_empty() {
         return Ok(LeftOut(format!("there is no tests/tests/{prefix}*.rs")));
     }
-    let mut failed = Vec::new();
-    for (name, path) in &tests {
+    let command = |(name, path): &(String, PathBuf)| {
         let mut test = Command::new("timeout");
         test.args(["--foreground", "--kill-after=20", &PATIENCE.to_string()]).arg(path).arg("--test-threads=1");
         // As cargo does it: tests find their files relative to the package.
         test.current_dir(package()).env("CARGO_MANIFEST_DIR", package());
         bench::environment(&mut test);
-        let status = cmd::tee(cmd::as_root(test, why)?, |line| tally.read(line))?;
-        match status.code() {
-            Some(0) => {}
-            Some(124) => failed.push(format!("{name} (stopped after {PATIENCE} s)")),
-            _ => failed.push(name.clone()),
+        Ok((name.clone(), cmd::as_root(test, why)?))
+    };
+    let commands = tests.iter().map(command).collect::<Result<_>>()?;
+    let mut failed = Vec::new();
+    cmd::side_by_side(commands, AT_ONCE, |ran| {
+        say!("\n{} ({:.1} s):", ran.name, ran.took.as_secs_f64());
+        for line in &ran.printed {
+            tally.read(line);
+            say!("{line}");
         }
-    }
+        match ran.status.code() {
+            Some(0) => {}
+            Some(124) => failed.push(format!("{} (stopped after {PATIENCE} s)", ran.name)),
+            _ => failed.push(ran.name),
+        }
+    })?;
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
     }

@@ -123,6 +123,17 @@ pub struct Entry<A: Addr> {
     route: Cell64,
 }
 
+crate::table::fields! { Entry<A> {
+    meta: Cell32,
+    last: Cell32,
+    addrs: A::Pair,
+    rest: Cell64,
+    to_addrs: A::Pair,
+    to_rest: Cell64,
+    owner: Cell64,
+    route: Cell64,
+} }
+
 /// For tests that try one thing twice.
 #[cfg(not(target_arch = "bpf"))]
 impl<A: Addr> Entry<A> {

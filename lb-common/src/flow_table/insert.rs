@@ -60,6 +60,9 @@ pub fn take<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, 
 #[inline(always)]
 fn take_in<A: Addr, T: FlowTable<A> + Configured>(table: &T, hit: &mut Hit<A>, keep: u32, elder: u32) -> bool {
     let (place, now) = (&hit.place, hit.flow.last);
+    if table.settings().held(now) {
+        return false;
+    }
     // The first bucket if that costs nobody much, the second, the first whatever it costs.
     let (mut stage, mut index) = (0, place.first);
     let mut barred = bar(index, keep);

@@ -60,6 +60,15 @@ pub const fn place_of(slot: u32) -> u32 {
     slot ^ (slot / WAYS % WAYS)
 }
 
+/// Whether in this place of the array lie a bucket's hints. They are the same in every version: its first 64 bytes.
+pub const fn is_hints(place: u32) -> bool {
+    // Slots and places change into each other by the same rule.
+    place_of(place) % WAYS == SLOTS
+}
+
+/// Bytes of a bucket's hints.
+pub const HINTS: usize = size_of::<Bucket>();
+
 /// Where the array is.
 pub trait FlowTable<A: Addr> {
     /// What lies in a place of the array.
@@ -212,7 +221,7 @@ pub trait FlowTable<A: Addr> {
 pub enum PutError {
     /// The key is there.
     Exists,
-    /// No room: both buckets are full of answered connections.
+    /// No room: both buckets are full of answered connections, or the table is held ([`crate::table::Settings::held`]).
     Full,
 }
 

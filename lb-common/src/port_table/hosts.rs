@@ -27,6 +27,8 @@ pub struct Holder<A: Addr> {
     addr: A::Pair,
 }
 
+crate::table::fields! { Holder<A> { state: Cell32, ports: Cell32, denied: Cell32, pad: Cell32, addr: A::Pair, } }
+
 impl<A: Addr> Holder<A> {
     /// Somebody writes the address.
     const CLAIMED: u32 = 1;

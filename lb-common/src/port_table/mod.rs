@@ -92,6 +92,8 @@ pub struct Owner<A: Addr> {
     addrs: A::Pair,
 }
 
+crate::table::fields! { Owner<A> { meta: Cell32, last: Cell32, addrs: A::Pair, } }
+
 /// An owner's port inside (16 bits, in network order), state (4), flags (4) and generation (8).
 #[repr(transparent)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

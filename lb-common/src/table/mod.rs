@@ -3,7 +3,9 @@
 //! Invariant: every type is plain bytes without hidden padding (refused at compile
 //! time: [`plain!`]) and holds no `bool`, `enum` or `Option`: the kernel can hand back any bits. Sizes are
 //! asserted, so that a change of layout is a visible change. Which map holds what, who writes it
-//! and what happens when it is full stands in `lb-ebpf/src/maps.rs`.
+//! and what happens when it is full stands in `lb-ebpf/src/maps.rs`. Fields carry their names into
+//! other versions of the tables ([`Fields`]): one that means something else gets another name, and 0 in
+//! a new one means what was before it (`docs/decisions/0016-other-layouts.md`).
 
 use zerocopy::{FromBytes, Immutable};
 
@@ -17,6 +19,59 @@ use zerocopy::{FromBytes, Immutable};
 /// No padding and no invalid bit patterns.
 #[expect(unsafe_code, reason = "the map hand-over rests on this proof, which only `plain!` gives")]
 pub unsafe trait Plain: FromBytes + Immutable + Copy + 'static {}
+
+/// A part of a key or value: its name, and where it lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Field {
+    /// Empty: it is the whole.
+    pub name: &'static str,
+    pub at: usize,
+    pub size: usize,
+}
+
+/// What a key or value consists of, so that another version's tables can be told from these and moved into them.
+pub trait Fields {
+    const FIELDS: &'static [Field];
+}
+
+macro_rules! whole {
+    ($t:ty) => {
+        impl Fields for $t {
+            const FIELDS: &'static [Field] = &[Field { name: "", at: 0, size: size_of::<$t>() }];
+        }
+    };
+}
+
+whole!(());
+whole!(u32);
+whole!(u64);
+whole!(crate::flow_table::cell::Cell64);
+whole!(crate::wire::Ip4);
+whole!(crate::wire::Ip6);
+impl<T, const N: usize> Fields for [T; N] {
+    const FIELDS: &'static [Field] = &[Field { name: "", at: 0, size: size_of::<[T; N]>() }];
+}
+
+/// [`Fields`] of a struct, all of them named.
+macro_rules! fields {
+    ($name:ident $(<$a:ident>)? { $($f:ident: $t:ty,)+ }) => {
+        impl $(<$a: crate::wire::Addr>)? crate::table::Fields for $name $(<$a>)? {
+            const FIELDS: &'static [crate::table::Field] = &[$(crate::table::Field {
+                name: stringify!($f),
+                at: core::mem::offset_of!(Self, $f),
+                size: core::mem::size_of::<$t>(),
+            },)+];
+        }
+        const _: () = {
+            // One that isn't named above is missed here.
+            #[expect(dead_code, reason = "only compiled")]
+            fn all $(<$a: crate::wire::Addr>)? (value: &$name $(<$a>)?) {
+                let $name { $($f: _,)+ } = value;
+            }
+        };
+    };
+}
+pub(crate) use fields;
 
 // SAFETY: integers have neither padding nor invalid bits; an array adds none, nor does a transparent struct of either.
 #[expect(unsafe_code, reason = "integers, arrays of plain values and addresses are plain")]
@@ -44,6 +99,7 @@ macro_rules! plain {
         // SAFETY: the assertions above leave no byte for padding in either family.
         #[expect(unsafe_code, reason = "proven by the size assertions beside it")]
         unsafe impl<$a: crate::wire::Addr> crate::table::Plain for $name<$a> {}
+        crate::table::fields! { $name<$a> { $($f: $t,)+ } }
     };
     ($(#[$m:meta])* pub struct $name:ident { $($(#[$fm:meta])* $v:vis $f:ident: $t:ty,)+ } size = $s:literal) => {
         $(#[$m])*
@@ -56,6 +112,7 @@ macro_rules! plain {
         // SAFETY: the assertion above leaves no byte for padding.
         #[expect(unsafe_code, reason = "proven by the size assertion beside it")]
         unsafe impl crate::table::Plain for $name {}
+        crate::table::fields! { $name { $($f: $t,)+ } }
     };
 }
 

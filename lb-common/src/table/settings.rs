@@ -51,7 +51,10 @@ plain! {
         /// its UDP port; 0: there is no overlay.
         pub vxlan_port: Be16,
         pub pad: u16,
-    } size = 68
+        /// The tick until which connections that are not in the flow table stay outside, since it is being handed to
+        /// another version's programs; 0: it isn't.
+        pub held_until: u32,
+    } size = 72
 }
 
 impl Settings {
@@ -63,6 +66,15 @@ impl Settings {
     pub const FILTER_PORT: u16 = 4;
     /// Mappings are told by [`crate::tables::Tables::mapping_event`].
     pub const NAT_LOG: u16 = 8;
+
+    /// No connection is kept outside for longer, however old the order.
+    pub const HELD: u32 = 1_000;
+
+    /// Whether connections that are not in the flow table stay outside.
+    #[inline(always)]
+    pub fn held(&self, now: u32) -> bool {
+        self.held_until != 0 && self.held_until.wrapping_sub(now).wrapping_sub(1) < Settings::HELD
+    }
 
     /// Whether there is an overlay between nodes.
     #[inline(always)]
@@ -136,6 +148,7 @@ impl Settings {
             vni: 0,
             vxlan_port: Be16::new(0),
             pad: 0,
+            held_until: 0,
         }
         .calmed()
     }
@@ -159,5 +172,19 @@ impl Settings {
     #[inline(always)]
     pub fn is_long_over(&self, proto: u8, state: u8, last: u32, now: u32) -> bool {
         age(now, last) > self.idle_limit(proto, state).saturating_add(2 * BOTH)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Settings;
+
+    #[test]
+    fn connections_are_held_until_a_tick_and_not_for_ever() {
+        let held = |until, now| Settings { held_until: until, ..Settings::default() }.held(now);
+        assert!(held(500, 400) && held(500, 499) && held(50, 50u32.wrapping_sub(100)));
+        assert!(!held(500, 500) && !held(500, 501) && !held(50, 1 << 31));
+        // An order of an age ago, and none, also where ticks begin anew.
+        assert!(!held(500, 500u32.wrapping_sub(Settings::HELD + 1)) && !held(0, u32::MAX) && !held(0, 0));
     }
 }

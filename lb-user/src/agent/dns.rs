@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
-use tracing::warn;
 
 use super::Agent;
 use super::wish::Wish;
@@ -32,12 +31,8 @@ impl Dns {
 
     /// What an agent before has left in force has its names at once: the verifier takes seconds, and names don't wait
     /// for it. Where nothing is left, or nothing known of the cluster, none are known until the first plan.
-    pub fn resume(&mut self, wish: &Wish, revision: u64, network: &Network, paths: &Paths) {
+    pub fn resume(&mut self, wish: &Wish, revision: u64, network: &Network, served: &Served) {
         let Some(config) = wish.dns() else { return };
-        let served = Served::read(paths).unwrap_or_else(|error| {
-            warn!("names wait for the first plan: {error:#}");
-            Served::default()
-        });
         if !wish.waits() && !served.is_empty() {
             let unserved = wish.intent.services.iter().filter(|port| !served.has(port));
             let name = |s: &ServicePort| ServiceName { namespace: s.namespace.clone(), name: s.name.clone() };

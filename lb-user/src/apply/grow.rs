@@ -60,6 +60,11 @@ fn entries(pin: &Path) -> Result<u32> {
     Ok(RawMap::from_pin(pin)?.max_entries())
 }
 
+/// Whether tables in a folder are half way.
+pub fn is_underway(dir: &Path) -> bool {
+    PAIRS.iter().any(|pair| dir.join(pair.new).exists())
+}
+
 /// Lets tables that are there, and smaller than wanted, grow. Where that can't even begin they stay as they are,
 /// which is told.
 pub fn grow(paths: &Paths, state: &mut State, wanted: &Capacity, multipliers: &[u64; MULTIPLIERS]) -> Result<()> {
@@ -72,7 +77,7 @@ pub fn grow(paths: &Paths, state: &mut State, wanted: &Capacity, multipliers: &[
         *grows = pair.grows(&dir, slots(wanted))?;
     }
     if growing != [false; 2] {
-        let begun = PAIRS.iter().any(|pair| dir.join(pair.new).exists());
+        let begun = is_underway(&dir);
         match prepare(&dir, wanted, multipliers, growing) {
             Ok(ebpf) => both(paths, state, ebpf, growing)?,
             Err(error) if !begun => {

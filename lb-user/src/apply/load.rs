@@ -1,8 +1,8 @@
 //! Programs and maps into the kernel, with the maps that are already there.
 //!
 //! Invariant: pinned maps are never emptied or read as another layout. A capacity that differs from the
-//! configuration's stays in force and is told, but that flow tables grow ([`super::grow`]); another layout's
-//! maps stay until the new programs run on filled tables.
+//! configuration's stays in force and is told, but that flow tables grow ([`super::grow`]); another version's maps are
+//! taken over first ([`super::migrate`]).
 
 use std::borrow::Cow;
 use std::io::Read;
@@ -20,7 +20,9 @@ use lb_common::port_table::PLANE;
 use super::clock;
 use super::flows;
 use super::grow;
+use super::layout::Layout;
 use super::maps::{Maps, Paths, SPECS, flow_hash, layout};
+use super::migrate;
 use super::pin;
 use super::sockets;
 use super::state::{State, namespace};
@@ -68,7 +70,7 @@ impl Loaded {
     /// Leaves no maps behind that hold nothing.
     pub fn take_back(self, paths: &Paths) -> Result<()> {
         if self.fresh {
-            fs::remove_dir_all(paths.maps())?;
+            remove_layout(paths, layout())?;
             fs::remove_file(paths.programs().join(clock::PROGRAM))?;
         }
         Ok(())
@@ -84,15 +86,14 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool, policies: bool) -> R
     pin::prepare(paths, &mut state)?;
     same_namespace(paths, &mut state)?;
     let dir = paths.maps();
-    let fresh = !dir.exists();
-    for dir in [&dir, &paths.links(), &paths.programs()] {
+    for dir in [&paths.links(), &paths.programs()] {
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
-    for other in other_layouts(paths)? {
-        tracing::warn!(
-            "maps of another layout are pinned ({other}): tables and connections begin anew in {}",
-            layout()
-        );
+    migrate::migrate(paths, &mut state, wanted, policies)?;
+    let fresh = !dir.exists();
+    if fresh {
+        Layout::own().write(paths)?;
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     let multipliers = multipliers(&dir)?;
     grow::grow(paths, &mut state, wanted, &multipliers)?;
@@ -202,7 +203,7 @@ pub fn policy_programs(ebpf: &mut Ebpf) -> Result<()> {
 }
 
 /// The random numbers of the flow tables that are there, or new ones.
-fn multipliers(dir: &Path) -> Result<[u64; MULTIPLIERS]> {
+pub(super) fn multipliers(dir: &Path) -> Result<[u64; MULTIPLIERS]> {
     if dir.join("FLOW_HASH").exists()
         && let Some(known) = flow_hash(dir)?.get(&0)?
         && known != [0; MULTIPLIERS]
@@ -243,7 +244,7 @@ fn repin_clock(ebpf: &mut Ebpf, paths: &Paths) -> Result<()> {
 }
 
 /// The wanted capacities, but those of maps that are there where they differ.
-fn in_force(dir: &Path, wanted: &Capacity) -> Result<Capacity> {
+pub(super) fn in_force(dir: &Path, wanted: &Capacity) -> Result<Capacity> {
     let mut capacity = *wanted;
     for spec in SPECS {
         let (Some(entries), path) = (spec.capacity, dir.join(spec.name)) else { continue };
@@ -295,10 +296,16 @@ pub fn other_layouts(paths: &Paths) -> Result<Vec<String>> {
 /// Removes maps of other layouts, once nothing runs on them.
 pub fn remove_other_layouts(paths: &Paths) -> Result<()> {
     for name in other_layouts(paths)? {
-        fs::remove_dir_all(paths.pin.join(&name)).with_context(|| format!("removing {name}"))?;
-        tracing::info!("removed {name}, the maps of another layout");
+        remove_layout(paths, &name).with_context(|| format!("removing {name}"))?;
+        tracing::info!("removed {name}, the maps of another version");
     }
     Ok(())
+}
+
+/// Removes a folder of maps, and what says how they lie.
+fn remove_layout(paths: &Paths, name: &str) -> io::Result<()> {
+    fs::remove_dir_all(paths.pin.join(name))?;
+    fs::remove_file(paths.layout(name))
 }
 
 /// Pins of one network namespace are no use in another.

@@ -1,50 +1,72 @@
 //! Typed handles of all maps, and where they are pinned.
 //!
 //! Invariant: a handle exists only for a map whose key and value sizes are those of its types, and
-//! maps are pinned under a hash of all sizes and names, so that a table of another layout is never
+//! maps are pinned under a hash of how they lie ([`super::layout`]), so that a table of another layout is never
 //! reinterpreted. What an entry means, and in which order entries change, is [`crate::plan`]'s.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Result, ensure};
 use lb_common::drop::{Drop as Reason, Note};
-use lb_common::fib::Line;
+use lb_common::fib::{Line, PART, ROOT_WORDS};
 use lb_common::flow_table::cell::Cell64;
 use lb_common::flow_table::{Entry, MULTIPLIERS};
-use lb_common::port_table::{self, Holder, Owner};
-use lb_common::table::monitor::Watch;
+use lb_common::port_table::{self, HOLDERS, Holder, Owner};
+use lb_common::table::monitor::{Sighting, Watch};
 use lb_common::table::service::SlotPair;
 use lb_common::table::{
-    Admitted, Affinity, AffinityKey, Announced, Backend, Counters, FlowKey, FragmentKey, FragmentPorts, Group, Link,
-    Name, NextHop, Owned, PeerPortPrefix, PeerPrefix, Pod, Prefix, PrefixPair, Service, ServiceKey, Settings,
-    SocketKey, SocketPeer, SourcePrefix, Tunnel, Uplink, filter,
+    Admitted, Affinity, AffinityKey, Announced, Backend, Counters, Field, Fields, FlowKey, FragmentKey, FragmentPorts,
+    Group, Link, MappingEvent, Name, NextHop, Owned, PeerPortPrefix, PeerPrefix, Pod, Prefix, PrefixPair, Service,
+    ServiceKey, Settings, SocketKey, SocketPeer, SourcePrefix, Tunnel, Uplink, filter,
 };
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::flows::{self, Flows};
+use super::layout::Layout;
 use super::ports::Ports;
 use super::sys::{Mapping, bytes};
 use super::table::{PerCpu, Table, set_many};
 use crate::intent::Capacity;
 
-/// Rises when a layout changes that sizes and names don't show.
-const LAYOUT: u32 = 4;
 /// Where mappings that begin and end wait for the agent that logs them: also for the next one.
 pub const NAT_LOG: &str = "NAT_LOG";
 /// Where packets wait for `stellwerk monitor`.
 pub const SIGHTINGS: &str = "SIGHTINGS";
 
-/// A map as it is expected: its name, sizes, and what the configuration says of its capacity.
+/// A map as it is expected: its name, what it holds, and what the configuration says of its capacity.
 pub struct Spec {
     pub name: &'static str,
-    key: usize,
-    value: usize,
+    pub key: &'static [Field],
+    /// Of a ring buffer, which has neither keys nor values: what is told through it.
+    pub value: &'static [Field],
     pub capacity: Option<fn(&Capacity) -> u32>,
+    /// As in [`super::layout::Shape`].
+    pub rows: Option<fn() -> Vec<&'static str>>,
+    pub places: Option<u32>,
 }
 
-const fn spec<K, V>(name: &'static str, capacity: Option<fn(&Capacity) -> u32>) -> Spec {
-    Spec { name, key: size_of::<K>(), value: size_of::<V>(), capacity }
+const fn spec<K: Fields, V: Fields>(name: &'static str, capacity: Option<fn(&Capacity) -> u32>) -> Spec {
+    Spec { name, key: K::FIELDS, value: V::FIELDS, capacity, rows: None, places: None }
+}
+
+impl Spec {
+    const fn rows(self, rows: fn() -> Vec<&'static str>) -> Self {
+        Spec { rows: Some(rows), ..self }
+    }
+
+    const fn places(self, places: u32) -> Self {
+        Spec { places: Some(places), ..self }
+    }
+}
+
+fn reasons() -> Vec<&'static str> {
+    Reason::ALL.iter().map(|reason| reason.label()).collect()
+}
+
+fn notes() -> Vec<&'static str> {
+    Note::ALL.iter().map(|note| note.label()).collect()
 }
 
 /// Service addresses, and the ranges' prefixes, which no configuration counts: a trie takes memory
@@ -56,7 +78,7 @@ fn owned(capacity: &Capacity) -> u32 {
 /// All maps that are pinned.
 pub const SPECS: &[Spec] = &[
     spec::<u32, Settings>("SETTINGS", None),
-    spec::<u32, u64>("FILTER", None),
+    spec::<u32, u64>("FILTER", None).places(filter::WORDS),
     spec::<u32, SlotPair>("SLOTS", Some(|c| c.slots.div_ceil(2))),
     spec::<u32, NextHop>("NEXT_HOPS", Some(|c| c.next_hops)),
     spec::<u32, Group>("GROUPS", None),
@@ -64,8 +86,8 @@ pub const SPECS: &[Spec] = &[
     spec::<Ip6, u32>("PEERS", None),
     spec::<u32, Link>("LINKS", None),
     spec::<u32, Counters>("COUNTERS", Some(|c| c.backends)),
-    spec::<u32, u64>("DROPS", None),
-    spec::<u32, u64>("NOTES", None),
+    spec::<u32, u64>("DROPS", None).rows(reasons),
+    spec::<u32, u64>("NOTES", None).rows(notes),
     spec::<u32, Name>("NAMES", Some(|c| c.services)),
     spec::<u32, Counters>("RETIRED", Some(|c| c.services)),
     spec::<u32, u64>("CLOCK", None),
@@ -80,11 +102,11 @@ pub const SPECS: &[Spec] = &[
     spec::<Prefix<Ip6>, Owned>("OWNED6", Some(owned)),
     spec::<Ip4, Announced>("ANNOUNCED4", Some(|c| c.services)),
     spec::<Ip6, Announced>("ANNOUNCED6", Some(|c| c.services)),
-    spec::<u32, Cell64>("FIB_ROOT4", None),
-    spec::<u32, Cell64>("FIB_ROOT6", None),
+    spec::<u32, Cell64>("FIB_ROOT4", None).places(ROOT_WORDS),
+    spec::<u32, Cell64>("FIB_ROOT6", None).places(ROOT_WORDS),
     // Arrays of maps; what those hold is the layout.
-    spec::<u32, Line>("FIB4", None),
-    spec::<u32, Line>("FIB6", None),
+    spec::<u32, Line>("FIB4", None).places(PART),
+    spec::<u32, Line>("FIB6", None).places(PART),
     spec::<u32, Entry<Ip4>>("FLOWS4", Some(flows::slots)),
     spec::<u32, Entry<Ip6>>("FLOWS6", Some(flows::slots)),
     spec::<u32, [u64; MULTIPLIERS]>("FLOW_HASH", None),
@@ -109,31 +131,18 @@ pub const SPECS: &[Spec] = &[
     spec::<u32, Cell64>("PORTS6", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE / 64))),
     spec::<u32, Owner<Ip4>>("OWNERS4", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE))),
     spec::<u32, Owner<Ip6>>("OWNERS6", Some(|c| c.nat_addresses.saturating_mul(port_table::PLANE))),
-    spec::<u32, Holder<Ip4>>("HOLDERS4", None),
-    spec::<u32, Holder<Ip6>>("HOLDERS6", None),
-    // A ring buffer has neither keys nor values.
-    spec::<(), ()>(NAT_LOG, None),
+    spec::<u32, Holder<Ip4>>("HOLDERS4", None).places(HOLDERS),
+    spec::<u32, Holder<Ip6>>("HOLDERS6", None).places(HOLDERS),
+    spec::<(), MappingEvent<Ip6>>(NAT_LOG, None),
     spec::<u32, Watch>("WATCH", None),
     spec::<u32, u32>("WATCH_LEFT", None),
-    spec::<(), ()>(SIGHTINGS, None),
+    spec::<(), Sighting>(SIGHTINGS, None),
 ];
 
-/// The name of this layout's folder: FNV-1a over all names and sizes.
-pub fn layout() -> String {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut mix = |bytes: &[u8]| {
-        for &b in bytes {
-            hash = (hash ^ b as u64).wrapping_mul(0x0100_0000_01b3);
-        }
-    };
-    mix(&LAYOUT.to_le_bytes());
-    mix(&filter::WORDS.to_le_bytes());
-    mix(&[Reason::ALL.len() as u8, Note::ALL.len() as u8]);
-    for spec in SPECS {
-        mix(spec.name.as_bytes());
-        mix(&[spec.key as u8, spec.value as u8]);
-    }
-    format!("maps-{hash:016x}")
+/// The name of this version's folder of maps.
+pub fn layout() -> &'static str {
+    static NAME: LazyLock<String> = LazyLock::new(|| Layout::own().name());
+    &NAME
 }
 
 /// Where everything of one instance is: pins on a BPF file system, and what they can't hold beside it.
@@ -161,6 +170,11 @@ impl Paths {
 
     pub fn maps(&self) -> PathBuf {
         self.pin.join(layout())
+    }
+
+    /// How the maps in a folder lie.
+    pub fn layout(&self, folder: &str) -> PathBuf {
+        self.run.join(format!("{folder}.json"))
     }
 
     pub fn links(&self) -> PathBuf {

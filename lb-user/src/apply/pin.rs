@@ -17,6 +17,9 @@ use super::state::State;
 const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
 const RIGHT: &str = "expected a folder of its own in a BPF file system, such as /sys/fs/bpf/stellwerk";
 
+/// The folder in which maps are made that take another version's place ([`super::migrate`]).
+pub const MOVING: &str = "moving";
+
 /// What a folder is to BPF file systems.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Place {
@@ -108,7 +111,7 @@ pub fn folders(paths: &Paths) -> Result<Vec<PathBuf>> {
     if Place::of(&paths.pin)? != Place::Inside {
         return Ok(Vec::new());
     }
-    let ours = |name: &str| ["links", "programs"].contains(&name) || name.starts_with("maps-");
+    let ours = |name: &str| ["links", "programs", MOVING].contains(&name) || name.starts_with("maps-");
     let entries = fs::read_dir(&paths.pin).with_context(|| paths.pin.display().to_string())?;
     let entries = entries.collect::<Result<Vec<_>, _>>()?;
     let all = entries.iter().filter(|entry| ours(&entry.file_name().to_string_lossy()));

@@ -1,17 +1,16 @@
 //! Which services the pinned tables serve, as an agent before has left them, while nothing is loaded yet.
 //!
-//! Invariant: only read; tables of another layout say nothing, so that nothing counts as served.
+//! Invariant: only read; also of another version's tables, which this one is about to take over.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::Path;
 
 use anyhow::Result;
 use lb_common::table::{Name, Service, ServiceKey};
 use lb_common::wire::{Addr, Ip4, Ip6};
 
 use super::maps::Paths;
-use super::table::Table;
+use super::migrate::Former;
 use crate::intent::ServicePort;
 
 /// Whose each place is where a service is reached: an address, a port and a protocol's number.
@@ -20,18 +19,17 @@ pub struct Served(HashMap<(IpAddr, u16, u8), String>);
 
 impl Served {
     pub fn read(paths: &Paths) -> Result<Self> {
-        let (dir, mut served) = (paths.maps(), Served::default());
-        if dir.exists() {
-            let names: HashMap<u32, Name> = Table::open(&dir, "NAMES")?.entries()?.into_iter().collect();
-            served.family::<Ip4>(&dir, "SERVICES4", &names)?;
-            served.family::<Ip6>(&dir, "SERVICES6", &names)?;
+        let mut served = Served::default();
+        if let Some(former) = Former::of(paths)? {
+            let names: HashMap<u32, Name> = former.entries("NAMES")?.into_iter().collect();
+            served.family::<Ip4>(&former, "SERVICES4", &names)?;
+            served.family::<Ip6>(&former, "SERVICES6", &names)?;
         }
         Ok(served)
     }
 
-    fn family<A: Addr>(&mut self, dir: &Path, map: &'static str, names: &HashMap<u32, Name>) -> Result<()> {
-        let services: Table<ServiceKey<A>, Service> = Table::open(dir, map)?;
-        for (key, service) in services.entries()? {
+    fn family<A: Addr>(&mut self, former: &Former, map: &'static str, names: &HashMap<u32, Name>) -> Result<()> {
+        for (key, service) in former.entries::<ServiceKey<A>, Service>(map)? {
             if let Some(name) = names.get(&service.id) {
                 self.0.insert((key.addr.to_ip(), key.port.get(), key.proto), name.as_str().to_owned());
             }

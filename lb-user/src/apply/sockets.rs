@@ -121,6 +121,17 @@ fn put(program: &mut CgroupSockAddr, pin: &Path, group: &File, id: u64) -> Resul
     Ok(())
 }
 
+/// Puts this object's programs wherever any of ours are.
+pub fn take_over(ebpf: &mut Ebpf, paths: &Paths) -> Result<()> {
+    for call in CALLS {
+        let pin = pin(paths, call);
+        if links::group_link(&pin)?.is_some_and(|link| link.group != 0) {
+            links::update(&pin, load(ebpf, call)?.fd()?.as_fd()).with_context(|| format!("replacing {call}"))?;
+        }
+    }
+    Ok(())
+}
+
 /// Takes all of them away; how many there were.
 pub fn detach(paths: &Paths, state: &State) -> Result<usize> {
     let mut count = 0;

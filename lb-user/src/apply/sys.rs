@@ -30,6 +30,9 @@ const LOOKUP_BATCH: u32 = 24;
 const UPDATE_BATCH: u32 = 26;
 const DELETE_BATCH: u32 = 27;
 
+/// An update's flag: only what isn't there.
+const NOEXIST: u64 = 1;
+
 /// What the kernel says of maps without batches; no errno of user space.
 pub const ENOTSUPP: i32 = 524;
 /// How a map is made so that user space can map its memory.
@@ -144,6 +147,18 @@ impl RawMap {
         matches!(self.kind, MapType::Array | MapType::PerCpuArray)
     }
 
+    pub fn kind(&self) -> MapType {
+        self.kind
+    }
+
+    /// Slices of a value: one for each CPU, where each has its own.
+    pub fn slices(&self) -> Result<usize> {
+        match self.kind {
+            MapType::PerCpuArray | MapType::PerCpuHash => possible_cpus(),
+            _ => Ok(1),
+        }
+    }
+
     pub fn is_trie(&self) -> bool {
         matches!(self.kind, MapType::LpmTrie)
     }
@@ -162,6 +177,17 @@ impl RawMap {
     pub fn update(&self, key: &[u8], value: &[u8]) -> io::Result<()> {
         assert_eq!(value.len(), self.stride, "a value of another map");
         bpf(UPDATE, &mut self.element(key, addr(value))).map(drop)
+    }
+
+    /// Writes what isn't there; whether it wasn't.
+    pub fn add(&self, key: &[u8], value: &[u8]) -> io::Result<bool> {
+        assert_eq!(value.len(), self.stride, "a value of another map");
+        let mut attr = Element { flags: NOEXIST, ..self.element(key, addr(value)) };
+        match bpf(UPDATE, &mut attr) {
+            Ok(_) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether it was there.

@@ -74,45 +74,50 @@ impl<K: Plain, V: Plain> Table<K, V> {
         Ok(all)
     }
 
-    /// Hands the next batch of a walk to `each`; true at the end. Entries that come and go meanwhile
-    /// may be met or not.
+    /// [`walk`], of this table.
     pub fn walk(&self, cursor: &mut Cursor, mut each: impl FnMut(K, V)) -> Result<bool> {
-        let mut room = BATCH;
-        loop {
-            let (mut keys, mut values) = (vec![0; room * size_of::<K>()], vec![0; room * size_of::<V>()]);
-            let batch = match self.raw.lookup_batch(cursor, &mut keys, &mut values) {
-                // A bucket with more entries than the buffers hold.
-                Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 22 => {
-                    room *= 4;
-                    continue;
-                }
-                Err(error) if unsupported(&error) => {
-                    self.walk_singly(each)?;
-                    return Ok(true);
-                }
-                result => result.context(self.name)?,
-            };
-            let keys = keys.chunks_exact(size_of::<K>());
-            for (key, value) in keys.zip(values.chunks_exact(size_of::<V>())).take(batch.count) {
-                each(parse(key), parse(value));
-            }
-            return Ok(batch.end);
-        }
+        walk(self.name, &self.raw, cursor, |key, value| each(parse(key), parse(value)))
     }
+}
 
-    /// For kernels without batches of this kind of map.
-    fn walk_singly(&self, mut each: impl FnMut(K, V)) -> Result<()> {
-        let (mut key, mut value) = (vec![0; size_of::<K>()], vec![0; size_of::<V>()]);
-        let mut more = self.raw.next_key(None, &mut key).context(self.name)?;
-        while more {
-            if self.raw.lookup(&key, &mut value).context(self.name)? {
-                each(parse(&key), parse(&value));
+/// Hands the next batch of a walk to `each`; true at the end. Entries that come and go meanwhile
+/// may be met or not.
+pub fn walk(name: &str, raw: &RawMap, cursor: &mut Cursor, mut each: impl FnMut(&[u8], &[u8])) -> Result<bool> {
+    let mut room = BATCH;
+    loop {
+        let (mut keys, mut values) = (vec![0; room * raw.key_size()], vec![0; room * raw.stride()]);
+        let batch = match raw.lookup_batch(cursor, &mut keys, &mut values) {
+            // A bucket with more entries than the buffers hold.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 22 => {
+                room *= 4;
+                continue;
             }
-            let last = key.clone();
-            more = self.raw.next_key(Some(&last), &mut key).context(self.name)?;
+            Err(error) if unsupported(&error) => {
+                walk_singly(name, raw, each)?;
+                return Ok(true);
+            }
+            result => result.with_context(|| name.to_owned())?,
+        };
+        let keys = keys.chunks_exact(raw.key_size());
+        for (key, value) in keys.zip(values.chunks_exact(raw.stride())).take(batch.count) {
+            each(key, value);
         }
-        Ok(())
+        return Ok(batch.end);
     }
+}
+
+/// For kernels without batches of this kind of map.
+fn walk_singly(name: &str, raw: &RawMap, mut each: impl FnMut(&[u8], &[u8])) -> Result<()> {
+    let (mut key, mut value) = (vec![0; raw.key_size()], vec![0; raw.stride()]);
+    let mut more = raw.next_key(None, &mut key).with_context(|| name.to_owned())?;
+    while more {
+        if raw.lookup(&key, &mut value).with_context(|| name.to_owned())? {
+            each(&key, &value);
+        }
+        let last = key.clone();
+        more = raw.next_key(Some(&last), &mut key).with_context(|| name.to_owned())?;
+    }
+    Ok(())
 }
 
 fn refused(name: &str, raw: &RawMap, error: io::Error) -> anyhow::Error {
@@ -125,7 +130,7 @@ fn refused(name: &str, raw: &RawMap, error: io::Error) -> anyhow::Error {
 }
 
 /// Bytes that the kernel handed back as a value. Any bits are one.
-fn parse<T: Plain>(bytes: &[u8]) -> T {
+pub(super) fn parse<T: Plain>(bytes: &[u8]) -> T {
     T::read_from_bytes(bytes).expect("the sizes are checked when a table is opened")
 }
 

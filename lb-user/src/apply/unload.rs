@@ -153,6 +153,11 @@ fn remove_switch(state: &State) -> Result<usize> {
 
 /// What is written down there. The folder's name is the pin folder's, and others may have one of that name.
 fn remove_run(paths: &Paths) -> Result<()> {
+    for entry in fs::read_dir(&paths.run).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with("maps-") {
+            fs::remove_file(entry.path()).with_context(|| entry.path().display().to_string())?;
+        }
+    }
     let rewritten = [paths.state(), paths.source(), paths.cluster(), paths.health(), paths.announce()];
     let beside = rewritten.clone().map(|path| path.with_extension("new"));
     for file in rewritten.into_iter().chain(beside).chain([paths.lock(), paths.dns(), paths.pods()]) {

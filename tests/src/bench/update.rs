@@ -27,6 +27,10 @@ const SERVICES: u32 = 10_000;
 /// Of the smaller cluster, for what memory a service costs.
 const FEW: u32 = 1_000;
 const ENDPOINTS: u32 = 10;
+const SETTLES: Duration = Duration::from_secs(2);
+/// How long it is looked at while nothing changes: the sweep of the flow tables and the comparison with the kernel come
+/// by several times.
+const RESTS: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Where services come from.
@@ -59,7 +63,7 @@ pub fn run(quick: bool) -> Result<Report> {
         rows.push(if by == By::Manifests { load.reach(Reach::AtMost(3.0)) } else { load });
         rows.push(Row::new(name("the agent's processor time for that"), world.agent_time()?, "s"));
         // What came with the start is to settle: the neighbours, the first sweep.
-        std::thread::sleep(Duration::from_secs(2));
+        std::thread::sleep(SETTLES);
         let before = world.agent_time()?;
         let times = world.changes(if quick { 100 } else { 1000 })?;
         let count = times.len() as u64;
@@ -75,8 +79,15 @@ pub fn run(quick: bool) -> Result<Report> {
         }
         world.stop()?;
         let (few, _) = World::start(by, FEW)?;
-        let memory = Row::new(name("memory of the agent, 1,000 services"), few.agent_memory("VmRSS:")?, "MB");
-        rows.push(memory.verdict("services", FEW));
+        std::thread::sleep(SETTLES);
+        let before = few.agent_time()?;
+        std::thread::sleep(RESTS);
+        let share = (few.agent_time()? - before) * 100.0 / RESTS.as_secs_f64();
+        let memory = few.agent_memory("VmRSS:")?;
+        for (what, value, unit, most) in [("memory", memory, "MB", 40.0), ("share of a core", share, "%", 0.5)] {
+            let row = Row::new(name(&format!("the agent at rest, 1,000 services: {what}")), value, unit);
+            rows.push(row.reach(Reach::AtMost(most)).verdict("services", FEW).verdict("endpoints", FEW * ENDPOINTS));
+        }
         few.stop()?;
     }
     Ok(Report { bench: "update", rows })

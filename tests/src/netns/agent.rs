@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -16,6 +16,8 @@ use super::{Lab, Ns};
 pub struct Agent {
     ns: Ns,
     binary: PathBuf,
+    /// Its programs, where they are others than those of all tests.
+    object: Option<PathBuf>,
     config: PathBuf,
     pins: PathBuf,
     log: PathBuf,
@@ -57,6 +59,7 @@ impl Agent {
         Ok(Agent {
             ns: ns.clone(),
             binary: binary()?,
+            object: None,
             config: config.to_owned(),
             pins: lab.pins(),
             log: lab.dir().join("agent.log"),
@@ -82,10 +85,17 @@ impl Agent {
         std::mem::replace(&mut self.binary, program)
     }
 
+    /// From its next start on it is this version.
+    pub fn become_version(&mut self, version: &Version) {
+        self.binary.clone_from(&version.binary);
+        self.object.clone_from(&version.object);
+    }
+
     /// Starts it; the log goes on where it was.
     pub fn start(&mut self) -> Result<()> {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(&self.log).context("the agent's log")?;
         let mut command = self.ns.command(&self.binary);
+        command.envs(self.object.iter().map(|object| ("STELLWERK_EBPF_OBJECT", object)));
         command.arg("run").arg("--config").arg(&self.config).arg("--pin-path").arg(&self.pins);
         command.stdout(log.try_clone()?).stderr(log);
         self.readied = self.readied();
@@ -208,6 +218,32 @@ pub fn binary() -> Result<PathBuf> {
     let me = std::env::current_exe().context("this program's path")?;
     let found = me.ancestors().skip(1).take(2).map(|dir| dir.join("stellwerk")).find(|path| path.is_file());
     found.context("no `stellwerk` beside this program: build it (cargo xtask build) or name it in STELLWERK_BIN")
+}
+
+/// An agent, and its programs where they are not those of all tests.
+#[derive(Clone, Debug)]
+pub struct Version {
+    pub binary: PathBuf,
+    pub object: Option<PathBuf>,
+}
+
+impl Version {
+    /// This one.
+    pub fn own() -> Result<Self> {
+        Ok(Version { binary: binary()?, object: None })
+    }
+
+    /// One whose tables lie otherwise (`xtask/src/next.rs`).
+    pub fn next() -> Result<Self> {
+        let path = std::env::var_os("STELLWERK_NEXT").map(PathBuf::from);
+        let binary = match path {
+            Some(path) => path,
+            None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/next/stellwerk"),
+        };
+        ensure!(binary.exists(), "{}: `cargo xtask build --next` makes it", binary.display());
+        let object = binary.with_file_name("source/target/bpf/stellwerk.o");
+        Ok(Version { binary, object: Some(object) })
+    }
 }
 
 /// Runs `stellwerk check FILE`: whether it is content, and what it says.

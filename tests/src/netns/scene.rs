@@ -152,7 +152,8 @@ fn at(twin: Twin, port: u16) -> Vec<SocketAddr> {
     twin.both().map(|ip| SocketAddr::new(ip, port)).to_vec()
 }
 
-fn web(ns: &Ns, name: &str, twin: Twin) -> Result<Task> {
+/// A replica of the app on port 8080.
+pub fn web(ns: &Ns, name: &str, twin: Twin) -> Result<Task> {
     let replica = Replica { name: name.into(), listen: at(twin, 8080), database: None };
     Task::start(ns, async move || Ok(replica.listen().await?.serve()))
 }
