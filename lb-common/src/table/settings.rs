@@ -68,7 +68,7 @@ impl Settings {
     pub const NAT_LOG: u16 = 8;
 
     /// No connection is kept outside for longer, however old the order.
-    pub const HELD: u32 = 1_000;
+    pub const HELD: u32 = 1 << 13;
 
     /// Whether connections that are not in the flow table stay outside.
     #[inline(always)]

@@ -36,7 +36,7 @@ use crate::intent::Capacity;
 /// Packets that are on their way through a program have left it after this time.
 const GRACE: Duration = Duration::from_millis(20);
 /// New connections stay outside for so long at the most, should this agent die meanwhile.
-const HELD: Duration = Duration::from_millis(500);
+const HELD: Duration = Duration::from_secs(3);
 /// The tables that are copied while no new connection begins.
 const CONNECTIONS: [&str; 6] = ["FLOWS4", "FLOWS6", "OWNERS4", "OWNERS6", "HOLDERS4", "HOLDERS6"];
 /// How often an entry is read that packets write at the moment.
@@ -129,6 +129,24 @@ struct Copy {
     change: Change,
     from: RawMap,
     to: RawMap,
+    /// Their memory, where it can be mapped.
+    mapped: Option<(Mapping<AtomicU32>, Mapping<AtomicU32>)>,
+    /// The word of an entry that is 0 as long as it was never used.
+    sign: Option<usize>,
+}
+
+impl Copy {
+    fn new(moving: &Path, layout: &Layout, name: &'static str, change: Change, from: RawMap) -> Result<Self> {
+        let to = RawMap::from_pin(&moving.join(name))?;
+        let shape = layout.tables.get(name).context("it is in the layout")?;
+        let (was, is) = (from.max_entries(), to.max_entries());
+        ensure!(
+            was <= is || !shape.rows.is_empty(),
+            "the table {name} has room for {was} entries, and for {is} in this version"
+        );
+        let mapped = from.mapping()?.zip(to.mapping()?);
+        Ok(Copy { name, change, from, to, mapped, sign: shape.field("meta").map(|meta| meta.at / 4) })
+    }
 }
 
 /// This version's programs and maps beside another's.
@@ -171,12 +189,7 @@ impl Move {
             traced: 0,
         };
         let ebpf = load::programs(moving, &constants, &capacity, &[], policies)?;
-        let open = |(name, change, from): (&'static str, Change, RawMap)| {
-            let to = RawMap::from_pin(&moving.join(name))?;
-            let (was, is) = (from.max_entries(), to.max_entries());
-            ensure!(was <= is, "the table {name} has room for {was} entries, and for {is} in this version");
-            Ok(Copy { name, change, from, to })
-        };
+        let open = |(name, change, from)| Copy::new(moving, &layout, name, change, from);
         let copies = changes.into_iter().map(open).collect::<Result<_>>()?;
         Ok(Move { from, layout, ebpf, copies })
     }
@@ -185,7 +198,8 @@ impl Move {
     fn carry_out(&mut self, paths: &Paths, moving: &Path, state: &mut State) -> Result<Option<Duration>> {
         Layout::own().write(paths)?;
         let of_connections = |copy: &&Copy| CONNECTIONS.contains(&copy.name);
-        self.copies.iter().filter(|copy| !of_connections(copy)).try_for_each(|copy| copy.all(false))?;
+        // Those of connections, too: the second time most is there.
+        self.copies.iter().try_for_each(|copy| copy.all(false))?;
         let held = self.copies.iter().any(|copy| of_connections(&copy)).then(Instant::now);
         if held.is_some() {
             self.hold(moving)?;
@@ -224,30 +238,32 @@ impl Move {
 impl Copy {
     /// Copies all entries, or those whose keys aren't there.
     fn all(&self, missing: bool) -> Result<()> {
-        match (self.from.mapping()?, self.to.mapping()?) {
-            (Some(from), Some(to)) => self.mapped(&from, &to),
-            _ => self.walked(missing).with_context(|| format!("copying the table {}", self.name))?,
+        match &self.mapped {
+            Some((from, to)) => self.words(from.get(), to.get()),
+            None => self.walked(missing).with_context(|| format!("copying the table {}", self.name))?,
         }
         Ok(())
     }
 
-    fn mapped(&self, from: &Mapping<AtomicU32>, to: &Mapping<AtomicU32>) {
+    fn words(&self, from: &[AtomicU32], to: &[AtomicU32]) {
         let (old, new) = (self.from.stride(), self.to.stride());
         let (mut words, mut entry) = (vec![0u8; old], vec![0u8; new]);
         let flows = self.name.starts_with("FLOWS");
-        for (place, cells) in from.get().chunks_exact(old / 4).enumerate() {
-            steady(cells, &mut words);
-            let Some(row) = self.change.row(place as u32).filter(|_| words.iter().any(|&byte| byte != 0)) else {
+        for (place, cells) in from.chunks_exact(old / 4).enumerate() {
+            let hints = flows && is_hints(place as u32);
+            if !hints && self.sign.is_some_and(|at| cells[at].load(Ordering::Relaxed) == 0) {
                 continue;
-            };
+            }
+            let Some(row) = self.change.row(place as u32) else { continue };
+            steady(cells, &mut words);
             entry.fill(0);
-            if flows && is_hints(place as u32) {
+            if hints {
                 entry[..HINTS].copy_from_slice(&words[..HINTS]);
             } else {
                 carry(&self.change.value, &words, &mut entry);
             }
             let at = row as usize * new / 4;
-            for (cell, word) in to.get()[at..at + new / 4].iter().zip(entry.chunks_exact(4)) {
+            for (cell, word) in to[at..at + new / 4].iter().zip(entry.chunks_exact(4)) {
                 cell.store(parse(word), Ordering::Relaxed);
             }
         }

@@ -218,27 +218,46 @@ pub fn udp_refused(from: &From, target: SocketAddr) -> Result<(Option<ErrorKind>
 
 /// An echo request of so many bytes; fails without the very same bytes in an answer.
 pub fn ping(from: &From, target: IpAddr, length: usize) -> Result<()> {
-    let (domain, protocol, kind) = match target {
-        IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4, (8, 0)),
-        IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6, (128, 129)),
-    };
-    let socket = from.ns.run(|| Socket::new(domain, Type::DGRAM, Some(protocol)))??;
-    if let Some(source) = from.source {
-        socket.bind(&SocketAddr::new(source, 0).into())?;
+    Pings::open(from, target)?.one(length)
+}
+
+/// Echo requests of one identifier.
+#[derive(Debug)]
+pub struct Pings {
+    socket: Socket,
+    target: IpAddr,
+}
+
+impl Pings {
+    pub fn open(from: &From, target: IpAddr) -> Result<Pings> {
+        let (domain, protocol) = match target {
+            IpAddr::V4(_) => (Domain::IPV4, Protocol::ICMPV4),
+            IpAddr::V6(_) => (Domain::IPV6, Protocol::ICMPV6),
+        };
+        let socket = from.ns.run(|| Socket::new(domain, Type::DGRAM, Some(protocol)))??;
+        if let Some(source) = from.source {
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Pings { socket, target })
     }
-    socket.set_read_timeout(Some(PATIENCE))?;
-    let payload = Pattern(7).take(length);
-    // Checksum and identifier are the kernel's.
-    let request = [&[kind.0, 0, 0, 0, 0, 0, 0, 1], &payload[..]].concat();
-    socket.send_to(&request, &SocketAddr::new(target, 0).into())?;
-    let mut buffer = vec![0; 64 << 10];
-    let n = (&socket).read(&mut buffer).context("no echo")?;
-    ensure!(
-        n == request.len() && buffer[0] == kind.1 && buffer[8..n] == payload,
-        "another echo: {:?}",
-        &buffer[..n.min(32)]
-    );
-    Ok(())
+
+    /// See [`ping`].
+    pub fn one(&self, length: usize) -> Result<()> {
+        let kind = if self.target.is_ipv4() { (8, 0) } else { (128, 129) };
+        let payload = Pattern(7).take(length);
+        // Checksum and identifier are the kernel's.
+        let request = [&[kind.0, 0, 0, 0, 0, 0, 0, 1], &payload[..]].concat();
+        self.socket.send_to(&request, &SocketAddr::new(self.target, 0).into())?;
+        let mut buffer = vec![0; 64 << 10];
+        let n = (&self.socket).read(&mut buffer).context("no echo")?;
+        ensure!(
+            n == request.len() && buffer[0] == kind.1 && buffer[8..n] == payload,
+            "another echo: {:?}",
+            &buffer[..n.min(32)]
+        );
+        Ok(())
+    }
 }
 
 /// An ICMP error as it came: its type and code, who sent it, and the packet it is about.
