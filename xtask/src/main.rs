@@ -15,6 +15,7 @@ mod bench;
 mod build;
 mod cmd;
 mod demo;
+mod deps;
 mod guest;
 mod kernel;
 mod next;

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    bench, build, cmd, demo, next, package, setup,
+    bench, build, cmd, demo, deps, next, package, setup,
     test::{
         Outcome::{self, LeftOut, Passed},
         Tally,
@@ -56,6 +56,14 @@ pub fn check_clippy() -> Result<()> {
     let mut clippy = cmd::cargo();
     clippy.args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]);
     cmd::run(clippy)
+}
+
+pub fn deps(_: &mut Tally) -> Result<Outcome> {
+    // What is checked has passed; what isn't is told.
+    if let Some(left_out) = deps::check()? {
+        say!("{left_out}");
+    }
+    Ok(Passed)
 }
 
 /// Everything in the workspace that needs no root. The fuzz corpus is replayed here, by an ordinary test.

@@ -29,9 +29,10 @@ struct Rung {
     run: fn(&mut Tally) -> Result<Outcome>,
 }
 
-const RUNGS: [Rung; 10] = [
+const RUNGS: [Rung; 11] = [
     Rung { name: "fmt", root: false, run: rungs::fmt },
     Rung { name: "clippy", root: false, run: rungs::clippy },
+    Rung { name: "deps", root: false, run: rungs::deps },
     Rung { name: "unit", root: false, run: rungs::unit },
     Rung { name: "miri", root: false, run: rungs::miri },
     Rung { name: "fuzz", root: false, run: rungs::fuzz },
