@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::SystemTime;
 
 use lb_common::table::monitor::Sighting;
-use lb_common::table::{Flow, FlowKey};
+use lb_common::table::{Admitted, Flow, FlowKey};
 use lb_common::verdict::{Action, Hook, Outcome, Verdict};
 use lb_common::wire::Addr;
 use serde::Serialize;
@@ -29,7 +29,7 @@ const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
 #[derive(Clone, Debug, Serialize)]
 pub struct Event {
     pub time: String,
-    /// `dropped`, `refused`, `packet`, `begins`, `ends`
+    /// `dropped`, `refused`, `packet`, `begins`, `ends`, `allowed`
     pub event: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'static str>,
@@ -90,6 +90,24 @@ impl Event {
             service: (!translated).then(|| names.service_name(flow.service).to_owned()),
             what: format!("{protocol} {from} > {to}"),
             outcome: format!("{} > {}", endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport)),
+        }
+    }
+}
+
+impl Event {
+    /// A connection of a pod that a policy has allowed.
+    pub fn of_allowed<A: Addr>(key: &FlowKey<A>, admitted: &Admitted<A>, names: &Names) -> Event {
+        let (pod, peer) = (endpoint(key.src, key.sport), endpoint(key.dst, key.dport));
+        let inward = admitted.direction == Admitted::<A>::INGRESS;
+        let (from, to) = if inward { (peer, pod) } else { (pod, peer) };
+        Event {
+            time: utc(SystemTime::now()),
+            event: "allowed",
+            reason: None,
+            at: Some(names.interface(admitted.link)),
+            service: None,
+            what: format!("{} {from} > {to}", show::protocol(key.proto as u8)),
+            outcome: format!("a NetworkPolicy allows it {} the pod", if inward { "to" } else { "from" }),
         }
     }
 }

@@ -99,4 +99,10 @@ impl Ready<'_> {
         let becomes = (endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport));
         of_service && (self.ends(from, to) || self.ends(becomes.0, becomes.1))
     }
+
+    /// A connection that a policy has allowed, by the pod's own words.
+    pub fn allowed<A: Addr>(&self, key: &FlowKey<A>) -> bool {
+        let ends = (endpoint(key.src, key.sport), endpoint(key.dst, key.dport));
+        self.filter.reason.is_none() && self.filter.service.is_none() && self.ends(ends.0, ends.1)
+    }
 }

@@ -1,8 +1,8 @@
-//! `stellwerk monitor`: what happens on the node, as it happens: packets that are dropped and why, others by their number, and
-//! connections that begin and end.
+//! `stellwerk monitor`: what happens on the node, as it happens: packets that are dropped and why, others by their number,
+//! connections that begin and end, and those that a policy allows.
 //!
 //! Invariant: the programs tell of packets only while somebody asks again every second, so that one that is killed leaves
-//! nothing on; what finds no room is counted and said. Connections are looked for in their table: they cost packets
+//! nothing on; what finds no room is counted and said. Connections are looked for in their tables: they cost packets
 //! nothing. One watches at a time: a packet is told once.
 
 mod event;
@@ -11,6 +11,7 @@ mod filter;
 use std::collections::HashMap;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{Map, MapData, RingBuf};
 use lb_common::drop::Note;
 use lb_common::table::monitor::{Sighting, Watch};
-use lb_common::table::{Flow, FlowKey};
+use lb_common::table::{Admitted, Flow, FlowKey};
 use lb_common::wire::{Addr, Ip4, Ip6};
 use pcap_file::pcap::{PcapPacket, PcapWriter};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +28,7 @@ use zerocopy::FromBytes;
 
 use self::event::Event;
 pub use self::filter::{Filter, reason};
-use crate::apply::flows::Flows;
+use crate::apply::maps::FamilyMaps;
 use crate::apply::{Maps, Paths, State, clock, maps};
 use crate::show;
 use crate::trace::Names;
@@ -60,7 +61,22 @@ pub struct Summary {
     pub lost: u64,
 }
 
-type Known<A> = HashMap<FlowKey<A>, Flow<A>>;
+/// What there was of a family when it was looked for.
+struct Known<A: Addr> {
+    flows: HashMap<FlowKey<A>, Flow<A>>,
+    allowed: HashMap<FlowKey<A>, Admitted<A>>,
+}
+
+impl<A: Addr> Known<A> {
+    /// Connections by the direction in which they were opened, and those that a policy was asked about.
+    fn read(maps: &FamilyMaps<A>) -> Result<Self> {
+        let opened = |flow: &Flow<A>| !flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY);
+        let flows = maps.flows.entries().into_iter().filter(|(_, hit)| opened(&hit.flow));
+        let judged = |admitted: &Admitted<A>| ![0, Admitted::<A>::OWN].contains(&admitted.policy);
+        let allowed = maps.admitted.entries()?.into_iter().filter(|(_, admitted)| judged(admitted));
+        Ok(Known { flows: flows.map(|(key, hit)| (key, hit.flow)).collect(), allowed: allowed.collect() })
+    }
+}
 
 struct Monitor<'a, W: Write> {
     asked: &'a Asked,
@@ -95,8 +111,8 @@ pub fn run(paths: &Paths, asked: &Asked, out: impl Write, begun: impl FnOnce()) 
         asked,
         paths,
         filter: asked.filter.ready(&maps, &names)?,
-        known4: connections(&maps.v4.flows),
-        known6: connections(&maps.v6.flows),
+        known4: Known::read(&maps.v4)?,
+        known6: Known::read(&maps.v6)?,
         capture: asked.pcap.as_ref().map(capture).transpose()?,
         lost_before: maps.notes.sum(Note::MonitorLost as u32)?,
         summary: Summary::default(),
@@ -130,12 +146,6 @@ fn alone(run: &Path) -> Result<File> {
         Err(TryLockError::WouldBlock) => bail!("another `stellwerk monitor` runs; expected one at a time"),
         Err(TryLockError::Error(error)) => Err(error).with_context(shown),
     }
-}
-
-/// The connections of a table, by the direction in which they were opened.
-fn connections<A: Addr>(table: &Flows<A>) -> Known<A> {
-    let opened = |flow: &Flow<A>| !flow.is(Flow::<A>::REPLY | Flow::<A>::MEMORY);
-    table.entries().into_iter().filter(|(_, hit)| opened(&hit.flow)).map(|(key, hit)| (key, hit.flow)).collect()
 }
 
 impl<W: Write> Monitor<'_, W> {
@@ -204,26 +214,29 @@ impl<W: Write> Monitor<'_, W> {
         if !self.asked.flows || self.has_enough() {
             return Ok(());
         }
-        let (now4, now6) = (connections(&self.maps.v4.flows), connections(&self.maps.v6.flows));
-        let (before4, before6) = (std::mem::take(&mut self.known4), std::mem::take(&mut self.known6));
-        self.differences(&before4, &now4)?;
-        self.differences(&before6, &now6)?;
-        (self.known4, self.known6) = (now4, now6);
-        Ok(())
-    }
-
-    fn differences<A: Addr>(&mut self, before: &Known<A>, now: &Known<A>) -> Result<()> {
-        let gone = before.iter().filter(|(key, _)| !now.contains_key(key)).map(|(key, flow)| ("ends", key, flow));
-        let new = now.iter().filter(|(key, _)| !before.contains_key(key)).map(|(key, flow)| ("begins", key, flow));
-        let mut all: Vec<_> = gone.chain(new).filter(|(_, key, flow)| self.filter.flow(key, flow)).collect();
-        all.sort_unstable_by_key(|(what, key, _)| (*what, **key));
-        for (what, key, flow) in all {
+        let (now4, now6) = (Known::read(&self.maps.v4)?, Known::read(&self.maps.v6)?);
+        let (before4, before6) = (mem::replace(&mut self.known4, now4), mem::replace(&mut self.known6, now6));
+        let events = [self.differences(&before4, &self.known4), self.differences(&before6, &self.known6)].concat();
+        for event in events {
             if self.has_enough() {
                 break;
             }
-            self.say(&Event::of_flow(what, key, flow, &self.names))?;
+            self.say(&event)?;
         }
         Ok(())
+    }
+
+    fn differences<A: Addr>(&self, before: &Known<A>, now: &Known<A>) -> Vec<Event> {
+        let gone = before.flows.iter().filter(|(key, _)| !now.flows.contains_key(key));
+        let new = now.flows.iter().filter(|(key, _)| !before.flows.contains_key(key));
+        let all = gone.map(|(key, flow)| ("ends", key, flow)).chain(new.map(|(key, flow)| ("begins", key, flow)));
+        let mut all: Vec<_> = all.filter(|(_, key, flow)| self.filter.flow(key, flow)).collect();
+        all.sort_unstable_by_key(|(what, key, _)| (*what, **key));
+        let mut allowed: Vec<_> = now.allowed.iter().filter(|(key, _)| !before.allowed.contains_key(key)).collect();
+        allowed.retain(|(key, _)| self.filter.allowed(key));
+        allowed.sort_unstable_by_key(|(key, _)| **key);
+        let allowed = allowed.into_iter().map(|(key, admitted)| Event::of_allowed(key, admitted, &self.names));
+        all.into_iter().map(|(what, key, flow)| Event::of_flow(what, key, flow, &self.names)).chain(allowed).collect()
     }
 
     fn say(&mut self, event: &Event) -> Result<()> {
