@@ -41,7 +41,7 @@ pub trait Packet {
     /// Cuts or extends the packet at its end.
     fn resize(&mut self, len: u32) -> Result<(), Drop>;
     /// Makes room for `by` bytes of headers between the link-layer header and the rest, or before both: the link-layer
-    /// header is to be written anew. They are those of UDP over IPv4 or IPv6, and hold an Ethernet frame.
+    /// header is to be written anew. They are those of UDP over IPv4 or IPv6, and hold an Ethernet frame, or of an ICMP answer.
     fn grow_front(&mut self, by: u32, v4: bool) -> Result<(), Drop>;
     /// Takes as much away again, of one IP version, around a packet of `inner_v4` or the other one.
     fn shrink_front(&mut self, by: u32, v4: bool, inner_v4: bool) -> Result<(), Drop>;

@@ -75,8 +75,12 @@ reasons! {
         IcmpQuoteTooShort = "icmp_quote_too_short",
         /// nobody answers for names on this node until its agent runs again: who is not told so goes on waiting
         NoAgentForNames = "no_agent_for_names",
-        /// to the node of a backend, as it came, but larger than the link takes, or that node is not to be found any more
+        /// to the node of a backend, as it came or in the overlay, but larger than the way there takes; its sender is told by ICMP, where it may be
+        TooLarge = "too_large",
+        /// to the node of a backend, as it came, but that node is not to be found any more
         DirectUnsent = "direct_unsent",
+        /// another node sent it on to an endpoint of this one, but here it belongs to one elsewhere: nodes know different endpoints for a moment
+        DirectElsewhere = "direct_elsewhere",
         /// in the overlay, from an address that is no node's
         OverlayStranger = "overlay_stranger",
         /// in the overlay, but no IP packet, or of another network identifier
@@ -113,7 +117,7 @@ reasons! {
         MidStream = "mid_stream",
         /// the next hop was not resolved: the kernel forwarded the packet
         NextHopUnresolved = "next_hop_unresolved",
-        /// the packet is larger than its next hop's MTU: the kernel got it
+        /// the packet is larger than its next hop's MTU: the kernel got it, or its sender was told
         TooBig = "too_big",
         /// an echo request to a service address was answered
         EchoAnswered = "echo_answered",

@@ -28,6 +28,8 @@ pub struct Arrival {
     pub tagged: u8,
     /// Not zero: at egress, this node's own stack made it (nobody sent it to us). A number, as above.
     pub own: u8,
+    /// Not zero: another node sent it here in the overlay. A number, as above.
+    pub tunneled: u8,
 }
 
 /// The hook's part. The packet itself is already what it shall be.
@@ -42,8 +44,8 @@ pub enum Verdict {
     Transmit {
         ifindex: u32,
     },
-    /// The same in the overlay, by the next hop of this index: what is left is to put the headers around it
-    /// ([`crate::path::overlay::leave`]).
+    /// The same in the overlay, by the next hop of this index: what is left is to put the headers around it, or with
+    /// [`crate::table::NextHop::TOO_LARGE`] to tell its sender ([`crate::path::overlay::leave`]).
     Encapsulate {
         next_hop: u32,
     },

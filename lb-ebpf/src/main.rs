@@ -25,7 +25,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::apply::Packet;
 use lb_common::path;
-use lb_common::path::overlay::asks;
+use lb_common::path::overlay::{LOOK, asks};
 use lb_common::tables::Configured;
 use lb_common::verdict::{Action, Arrival, Hook, Outcome};
 use overlay::Overlay;
@@ -36,7 +36,7 @@ use tables::{Kernel, count, now};
 fn run<C: EbpfContext, P: Packet + Overlay>(
     context: &C,
     packet: &mut P,
-    at: &Arrival,
+    at: &mut Arrival,
     judge: impl FnOnce(&mut P, Outcome) -> Outcome,
 ) -> Outcome {
     if at.hook != Hook::Egress && at.tagged == 0 && Kernel.settings().overlay() {
@@ -45,16 +45,17 @@ fn run<C: EbpfContext, P: Packet + Overlay>(
             count(&maps::DROPS, entered.value);
             return entered;
         }
+        at.tunneled = entered.value as u8;
     }
     let outcome = path(context, packet, at);
     let outcome = judge(packet, outcome);
     let next_hop = asks(outcome, at.hook);
     // Asked again: cheaper than to keep it over all that was before.
-    if next_hop == 0 || !Kernel.settings().overlay() {
+    if next_hop == 0 || (next_hop == LOOK && !Kernel.settings().overlay()) {
         return outcome;
     }
     let left = packet.leave(next_hop);
-    if left.action == Action::Drop {
+    if matches!(left.action, Action::Drop | Action::Refuse) {
         count(&maps::DROPS, left.value);
     }
     if left.action == Action::Pass { outcome } else { left }
@@ -81,9 +82,9 @@ fn path<C: EbpfContext, P: Packet>(context: &C, packet: &mut P, at: &Arrival) ->
 #[xdp]
 pub fn stellwerk_xdp(context: XdpContext) -> u32 {
     let ifindex = context.ingress_ifindex() as u32;
-    let at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0, own: 0 };
+    let mut at = Arrival { hook: Hook::Xdp, ifindex, now: now(), gso_size: 0, tagged: 0, own: 0, tunneled: 0 };
     let mut packet = packet::Xdp(context.ctx);
-    let outcome = run(&context, &mut packet, &at, |_, outcome| outcome);
+    let outcome = run(&context, &mut packet, &mut at, |_, outcome| outcome);
     monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => XDP_PASS,
@@ -139,11 +140,11 @@ fn traffic_control(context: &TcContext, hook: Hook, judge: impl FnOnce(&mut pack
     let (ifindex, gso_size, tagged, from) =
         unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present as u8, (*skb).ingress_ifindex) };
     let own = (hook == Hook::Egress && from == 0) as u8;
-    let at = Arrival { hook, ifindex, now: now(), gso_size, tagged, own };
+    let mut at = Arrival { hook, ifindex, now: now(), gso_size, tagged, own, tunneled: 0 };
     let mut packet = packet::Skb(skb);
     packet.linearize();
     let back = if hook == Hook::Egress { BPF_F_INGRESS as u64 } else { 0 };
-    let outcome = run(context, &mut packet, &at, judge);
+    let outcome = run(context, &mut packet, &mut at, judge);
     monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => TC_ACT_OK,

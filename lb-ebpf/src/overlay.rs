@@ -5,14 +5,15 @@
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use lb_common::path::overlay;
-use lb_common::verdict::{Action, Outcome};
+use lb_common::verdict::{Action, Hook, Outcome};
 
 use crate::packet::{Skb, Xdp};
-use crate::tables::Kernel;
+use crate::tables::{Kernel, now};
 
 /// A packet whose headers can be taken off and put around.
 pub trait Overlay {
     /// Why it is dropped, or nothing.
+    /// Else its value says whether it came in the overlay.
     fn enter(&mut self, ifindex: u32) -> Outcome;
     fn leave(&mut self, next_hop: u32) -> Outcome;
 }
@@ -28,6 +29,7 @@ fn unpacked(packed: u64) -> Outcome {
     let action = match (packed >> 32) as u32 {
         PASS => Action::Pass,
         TRANSMIT => Action::Transmit,
+        REFUSE => Action::Refuse,
         _ => Action::Drop,
     };
     Outcome { action, value: packed as u32 }
@@ -35,14 +37,15 @@ fn unpacked(packed: u64) -> Outcome {
 
 const PASS: u32 = Action::Pass as u32;
 const TRANSMIT: u32 = Action::Transmit as u32;
+const REFUSE: u32 = Action::Refuse as u32;
 
 macro_rules! overlay {
-    ($packet:ident, $context:ty, $enter:ident, $leave:ident) => {
+    ($packet:ident, $context:ty, $hook:expr, $enter:ident, $leave:ident) => {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $enter(context: *mut $context, ifindex: u32) -> u64 {
             packed(match overlay::enter(&mut $packet(context), ifindex, &Kernel) {
-                Ok(()) => Outcome::PASS,
+                Ok(tunneled) => Outcome { action: Action::Pass, value: tunneled },
                 Err(reason) => Outcome::drop(reason),
             })
         }
@@ -50,7 +53,7 @@ macro_rules! overlay {
         #[unsafe(no_mangle)]
         #[inline(never)]
         extern "C" fn $leave(context: *mut $context, next_hop: u32) -> u64 {
-            packed(overlay::leave(&mut $packet(context), next_hop, &Kernel))
+            packed(overlay::leave(&mut $packet(context), next_hop, $hook, now(), &Kernel))
         }
 
         impl Overlay for $packet {
@@ -67,5 +70,5 @@ macro_rules! overlay {
     };
 }
 
-overlay!(Xdp, xdp_md, overlay_enter_xdp, overlay_leave_xdp);
-overlay!(Skb, __sk_buff, overlay_enter_skb, overlay_leave_skb);
+overlay!(Xdp, xdp_md, Hook::Xdp, overlay_enter_xdp, overlay_leave_xdp);
+overlay!(Skb, __sk_buff, Hook::Ingress, overlay_enter_skb, overlay_leave_skb);

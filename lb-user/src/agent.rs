@@ -15,6 +15,7 @@ mod host_ports;
 mod lock;
 mod manager;
 pub mod nat_log;
+mod overlay_errors;
 mod planning;
 mod pods;
 mod routes;
@@ -47,6 +48,7 @@ use self::cluster::Followed;
 use self::health::{Health, Reports};
 use self::health_check::{Answers, HealthChecks};
 use self::manager::Manager;
+use self::overlay_errors::OverlayErrors;
 use self::planning::Held;
 use self::routes::Routes;
 use self::wanted::Neighbours;
@@ -147,6 +149,7 @@ async fn start(options: &Options) -> Result<()> {
         routes: Routes::new(options.routes.clone(), probed)?,
         health_checks: HealthChecks::default(),
         announce,
+        overlay_errors: OverlayErrors::start(),
         gives: false,
         dns,
         pods_ports: pods.host_ports(),
@@ -231,6 +234,7 @@ struct Agent {
     routes: Routes,
     health_checks: HealthChecks,
     announce: Announce,
+    overlay_errors: OverlayErrors,
     /// It is this node that gives addresses to a live cluster's services.
     gives: bool,
     dns: dns::Dns,
@@ -262,6 +266,7 @@ impl Agent {
         self.configure_names();
         self.settle_sockets();
         self.settle_pods();
+        self.settle_overlay_errors();
         self.tell_pods();
         self.kernel.forget_other_layouts()?;
         self.ask_neighbours();
@@ -316,6 +321,8 @@ impl Agent {
                 () = at(self.routes.retry) => block_in_place(|| self.settle_routes()),
                 () = at(self.deadline) => block_in_place(|| self.replan_or_retry(None)),
                 () = at(self.retry) => block_in_place(|| self.replan_or_retry(None)),
+                Some(told) = self.overlay_errors.told.recv() => block_in_place(|| self.overlay_told(told)),
+                () = at(self.overlay_errors.mtus.next()) => block_in_place(|| self.forget_narrow_ways()),
                 () = self.health_checks.changed() => block_in_place(|| self.note_health_checks()),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
                 () = self.manager.due() => self.manager.alive(),
@@ -383,6 +390,7 @@ impl Agent {
             }
         }
         self.settle_pods();
+        self.settle_overlay_errors();
         if self.follow_nodes() {
             self.settle_announcements();
         } else {

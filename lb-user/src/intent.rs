@@ -101,6 +101,8 @@ pub struct InternalSwitch {
 pub struct Nat {
     pub ipv4: Translation,
     pub ipv6: Translation,
+    /// Whether pods of this node are masqueraded, in both families; None: as `ipv4` and `ipv6` say.
+    pub pods: Option<bool>,
     /// What is inside beside the internal switch's own networks.
     pub subnets: Vec<IpNet>,
     /// What goes there goes untranslated.
@@ -119,6 +121,7 @@ impl Default for Nat {
         Nat {
             ipv4: Translation::Masquerade,
             ipv6: Translation::Off,
+            pods: None,
             subnets: Vec::new(),
             direct: Vec::new(),
             prefixes: Vec::new(),
@@ -132,6 +135,18 @@ impl Default for Nat {
 impl Nat {
     pub fn of(&self, v4: bool) -> Translation {
         if v4 { self.ipv4 } else { self.ipv6 }
+    }
+
+    pub fn masquerades_pods(&self, v4: bool) -> bool {
+        self.pods.unwrap_or(self.of(v4) == Translation::Masquerade)
+    }
+}
+
+impl Intent {
+    /// Whether anybody of a family is masqueraded.
+    pub fn masquerades(&self, v4: bool) -> bool {
+        let pods = self.pod_blocks.iter().any(|block| block.addr().is_ipv4() == v4);
+        self.nat.of(v4) == Translation::Masquerade || (pods && self.nat.masquerades_pods(v4))
     }
 }
 
@@ -406,18 +421,21 @@ pub struct Network {
     /// Whether policy rules of others choose among routing tables, for IPv4 and for IPv6: then the main
     /// table isn't all.
     pub policy: [bool; 2],
+    /// What ways to other nodes take, where that is less than their links do.
+    pub path_mtus: BTreeMap<IpAddr, u32>,
 }
 
 impl Network {
     /// Whether nothing but routes of the main table differs, none of which is ours.
     pub fn differs_in_routes_alone(&self, other: &Network) -> bool {
-        let Network { links, addresses, neighbours, routes: _, own, forwarding, policy } = self;
+        let Network { links, addresses, neighbours, routes: _, own, forwarding, policy, path_mtus } = self;
         *links == other.links
             && *addresses == other.addresses
             && *neighbours == other.neighbours
             && *own == other.own
             && *forwarding == other.forwarding
             && *policy == other.policy
+            && *path_mtus == other.path_mtus
     }
 }
 

@@ -23,6 +23,7 @@ pub mod ipam;
 pub mod log;
 pub mod monitor;
 pub mod nodes;
+pub mod path_mtu;
 pub mod peers;
 pub mod plan;
 pub mod pods;

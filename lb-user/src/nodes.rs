@@ -38,6 +38,12 @@ pub fn overhead(remote: IpAddr) -> u32 {
     INNER + if remote.is_ipv4() { 20 } else { 40 }
 }
 
+/// Bytes of a packet that finds room in the overlay to this address, by a link of this MTU.
+pub fn mtu(network: &Network, link: u32, remote: IpAddr) -> u32 {
+    let way = network.path_mtus.get(&remote).copied().unwrap_or(link);
+    way.min(link).saturating_sub(overhead(remote))
+}
+
 /// The gateway of the kernel's routes into the overlay, and its link-layer address. No host has either.
 pub fn gateway(v4: bool) -> IpAddr {
     if v4 { Ipv4Addr::new(169, 254, 1, 2).into() } else { Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 1, 2).into() }
@@ -122,11 +128,11 @@ pub fn routes(intent: &Intent, network: &Network, own: &mut Own) {
     };
     for way in ways(intent, network) {
         let v4 = way.block.addr().is_ipv4();
-        let mtu = network.links.iter().find(|link| link.index == way.link).map_or(0, |link| link.mtu);
+        let link = network.links.iter().find(|link| link.index == way.link).map_or(0, |link| link.mtu);
         let by = |gateway| vec![Hop { link: way.link, gateway: Some(gateway), weight: 1 }];
         let target = match way.overlay {
             Some((_, remote)) => Target {
-                mtu: mtu.saturating_sub(overhead(remote)),
+                mtu: mtu(network, link, remote),
                 source: own_address(intent, v4),
                 ..Target::new(Kind::Unicast, by(gateway(v4)))
             },
@@ -297,5 +303,13 @@ mod tests {
         assert_eq!(own_addresses(&own).into_iter().collect::<Vec<_>>(), ["10.1.1.0/32".parse().expect("an address")]);
         assert_eq!(entries(&own).collect::<Vec<_>>(), [(2, true), (2, false)]);
         assert_eq!(pod_mtu(&intent, 1_500), 1_430, "an IPv6 header may be around");
+        // On its way to one node there is a link that takes less.
+        let far: IpAddr = "198.51.100.3".parse().expect("an address");
+        let narrow = Network { path_mtus: [(far, 1_400)].into(), ..network() };
+        let mut own = Own::default();
+        routes(&intent, &narrow, &mut own);
+        let mtus: Vec<u32> = own.routes.values().map(|target| target.mtu).collect();
+        assert_eq!(mtus, [0, 0, 1_350, 1_450, 0]);
+        assert_eq!((mtu(&narrow, 1_300, far), mtu(&network(), 1_500, far)), (1_250, 1_450));
     }
 }

@@ -87,6 +87,7 @@ pub fn arrival(byte: u8) -> Arrival {
         gso_size: 0,
         tagged: u8::from(byte & 0x80 != 0),
         own: u8::from(hook == Hook::Egress && byte & 0x40 != 0),
+        tunneled: 0,
     }
 }
 

@@ -112,7 +112,7 @@ fn spec(kind: usize, src: (&str, u16), dst: (&str, u16), flags: usize, answer: b
 /// Runs a packet; what became of it, and its ends as numbers.
 fn run(fake: &Fake, names: &Names, hook: Hook, ifindex: u32, own: bool, spec: &Spec) -> (Verdict, Vec<u8>) {
     let bytes = packet::build(spec, names).unwrap();
-    let at = Arrival { hook, ifindex, now: START, gso_size: 0, tagged: 0, own: own.into() };
+    let at = Arrival { hook, ifindex, now: START, gso_size: 0, tagged: 0, own: own.into(), tunneled: 0 };
     host::run(fake, &at, bytes, host::Refuses::Nothing)
 }
 

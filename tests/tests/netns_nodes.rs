@@ -4,8 +4,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use stellwerk_tests::netns::cluster::{Cluster, ECHO, Nodes, PORT};
+use stellwerk_tests::netns::cluster::{Cluster, ECHO, Nodes, PORT, Pod};
 use stellwerk_tests::netns::device;
+use stellwerk_tests::netns::nat::capture::Capture;
 use stellwerk_tests::netns::probe::{self, Datagram, From, Talk};
 
 /// Pods on the three nodes.
@@ -36,9 +37,16 @@ fn all_reach_all(cluster: &Cluster) -> Result<()> {
             let service = || eventually(|| probe::tcp(&from, SocketAddr::new(addr, 80), 1_000));
             service().with_context(|| format!("{} to the service {addr}", pod.name))?;
         }
-        let greeting = probe::tcp(&from, SocketAddr::new(device::far().v4, ECHO), 1_000).context("the Internet")?;
-        ensure!(greeting.client == Some(cluster.nodes[pod.node].at.v4), "{}: not translated: {greeting:?}", pod.name);
+        outgoing(cluster, pod, device::far().v4)?;
     }
+    Ok(())
+}
+
+/// Out of the cluster pods have their nodes' addresses.
+fn outgoing(cluster: &Cluster, pod: &Pod, far: IpAddr) -> Result<()> {
+    let greeting = probe::tcp(&From::ns(&pod.ns), SocketAddr::new(far, ECHO), 1_000).context("the Internet")?;
+    let node = cluster.nodes[pod.node].at.both()[usize::from(far.is_ipv6())];
+    ensure!(greeting.client == Some(node), "{}: not translated: {greeting:?}", pod.name);
     Ok(())
 }
 
@@ -73,9 +81,9 @@ fn drops(cluster: &Cluster) -> Result<Vec<(String, u64)>> {
     let mut all = Vec::new();
     for node in &cluster.nodes {
         for row in node.agent.rows("drops")? {
-            let (name, count) = (row["name"].as_str().unwrap_or_default(), row["count"].as_u64().unwrap_or(0));
+            let (reason, count) = (row["reason"].as_str().unwrap_or_default(), row["count"].as_u64().unwrap_or(0));
             if count > 0 && row["kind"] == "drop" {
-                all.push((format!("{} {name}", node.name), count));
+                all.push((format!("{} {reason}", node.name), count));
             }
         }
     }
@@ -88,8 +96,9 @@ fn routes(cluster: &Cluster, node: usize) -> Result<String> {
 
 #[test]
 fn twenty_pods_on_two_networks_by_xdp() -> Result<()> {
-    let mut cluster = cluster("xdp", "", 20)?;
+    let mut cluster = cluster("xdp", ", natOutgoing: on", 20)?;
     all_reach_all(&cluster)?;
+    cluster.pods.iter().try_for_each(|pod| outgoing(&cluster, pod, device::far().v6))?;
     much(&cluster, 0, 2)?;
     much(&cluster, 0, 1)?;
     let routes = routes(&cluster, 0)?;
@@ -143,6 +152,34 @@ fn over_ipv6() -> Result<()> {
     Ok(())
 }
 
+/// A router between two nodes takes less than their links do, and says so about packets in the overlay: then these become
+/// smaller, and pods and nodes are told.
+#[test]
+fn a_narrow_way_between_nodes() -> Result<()> {
+    for (nodes, room) in [(Nodes::Configuration, 1_400 - 50), (Nodes::Ipv6, 1_400 - 70)] {
+        let mut cluster = Cluster::new("auto", "", nodes)?;
+        (0..3).try_for_each(|n| cluster.pod(n))?;
+        cluster.router.ip(
+            "route replace 192.168.20.0/24 dev lan mtu 1400\nroute replace fd00:20::/64 dev lan metric 256 mtu 1400\n\
+             route replace 192.168.30.0/24 dev to-n3 mtu 1400\nroute replace fd00:30::/64 dev to-n3 metric 256 mtu 1400",
+        )?;
+        let from = From::ns(&cluster.pods[0].ns);
+        for addr in cluster.pods[2].at.both() {
+            let to = SocketAddr::new(addr, ECHO);
+            let what = || format!("{nodes:?}: to {addr}");
+            eventually(|| probe::tcp(&from, to, 500_000)).with_context(what)?;
+            let large = Datagram { length: 1_370, ..Datagram::default() };
+            eventually(|| probe::udp(&from, to, large)).with_context(what)?;
+        }
+        for node in [0, 2] {
+            let routes = routes(&cluster, node)?;
+            ensure!(routes.contains(&format!("mtu {room}")), "n{}: {routes}", node + 1);
+        }
+        ensure!(drops(&cluster)?.is_empty(), "{:?}", drops(&cluster)?);
+    }
+    Ok(())
+}
+
 /// Nobody tells of pods' networks: those on the same network are reached, others are not.
 #[test]
 fn never_in_the_overlay() -> Result<()> {
@@ -157,14 +194,15 @@ fn never_in_the_overlay() -> Result<()> {
     Ok(())
 }
 
-/// A load balancer's packet goes to the pod's node as it came, and the answer from there to the client; without the
-/// annotation, or where the way is in the overlay, the answer comes back through the node that was asked.
+/// A load balancer's packet goes to the pod's node as it came, by its link-layer address or in the overlay, and the answer
+/// from there to the client; without the annotation the answer comes back through the node that was asked.
 #[test]
 fn answers_go_directly() -> Result<()> {
     for hook in ["xdp", "tc"] {
         let cluster = cluster(hook, "", 3)?;
         let dsr = "stellwerk.io/forwarding-mode: dsr";
-        let ways = [(100, 1, dsr, true), (101, 1, "", false), (102, 2, dsr, false), (103, 0, dsr, true)];
+        let ways =
+            [(100, 1, dsr, true), (101, 1, "", false), (102, 2, dsr, true), (103, 0, dsr, true), (104, 2, "", false)];
         for (host, pod, annotation, kept) in ways {
             let vip = cluster.balancer(&format!("b{host}"), host, pod, annotation)?;
             // The network's way to it is by the first node.
@@ -174,10 +212,18 @@ fn answers_go_directly() -> Result<()> {
             for (addr, client) in vip.both().into_iter().zip(device::far().both()) {
                 let (from, to) = (From::at(&cluster.router, client), SocketAddr::new(addr, 80));
                 let what = || format!("{hook}: {to} in pod {pod}");
-                let greeting = eventually(|| probe::tcp(&from, to, 200_000)).with_context(what)?;
+                eventually(|| probe::udp(&from, to, Datagram::default())).with_context(what)?;
+                let passing = Capture::start(&cluster.switch)?;
+                let greeting = probe::tcp(&from, to, 200_000).with_context(what)?;
                 ensure!(greeting.name == cluster.pods[pod].name, "{}: {greeting:?}", what());
                 ensure!((greeting.client == Some(client)) == kept, "{}: {greeting:?}", what());
                 probe::udp(&from, to, Datagram::default()).with_context(what)?;
+                // What the third node answers doesn't come by here, unless the first has to see it.
+                let answers = passing.end()?.iter().filter(|frame| is_from(frame, addr)).count();
+                ensure!(pod != 2 || (answers == 0) == kept, "{}: {answers} answers by the first node", what());
+                if pod == 2 {
+                    larger_than_the_overlay_takes(&from, to).with_context(what)?;
+                }
             }
         }
         let flows = cluster.nodes[0].agent.rows("flows")?;
@@ -186,17 +232,39 @@ fn answers_go_directly() -> Result<()> {
             flows.iter().filter(|flow| at.iter().any(|addr| flow.to_string().contains(addr.as_str()))).count()
         };
         ensure!(passing(1) > 0 && passing(2) > 0, "translated ones are there");
-        let vip = device::external(100)
-            .both()
-            .map(|addr| format!("{}:80", if addr.is_ipv6() { format!("[{addr}]") } else { addr.to_string() }));
-        let direct: Vec<_> = flows.iter().filter(|flow| vip.iter().any(|vip| flow["vip"] == vip.as_str())).collect();
+        let vips = [100, 102].map(device::external).into_iter().flat_map(|vip| vip.both());
+        let vips: Vec<String> = vips.map(|addr| SocketAddr::new(addr, 80).to_string()).collect();
+        let direct: Vec<_> = flows.iter().filter(|flow| vips.iter().any(|vip| flow["vip"] == vip.as_str())).collect();
         ensure!(
-            direct.len() >= 4 && direct.iter().all(|flow| flow["vip"] == flow["backend"] && flow["state"] == "new"),
+            direct.len() >= 8 && direct.iter().all(|flow| flow["vip"] == flow["backend"] && flow["state"] == "new"),
             "{direct:?}"
         );
-        ensure!(drops(&cluster)?.is_empty(), "{:?}", drops(&cluster)?);
+        let drops = drops(&cluster)?;
+        ensure!(matches!(&drops[..], [(name, 2..)] if name == "n1 too_large"), "{drops:?}");
     }
     Ok(())
+}
+
+/// Whether a frame is no ICMP and has this source.
+fn is_from(frame: &[u8], addr: IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => frame[12..14] == [8, 0] && frame[23] != 1 && frame[26..30] == addr.octets(),
+        IpAddr::V6(addr) => frame[12..14] == [0x86, 0xdd] && frame[20] != 58 && frame[22..38] == addr.octets(),
+    }
+}
+
+/// A packet that the port takes, but not with the overlay's headers: its sender is told by whom it has asked, and what it
+/// sends then arrives.
+fn larger_than_the_overlay_takes(from: &From, to: SocketAddr) -> Result<()> {
+    let (kind, headers) = if to.is_ipv4() { (3, 28) } else { (2, 48) };
+    let large = Datagram { length: 1_480 - headers, ..Datagram::default() };
+    let told = probe::icmp_error(&from.ns, to.is_ipv4(), kind, || {
+        let socket = probe::udp_socket(from, to, large)?;
+        socket.send(&vec![0; large.length])?;
+        Ok(())
+    })?;
+    ensure!((told.word, told.from, told.about_destination()) == (1_450, to.ip(), Some(to.ip())), "{told:?}");
+    eventually(|| probe::udp(from, to, large).map(drop)).context("once it is told")
 }
 
 /// Nodes come and go as objects; the way to one that is gone is gone, too, and no other's.

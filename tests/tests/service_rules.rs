@@ -85,7 +85,7 @@ fn named(name: &str, v4: bool) -> &'static str {
 
 /// Who sends: somebody elsewhere, a pod, this node.
 fn sender(who: &str, v4: bool, now: u32) -> (Arrival, IpAddr) {
-    let at = |hook, ifindex, own| Arrival { hook, ifindex, now, gso_size: 0, tagged: 0, own };
+    let at = |hook, ifindex, own| Arrival { hook, ifindex, now, gso_size: 0, tagged: 0, own, tunneled: 0 };
     let (at, src) = match (who, v4) {
         ("pod", true) => (at(Hook::Ingress, world::SWITCH, 0), "10.20.0.77"),
         ("pod", false) => (at(Hook::Ingress, world::SWITCH, 0), "fd10::77"),

@@ -64,6 +64,10 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
         GO => go(packet, work, context, outcome),
         ON_ITS_WAY => {}
         UNSENT => *outcome = Outcome::drop(Drop::DirectUnsent),
+        ELSEWHERE => *outcome = Outcome::drop(Drop::DirectElsewhere),
+        TOO_LARGE => {
+            *outcome = Ok(Verdict::Encapsulate { next_hop: work.hit.flow.next_hop | NextHop::TOO_LARGE }).into();
+        }
         _ => {
             work.follow = tcp::RESET as u32;
             context.tables.nat_follow(work, context.at);
@@ -81,6 +85,10 @@ const ON_ITS_WAY: u32 = 1;
 const UNSENT: u32 = 2;
 /// A translated connection that can't live on the way there is by now.
 const MOVED: u32 = 3;
+/// It would go on as it came, but a node has sent it here as the endpoint's: it would be sent around.
+const ELSEWHERE: u32 = 4;
+/// It goes as it came, and is too large for the way there.
+const TOO_LARGE: u32 = 5;
 
 #[inline(never)]
 pub fn go<A: Ip, P: Packet, T: Tables<A>>(
@@ -103,6 +111,9 @@ pub fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) ->
     if direct && context.at.hook == Hook::Egress {
         return ON_ITS_WAY;
     }
+    if direct && context.at.tunneled != 0 {
+        return ELSEWHERE;
+    }
     if hit.flow.next_hop == NextHop::UNRESOLVED || hit.flow.epoch != epoch {
         let next_hop = if direct {
             tables.backend(hit.flow.backend).unwrap_or_default().next_hop
@@ -119,7 +130,11 @@ pub fn resolve<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) ->
     }
     if direct && parsed.ttl > 1 {
         let hop = tables.next_hop(hit.flow.next_hop).unwrap_or_default();
-        return if transmits(parsed, context, &hop) { GO } else { UNSENT };
+        return match sends(parsed, context, &hop) {
+            SENDS => GO,
+            LARGER => TOO_LARGE,
+            _ => UNSENT,
+        };
     }
     GO
 }
@@ -166,20 +181,26 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
     if expires && !nat {
         return Ok(Verdict::Pass);
     }
-    let transmits = !expires && transmits(parsed, context, &hop);
+    let sends = if expires { LEAVES } else { sends(parsed, context, &hop) };
+    let transmits = sends == SENDS;
     if !transmits && out {
         // To be translated where it leaves: so the kernel's own answers quote what the sender sent.
         return Ok(Verdict::Pass);
     }
+    let overlay = hop.flags & NextHop::TUNNEL != 0;
+    // The kernel would tell it to an address of its own. As it came: that is what its sender knows.
+    let too_large = sends == LARGER && overlay && is_whole_for_good(packet, parsed);
     if transmits {
         new.transmits = true;
         new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
     }
-    apply::rewrite(packet, parsed, &new)?;
-    if transmits {
-        let overlay = hop.flags & NextHop::TUNNEL != 0;
+    if !too_large {
+        apply::rewrite(packet, parsed, &new)?;
+    }
+    if transmits || too_large {
+        let mark = if too_large { NextHop::TOO_LARGE } else { 0 };
         return Ok(if overlay {
-            Verdict::Encapsulate { next_hop }
+            Verdict::Encapsulate { next_hop: next_hop | mark }
         } else {
             Verdict::Transmit { ifindex: hop.ifindex }
         });
@@ -204,7 +225,7 @@ pub fn is_kernels<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> 
     }
     let index = forward::next_hop(context.tables, hit.flow.dst, &parsed.key);
     let hop = context.tables.next_hop(index).unwrap_or_default();
-    expires(parsed, context, &hop) || (out && !transmits(parsed, context, &hop))
+    expires(parsed, context, &hop) || (out && sends(parsed, context, &hop) != SENDS)
 }
 
 /// Whether the packet's TTL ends at this node.
@@ -213,23 +234,36 @@ fn expires<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &
     parsed.ttl <= 1 && hop.kind == NextHop::LINK && context.at.hook != Hook::Egress
 }
 
-/// Whether we transmit it ourselves.
+// Whether we transmit it ourselves: numbers, since an enum's comparisons are branches.
+/// It is left to the kernel,
+const LEAVES: u32 = 0;
+const SENDS: u32 = 1;
+/// as well, since it is larger than its next hop takes.
+const LARGER: u32 = 2;
+
 #[inline(always)]
-fn transmits<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> bool {
+fn sends<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, hop: &NextHop) -> u32 {
     if hop.kind != NextHop::LINK {
         if hop.kind == NextHop::KERNEL {
             context.tables.note(Note::NextHopUnresolved);
         }
-        return false;
+        return LEAVES;
     }
     if parsed.tagged != 0 || (context.at.hook == Hook::Xdp && hop.flags & NextHop::XDP == 0) {
-        return false;
+        return LEAVES;
     }
     if size(parsed, context.at.gso_size) > hop.mtu {
         context.tables.note(Note::TooBig);
-        return false;
+        return LARGER;
     }
-    true
+    SENDS
+}
+
+/// Whether routers may not cut a packet into fragments.
+#[inline(always)]
+fn is_whole_for_good<A: Ip, P: Packet>(packet: &P, parsed: &Parsed<A>) -> bool {
+    const DONT_FRAGMENT: u8 = 0x40;
+    A::IS_V6 || packet.frame().read::<u8>(parsed.l3 + 6).unwrap_or_default() & DONT_FRAGMENT != 0
 }
 
 /// The network-layer length, of a segmentation-offloaded packet that of one segment.

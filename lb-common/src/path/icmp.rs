@@ -375,7 +375,12 @@ fn move_quote<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, by: u32, wor
 /// 2 f = !s in one's complement. Returns what that adds to the quote's sum.
 #[inline(always)]
 fn neutralize<A: Ip, P: Packet>(packet: &mut P, parsed: &Parsed<A>, moved: u32, transport: u64) -> Result<u64, Drop> {
-    let at = parsed.l4 + moved + if parsed.proto == TCP { 16 } else { 6 };
+    neutralized(packet, parsed.l4 + moved + if parsed.proto == TCP { 16 } else { 6 }, transport)
+}
+
+/// The same of the checksum at `at`.
+#[inline(always)]
+pub(super) fn neutralized<P: Packet>(packet: &mut P, at: u32, transport: u64) -> Result<u64, Drop> {
     let old = packet.frame().read::<u16>(at).ok_or(Drop::RewriteFailed)?;
     let twice = !fold(transport + !old as u64) as u32;
     let half = ((twice + (twice & 1) * 0xffff) / 2) as u16;

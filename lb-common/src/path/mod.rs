@@ -19,6 +19,7 @@ mod prefix;
 mod reset;
 pub mod service;
 pub mod socket;
+mod too_large;
 
 use zerocopy::FromZeros;
 

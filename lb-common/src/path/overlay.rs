@@ -6,6 +6,7 @@
 //! through the network. Not here: which nodes there are, and which way leads into the overlay (the plan's).
 
 use super::parse::Ip;
+use super::too_large;
 use crate::apply::{Diff, Packet, link};
 use crate::drop::Drop;
 use crate::hash;
@@ -30,19 +31,20 @@ const CONGESTION: u8 = 3;
 /// In place of a next hop: it is the packet's, by its destination.
 pub const LOOK: u32 = u32::MAX;
 
-/// Takes the outer headers off a packet that came in the overlay. What didn't stays as it is.
+/// Takes the outer headers off a packet that came in the overlay, and says 1 ([`crate::verdict::Arrival::tunneled`]). What
+/// didn't stays as it is, and is 0.
 #[inline(always)]
-pub fn enter<P: Packet, T: Tables<Ip4> + Tables<Ip6>>(packet: &mut P, ifindex: u32, tables: &T) -> Result<(), Drop> {
+pub fn enter<P: Packet, T: Tables<Ip4> + Tables<Ip6>>(packet: &mut P, ifindex: u32, tables: &T) -> Result<u32, Drop> {
     match packet.frame().read::<Be16>(12).unwrap_or_default().get() {
         ETH_P_IP => open::<Ip4, P, T>(packet, ifindex, tables),
         ETH_P_IPV6 => open::<Ip6, P, T>(packet, ifindex, tables),
-        _ => Ok(()),
+        _ => Ok(0),
     }
 }
 
 /// Protocol and traffic class of an IP header without options that is a whole packet's; other protocols: 0.
 #[inline(always)]
-fn plain<A: Ip, P: Packet>(packet: &P) -> (u8, u8) {
+pub(super) fn plain<A: Ip, P: Packet>(packet: &P) -> (u8, u8) {
     let frame = packet.frame();
     let word = frame.read::<Be16>(ETH_LEN).unwrap_or_default().get();
     if A::IS_V6 {
@@ -54,17 +56,17 @@ fn plain<A: Ip, P: Packet>(packet: &P) -> (u8, u8) {
 }
 
 #[inline(always)]
-fn open<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, ifindex: u32, tables: &T) -> Result<(), Drop> {
+fn open<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, ifindex: u32, tables: &T) -> Result<u32, Drop> {
     let settings = tables.settings();
     let (l4, (proto, class)) = (ETH_LEN + A::LEN, plain::<A, P>(packet));
     let frame = packet.frame();
     if proto != UDP || frame.read::<Be16>(l4 + 2) != Some(settings.vxlan_port) {
-        return Ok(());
+        return Ok(0);
     }
     let src = frame.read::<A>(ETH_LEN + A::SRC).unwrap_or_default();
     let dst = frame.read::<A>(ETH_LEN + A::DST).unwrap_or_default();
     if tables.route(dst) != Some(NextHop::HOST) {
-        return Ok(());
+        return Ok(0);
     }
     if !tables.is_peer(&src.mapped()) {
         return Err(Drop::OverlayStranger);
@@ -86,7 +88,10 @@ fn open<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, ifindex: u32, tables: &T
     packet.shrink_front(by, !A::IS_V6, v4)?;
     packet.store(0, link(own, INNER))?;
     packet.store(12, ethertype)?;
-    if class & CONGESTION == CONGESTION { congested(packet, v4) } else { Ok(()) }
+    if class & CONGESTION == CONGESTION {
+        congested(packet, v4)?;
+    }
+    Ok(1)
 }
 
 /// Hands on that there was congestion (RFC 6040 §4.2).
@@ -119,9 +124,20 @@ pub fn asks(outcome: Outcome, hook: Hook) -> u32 {
     }
 }
 
-/// Puts the outer headers around a packet. None: its way doesn't lead into the overlay.
+/// Puts the outer headers around a packet, or tells its sender that it is too large. None: its way doesn't lead into the
+/// overlay.
 #[inline(always)]
-pub fn leave<P: Packet, T: Tables<Ip4> + Tables<Ip6>>(packet: &mut P, next_hop: u32, tables: &T) -> Outcome {
+pub fn leave<P: Packet, T: Tables<Ip4> + Tables<Ip6>>(
+    packet: &mut P,
+    next_hop: u32,
+    hook: Hook,
+    now: u32,
+    tables: &T,
+) -> Outcome {
+    if next_hop != LOOK && next_hop & NextHop::TOO_LARGE != 0 {
+        let hop = tables.next_hop(next_hop & !NextHop::TOO_LARGE).unwrap_or_default();
+        return too_large::tell(packet, hop.mtu, hook, now, tables);
+    }
     let next_hop = if next_hop == LOOK { towards(packet, tables) } else { next_hop };
     if next_hop == NextHop::UNRESOLVED {
         return Outcome::PASS;

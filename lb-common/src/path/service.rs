@@ -60,6 +60,9 @@ fn try_open<A: Ip, T: Tables<A>>(work: &mut Work<A>, context: &Context<T>) -> Re
         flags: 0,
         epoch: context.tables.settings().epoch,
     };
+    if direct && context.at.tunneled != 0 {
+        return Err(Drop::DirectElsewhere);
+    }
     if direct {
         hit.flow = Flow { dst: parsed.key.dst, dport: parsed.key.dport, flags: Flow::<A>::DIRECT, ..hit.flow };
         if parsed.proto != TCP || parsed.flags & TCP_RST == 0 {

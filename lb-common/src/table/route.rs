@@ -40,6 +40,8 @@ impl NextHop {
     pub const FIRST: u32 = 3;
     /// In a route, beside the number of a group: one of its [`PLACES`] next hops, by the flow's hash.
     pub const GROUP: u32 = 1 << 27;
+    /// Beside an index, of a packet that is not to be sent: it is too large for this next hop, and its sender is told.
+    pub const TOO_LARGE: u32 = 1 << 28;
 
     /// Kind: the kernel forwards (no neighbour yet, or a link without link-layer addresses).
     pub const KERNEL: u8 = 0;

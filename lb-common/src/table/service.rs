@@ -109,7 +109,7 @@ impl<A: Addr> Backend<A> {
     pub const HERE: u8 = 2;
     /// Flag: in no other row, since it leaves and others elsewhere are ready.
     pub const LAST: u8 = 4;
-    /// Flag: on another node on this one's network, which has the same services and answers clients itself.
+    /// Flag: on another node, by its link-layer address or in the overlay, which has the same services and answers clients itself.
     pub const DIRECT: u8 = 8;
 }
 

@@ -30,6 +30,7 @@ pub(super) enum Held {
 
 impl Agent {
     pub(super) fn network_changed(&mut self, network: Network) {
+        let network = self.overlay_errors.add_to(network);
         let before = std::mem::replace(&mut self.network, network);
         self.settle_pods();
         let others_routes = before.differs_in_routes_alone(&self.network);

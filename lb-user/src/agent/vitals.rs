@@ -29,6 +29,9 @@ pub struct Vitals {
     pub refused: AtomicU64,
     /// Entries that others broke.
     pub repaired: AtomicU64,
+    /// ICMP errors about packets in the overlay: too large for the way, or not arriving at all.
+    pub overlay_too_large: AtomicU64,
+    pub overlay_unreachable: AtomicU64,
     /// The tables are as the sources have them, for the first time.
     filled: AtomicBool,
     revisions: Mutex<Revisions>,
@@ -55,6 +58,8 @@ impl Default for Vitals {
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             repaired: AtomicU64::new(0),
+            overlay_too_large: AtomicU64::new(0),
+            overlay_unreachable: AtomicU64::new(0),
             filled: AtomicBool::new(false),
             revisions: Mutex::default(),
             turned: Mutex::new(Instant::now()),

@@ -214,7 +214,8 @@ pub(super) fn whole(config: &Config, log: &mut Log) {
     for v4 in [true, false] {
         let wished = outside(config, v4);
         let room = config.tuning.capacity.nat_addresses as usize;
-        if config.nat.of(v4) == Translation::Masquerade && config.internal_switch.is_some() && wished > room {
+        let switch = config.nat.of(v4) == Translation::Masquerade && config.internal_switch.is_some();
+        if (switch || config.nat.pods == Some(true)) && wished > room {
             let given = "capacity.natAddresses";
             let path = if config.places.by_path.contains_key(given) { given } else { "ports" };
             let family = if v4 { "IPv4" } else { "IPv6" };

@@ -11,9 +11,9 @@ use super::at::{At, Log};
 use super::read::{self, NODE};
 use super::value::{self, ADDRESS, DURATION, PREFIX};
 use super::{Config, Places};
-use crate::intent::{Overlay, OverlayMode, PodNode};
+use crate::intent::{Overlay, OverlayMode, PodNode, Translation};
 
-const KEYS: &[&str] = &["blocks", "mtu", "cooldown", "overlay", "vxlanPort", "vni", "policy"];
+const KEYS: &[&str] = &["blocks", "mtu", "cooldown", "overlay", "vxlanPort", "vni", "policy", "natOutgoing"];
 const NODE_KEYS: &[&str] = &["name", "addresses", "blocks"];
 
 /// What the configuration says of pods.
@@ -63,6 +63,14 @@ pub(super) fn pods(config: &mut Config, at: &At<'_>, log: &mut Log) -> Option<Po
     if let Some(at) = at.get("policy") {
         config.places.note(&at);
         read::set(&mut pods.policy, at.value(log, "on or off", switch));
+    }
+    if let Some(at) = at.get("natOutgoing") {
+        let wished = at.value(log, "on or off", switch);
+        if wished == Some(true) && config.nat.ipv6 == Translation::Prefix {
+            let message = "`on` is a masquerade, but internalSwitch.ipv6 is prefix; expected one of the two";
+            log.error(&at, message);
+        }
+        config.nat.pods = wished;
     }
     Some(pods)
 }

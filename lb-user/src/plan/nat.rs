@@ -121,10 +121,11 @@ type Marks = Vec<(IpNet, Owned)>;
 fn marks(intent: &Intent, network: &Network, v4: bool) -> Result<Marks, PlanError> {
     let nat = &intent.nat;
     let mut marks = Marks::new();
-    if nat.of(v4) == Translation::Off {
+    let masquerades = intent.masquerades(v4);
+    if nat.of(v4) == Translation::Off && !masquerades {
         return Ok(marks);
     }
-    if nat.of(v4) == Translation::Masquerade {
+    if masquerades {
         for net in inside(intent, network, v4) {
             if !fits(net) {
                 return Err(PlanError::Inside { net });
@@ -147,10 +148,12 @@ fn fits(net: IpNet) -> bool {
 
 /// The networks of the internal switch, those named beside it, and those of pods that this node makes.
 fn inside(intent: &Intent, network: &Network, v4: bool) -> BTreeSet<IpNet> {
-    let switch = intent.internal_switch.as_ref();
+    let nat = &intent.nat;
+    let switch = intent.internal_switch.as_ref().filter(|_| nat.of(v4) == Translation::Masquerade);
     let link = switch.and_then(|switch| find(network, &switch.interface)).map(|link| link.index);
-    let wished = switch.iter().flat_map(|switch| &switch.addresses).chain(&intent.nat.subnets);
-    let wished = wished.chain(&intent.pod_blocks).copied();
+    let subnets = nat.subnets.iter().filter(|_| nat.of(v4) == Translation::Masquerade);
+    let pods = intent.pod_blocks.iter().filter(|_| nat.masquerades_pods(v4));
+    let wished = switch.iter().flat_map(|switch| &switch.addresses).chain(subnets).chain(pods).copied();
     let there = network.addresses.iter().filter(|a| Some(a.link) == link).map(|a| a.net);
     let there = there.filter(|net| fits(*net) && !is_link_local(net.addr()));
     wished.chain(there).filter(|net| net.addr().is_ipv4() == v4).map(|net| net.trunc()).collect()
@@ -204,7 +207,7 @@ fn uplinks<A: Addr>(
     }
     let ports = intent.ports.iter().filter(|port| port.leads_out(!A::IS_V6));
     let found = ports.filter_map(|port| Some((find(network, &port.interface)?.index, port)));
-    let shared = intent.nat.of(!A::IS_V6) == Translation::Masquerade;
+    let shared = intent.masquerades(!A::IS_V6);
     let pools: BTreeMap<u32, Vec<IpAddr>> =
         found.map(|(link, port)| (link, if shared { pool(network, link, port, !A::IS_V6) } else { vec![] })).collect();
     if pools.is_empty() && !marks.iter().any(|(_, owned)| owned.is(Owned::PREFIX_INSIDE)) {

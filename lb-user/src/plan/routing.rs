@@ -206,7 +206,7 @@ impl Routing {
             let (index, _) = ids.next_hops.number((link.index, inner));
             let flags = NextHop::TUNNEL | if link.xdp_transmit { NextHop::XDP } else { 0 };
             let kind = if dst.is_some() { NextHop::LINK } else { NextHop::KERNEL };
-            let (ifindex, mtu) = (link.index, link.mtu.saturating_sub(nodes::overhead(remote)));
+            let (ifindex, mtu) = (link.index, nodes::mtu(network, link.mtu, remote));
             self.next_hops.insert(index, NextHop { ifindex, mtu, dst: inner, src, kind, flags, pad: 0 });
             let tunnel =
                 Tunnel { local: mapped(local), remote: mapped(remote), dst: dst.unwrap_or_default(), src, ifindex };

@@ -25,6 +25,7 @@ use super::policies;
 use super::routing::Routing;
 use super::slots::RowKey;
 use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
+use crate::nodes;
 
 /// What all services are planned with.
 #[derive(Clone, Debug)]
@@ -349,8 +350,9 @@ fn backend<A: Addr>(
             let inside = world.inside_links.contains(&way.link);
             world.port_links.contains(&way.link) || (way.gateway.is_some() && !inside)
         });
-    // By its own node, which has the same services.
-    let direct = remote && way.and_then(|way| way.gateway).is_some_and(|gateway| world.nodes.contains(&gateway));
+    // By its own node, which has the same services: one on this network, or in the overlay.
+    let by_node = |gateway: IpAddr| world.nodes.contains(&gateway) || gateway == nodes::gateway(gateway.is_ipv4());
+    let direct = remote && way.and_then(|way| way.gateway).is_some_and(by_node);
     Some(Backend {
         addr,
         snat: world.routing.source(to, way.as_ref()).and_then(A::from_ip).unwrap_or_default(),

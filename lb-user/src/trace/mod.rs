@@ -159,20 +159,21 @@ fn engine<T: All>(
         outcome
     };
     let overlay = tables.settings().overlay();
-    if overlay
-        && arrival.hook != Hook::Egress
-        && arrival.tagged == 0
-        && let Err(reason) = path::overlay::enter(packet, arrival.ifindex, tables)
-    {
-        return counted(Outcome::drop(reason));
+    let mut arrival = *arrival;
+    if overlay && arrival.hook != Hook::Egress && arrival.tagged == 0 {
+        match path::overlay::enter(packet, arrival.ifindex, tables) {
+            Ok(tunneled) => arrival.tunneled = tunneled as u8,
+            Err(reason) => return counted(Outcome::drop(reason)),
+        }
     }
+    let arrival = &arrival;
     let outcome = counted(SCRATCH.with_borrow_mut(|scratch| path::run(packet, arrival, tables, || Some(scratch))));
     let outcome = judge(packet, outcome);
     let next_hop = path::overlay::asks(outcome, arrival.hook);
-    if next_hop == 0 || !overlay {
+    if next_hop == 0 || (next_hop == path::overlay::LOOK && !overlay) {
         return outcome;
     }
-    let left = counted(path::overlay::leave(packet, next_hop, tables));
+    let left = counted(path::overlay::leave(packet, next_hop, arrival.hook, arrival.now, tables));
     if left.action == Action::Pass { outcome } else { left }
 }
 
@@ -261,7 +262,7 @@ fn met(paths: &Paths, maps: &Maps, state: &State, mirror: &Mirror, place: &Place
         Point::Egress | Point::Policy => Hook::Egress,
     };
     let now = clock::read_pinned(paths, maps)?.tick();
-    let arrival = Arrival { hook, ifindex: index, now, gso_size: 0, tagged: 0, own: u8::from(out) };
+    let arrival = Arrival { hook, ifindex: index, now, gso_size: 0, tagged: 0, own: u8::from(out), tunneled: 0 };
     Ok(Met { arrival, judged: there.contains_key(&(index, Point::Policy)) })
 }
 

@@ -94,6 +94,17 @@ pub struct Overlay {
     pub neighbour: String,
 }
 
+impl Overlay {
+    fn holds(&self, host: IpAddr) -> bool {
+        ipnet::IpNet::new(self.net, self.len as u8).is_ok_and(|net| net.contains(&host))
+    }
+}
+
+/// The next hop by the overlay of this place.
+fn into_overlay(place: usize) -> u32 {
+    NextHop::FIRST + 1_000 + place as u32
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct World {
     pub v6: bool,
@@ -318,7 +329,7 @@ impl World {
         }
         for (place, overlay) in self.overlay.iter().enumerate() {
             let addr = A::from_ip(overlay.net).ok_or("networks are of one IP version")?;
-            let index = NextHop::FIRST + 1_000 + place as u32;
+            let index = into_overlay(place);
             family.routes.insert(Prefix { len: overlay.len, addr }, index);
             let to = contents.next_hops.get(&self.hop_index(&overlay.neighbour)?).copied().unwrap_or_default();
             let (local, remote) = (self.addr::<A>(&overlay.own)?.mapped(), self.addr::<A>(&overlay.node)?.mapped());
@@ -432,7 +443,10 @@ impl World {
                 | line.here.map_or(0, |_| Backend::<A>::HERE)
                 | if line.here == Some(Here::Last) { Backend::<A>::LAST } else { 0 },
             service,
-            next_hop: self.hop_index(&line.at.host)?,
+            next_hop: match self.overlay.iter().position(|overlay| overlay.holds(host)) {
+                Some(place) => into_overlay(place),
+                None => self.hop_index(&line.at.host)?,
+            },
             weight: 1,
             deadline: 0,
             link: link.map_or(0, |link| link.index),

@@ -52,7 +52,7 @@ pub struct Cluster {
     pub pods: Vec<Pod>,
     pub nodes: Vec<Node>,
     pub router: Ns,
-    switch: Ns,
+    pub switch: Ns,
     files: Files,
     _far: Task,
     _passing: Vec<OwnedFd>,

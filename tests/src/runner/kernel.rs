@@ -192,6 +192,7 @@ impl Machine {
             gso_size: arriving.gso_size,
             tagged: 0,
             own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
+            tunneled: 0,
         };
         let said = trace::run(&view, &Met { arrival: at, judged: self.judges(at.ifindex) }, bytes.to_vec());
         view.take()?;

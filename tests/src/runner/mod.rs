@@ -76,6 +76,7 @@ impl<'a> Host<'a> {
             gso_size: arriving.gso_size,
             tagged: arriving.tagged.into(),
             own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
+            tunneled: 0,
         };
         let before = self.fake.tally.borrow().notes.clone();
         let (verdict, bytes) = host::run(&self.fake, &at, bytes, arriving.refuses);

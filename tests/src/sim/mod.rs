@@ -190,6 +190,7 @@ impl Run {
             gso_size: 0,
             tagged: 0,
             own: 0,
+            tunneled: 0,
         };
         let (verdict, bytes) = host::run(&self.fake, &at, packet::build(tuple, flags), Refuses::default());
         let out = if matches!(verdict, Verdict::Continue | Verdict::Transmit { .. }) {

@@ -32,8 +32,8 @@ fn a_switch_and_how_it_is_translated() {
     };
     let intent = config.intent(1, vec![]);
     assert_eq!(intent.internal_switch, Some(switch));
-    let Nat { ipv4, ipv6, subnets, direct, prefixes, quota, filtering, log } = intent.nat;
-    assert_eq!((ipv4, ipv6), (Translation::Masquerade, Translation::Prefix));
+    let Nat { ipv4, ipv6, pods, subnets, direct, prefixes, quota, filtering, log } = intent.nat;
+    assert_eq!((ipv4, ipv6, pods), (Translation::Masquerade, Translation::Prefix, None));
     let text = |nets: Vec<IpNet>| nets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
     assert_eq!(text(subnets), "172.27.0.0/16 192.168.20.0/24 10.20.0.0/16");
     assert_eq!(text(direct), "10.0.0.0/8 fd00::/8");

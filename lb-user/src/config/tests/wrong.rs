@@ -77,6 +77,16 @@ const CASES: &[(&str, &[&str])] = &[
         &["c.yaml:4:40: pods.policy: `yes` is not on or off"],
     ),
     (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: 172.27.1.0/26, natOutgoing: ipv6 }",
+        &["c.yaml:4:45: pods.natOutgoing: `ipv6` is not on or off"],
+    ),
+    (
+        "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: 172.27.1.0/26, natOutgoing: on }\ninternalSwitch: { interface: br, ipv6: prefix, prefixes: { inside: \"fd00::/64\", outside: \"2001:db8::/64\" } }",
+        &[
+            "c.yaml:4:45: pods.natOutgoing: `on` is a masquerade, but internalSwitch.ipv6 is prefix; expected one of the two",
+        ],
+    ),
+    (
         "cluster: { podSubnet: 172.27.0.0/16 }\npods: { blocks: 172.27.1.0/26, policy: on }",
         &[
             "c.yaml:4:40: pods.policy: nobody says which policies there are; expected cluster.manifests or cluster.kubeconfig, whose NetworkPolicies, Pods and Namespaces they are",

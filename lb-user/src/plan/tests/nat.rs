@@ -74,6 +74,33 @@ fn the_inside_leaves_by_the_port_with_a_gateway() {
     assert_eq!((c.settings.nat, c.settings.nat_quota), (Settings::NAT, 8_192));
 }
 
+/// By pods' own word, whatever is said of the internal switch's hosts.
+#[test]
+fn pods_are_translated_by_themselves() {
+    let (mut wish, network) = both();
+    wish.internal_switch = None;
+    (wish.pod_blocks, wish.pod_subnets) =
+        (nets(&["172.27.1.0/26", "fd27:1::/122"]), nets(&["172.27.0.0/16", "fd27::/32"]));
+    let kinds = |wish: &Intent| {
+        let c = plan(wish, &network);
+        let inside = |net| kind(&c, net).is_some_and(|kind| kind & Owned::INSIDE != 0);
+        [inside("172.27.1.0/26"), inside("fd27:1::/122"), inside("10.20.0.0/24"), inside("fd10::/64")]
+    };
+    wish.nat.ipv6 = Translation::Off;
+    assert_eq!(kinds(&wish), [true, false, false, false], "IPv4 alone where nothing is said");
+    wish.nat.pods = Some(true);
+    assert_eq!(kinds(&wish), [true, true, false, false]);
+    assert_eq!(pool(&plan(&wish, &network).v6.uplinks[&ETH0]), [("2001:db8:7::2".into(), 0)]);
+    wish.internal_switch = both().0.internal_switch;
+    assert_eq!(kinds(&wish), [true, true, true, false], "the switch's IPv6 hosts are not");
+    (wish.nat.ipv4, wish.nat.ipv6) = (Translation::Off, Translation::Masquerade);
+    assert_eq!(kinds(&wish), [true, true, false, true]);
+    wish.nat.pods = Some(false);
+    assert_eq!(kinds(&wish), [false, false, false, true]);
+    wish.nat.ipv6 = Translation::Off;
+    assert!(plan(&wish, &network).v6.uplinks.is_empty());
+}
+
 #[test]
 fn a_family_that_is_off_has_no_sides() {
     let (mut wish, network) = both();

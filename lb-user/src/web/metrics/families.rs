@@ -64,6 +64,7 @@ families! {
     REFUSED: Counter "changes_refused" [] "Changes of files or of the cluster that were refused";
     REPAIRED: Counter "repaired_entries" [] "Entries of the kernel's tables that others broke, set right";
     ROUTES_REPAIRED: Counter "repaired_routes" [] "Changes by others to operators' routes, set right";
+    OVERLAY_ERRORS: Counter "overlay_icmp_errors" [kind] "ICMP errors about packets in the overlay to other nodes: too_large for the way, which is then taken to be narrower, or unreachable";
     SOURCE: Gauge "source_up" [source] "1 where services come from can be read, 0 while an API is away";
     SOURCE_REFUSED: Gauge "source_refused" [] "Places in files, or objects, that are not in force as they are now";
 

@@ -74,4 +74,7 @@ fn vitals(samples: &mut Samples, vitals: &Vitals) {
     ] {
         samples.count(family, [], Some(counter.load(Ordering::Relaxed)));
     }
+    for (kind, counter) in [("too_large", &vitals.overlay_too_large), ("unreachable", &vitals.overlay_unreachable)] {
+        samples.count(&f::OVERLAY_ERRORS, [kind], Some(counter.load(Ordering::Relaxed)));
+    }
 }
