@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use super::wanted::Neighbours;
 use super::wish::Undo;
 use super::{ASK_LATER, Agent, RETRY};
 use crate::intent::{Network, ReplyVia, ServicePort};
+use crate::moment::Moment;
 use crate::plan::{Apply, Clock, Contents, Op, Planned, diff};
 use crate::source::manifests::ServiceName;
 
@@ -83,7 +84,7 @@ impl Agent {
         }
         let deadline = (self.retry.take(), self.deadline.take()).1;
         let clock =
-            Clock { now: SystemTime::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
+            Clock { now: Moment::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
         let started = std::time::Instant::now();
         let ops = match self.plan_part(undo.as_ref(), clock) {
             Some(ops) => ops,
@@ -224,7 +225,7 @@ impl Agent {
     /// The next moment at which a leaving endpoint's time is up, if any still leaves.
     fn next_deadline(&self) -> Option<Instant> {
         let until = self.planned.as_ref()?.next_deadline()?;
-        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = until.since(Moment::now());
         Some(Instant::now() + left + Duration::from_millis(5))
     }
 
