@@ -83,8 +83,14 @@ impl Agent {
             return Ok(());
         }
         let deadline = (self.retry.take(), self.deadline.take()).1;
-        let clock =
-            Clock { now: Moment::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
+        let tick = match self.kernel.now() {
+            Ok(tick) => tick,
+            Err(error) => {
+                (self.retry, self.deadline, self.behind) = (Some(Instant::now() + RETRY), deadline, true);
+                return Err(error.context("the kernel doesn't say what time it is; trying again"));
+            }
+        };
+        let clock = Clock { now: Moment::now(), tick, ticks_per_second: self.kernel.ticks_per_second };
         let started = std::time::Instant::now();
         let ops = match self.plan_part(undo.as_ref(), clock) {
             Some(ops) => ops,
@@ -208,7 +214,9 @@ impl Agent {
             Err(error) => {
                 self.held = Held::Unknown;
                 self.retry = Some(Instant::now() + RETRY);
-                self.read_back()?;
+                if let Err(why) = self.read_back() {
+                    error!("{why:#}");
+                }
                 Err(error.context("the kernel took a part of the change; trying again"))
             }
         }
@@ -228,36 +236,4 @@ impl Agent {
         let left = until.since(Moment::now());
         Some(Instant::now() + left + Duration::from_millis(5))
     }
-
-    /// Compares what is really there with what shall be, and repairs.
-    pub(super) fn prune(&mut self) {
-        // Where a change failed, the next try compares.
-        let (Held::Plan, Some(planned)) = (&self.held, &self.planned) else { return };
-        let real = match self.kernel.read() {
-            Ok(real) => real,
-            Err(error) => return error!("reading the tables: {error:#}"),
-        };
-        let ops = diff(&real, planned.contents());
-        if ops.is_empty() {
-            return;
-        }
-        self.repaired += ops.len() as u64;
-        self.vitals.repaired.fetch_add(ops.len() as u64, Ordering::Relaxed);
-        warn!("{} entries were not as they should be ({} so far): {}", ops.len(), self.repaired, kinds(&ops));
-        if let Err(error) = self.carry_out(&ops) {
-            error!("repairing: {error:#}");
-        }
-    }
-}
-
-/// The first few operations, for people.
-fn kinds(ops: &[Op]) -> String {
-    let mut text = String::new();
-    for op in ops.iter().take(3) {
-        let op = format!("{op:?}");
-        let end = op.floor_char_boundary(120);
-        text.push_str(&op[..end]);
-        text.push_str("; ");
-    }
-    text
 }

@@ -4,7 +4,7 @@
 //! what is in the kernel ([`crate::show`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -29,6 +29,8 @@ pub struct Vitals {
     pub refused: AtomicU64,
     /// Entries that others broke.
     pub repaired: AtomicU64,
+    /// Times that the kernel told of changes faster than they were read, and all was read again.
+    pub overruns: Arc<AtomicU64>,
     /// The tables are as the sources have them, for the first time.
     filled: AtomicBool,
     revisions: Mutex<Revisions>,
@@ -55,6 +57,7 @@ impl Default for Vitals {
             failed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             repaired: AtomicU64::new(0),
+            overruns: Arc::default(),
             filled: AtomicBool::new(false),
             revisions: Mutex::default(),
             turned: Mutex::new(Instant::now()),

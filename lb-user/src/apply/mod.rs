@@ -17,6 +17,7 @@ pub mod maps;
 pub(crate) mod mounts;
 pub mod pin;
 pub mod ports;
+pub mod repin;
 mod routes;
 mod served;
 pub mod sockets;
@@ -28,7 +29,7 @@ pub mod table;
 mod unload;
 
 pub use cgroup::wrong as wrong_group;
-pub use hooks::{Point, attached};
+pub use hooks::{Point, attached, is_gone};
 pub use kernel::Kernel;
 pub use maps::{Maps, Paths};
 pub use served::Served;

@@ -64,6 +64,7 @@ families! {
     REFUSED: Counter "changes_refused" [] "Changes of files or of the cluster that were refused";
     REPAIRED: Counter "repaired_entries" [] "Entries of the kernel's tables that others broke, set right";
     ROUTES_REPAIRED: Counter "repaired_routes" [] "Changes by others to operators' routes, set right";
+    OVERRUNS: Counter "network_overruns" [] "Times that the kernel's network changed faster than it could be followed, and was read anew";
     SOURCE: Gauge "source_up" [source] "1 where services come from can be read, 0 while an API is away";
     SOURCE_REFUSED: Gauge "source_refused" [] "Places in files, or objects, that are not in force as they are now";
 
