@@ -39,6 +39,14 @@ fn opened() -> Scene {
     scene
 }
 
+/// By one agent, whose start is the dearest of it: nothing here needs another one.
+#[test]
+fn the_network_and_others_behind_its_back() {
+    let mut scene = opened();
+    others::what_others_take_off_is_back(&scene);
+    network::lost_notifications_and_interfaces_that_return(&mut scene);
+}
+
 fn runtime(scene: &Scene) -> Runtime {
     Runtime::new(&scene.device.lab, &scene.device.dev).unwrap().beside(&scene.agent)
 }
@@ -48,7 +56,7 @@ struct Loads([Load; 2], Instant);
 
 impl Loads {
     fn start(scene: &Scene) -> Loads {
-        let (pace, twin) = (Duration::from_millis(25), Which::Web.external());
+        let (pace, twin) = (Duration::from_millis(60), Which::Web.external());
         let plan = |to| Plan { pace, ..Plan::new(SocketAddr::new(to, PORT)) };
         let one = Load::start(&scene.device.client, plan(twin.v4)).expect("a load");
         let source = Some(device::far().v6);
@@ -61,7 +69,7 @@ impl Loads {
         self.0.iter().for_each(|load| load.settle(to));
         let samples: Vec<_> = self.0.iter().flat_map(|load| load.reader().between(self.1, to)).collect();
         let summary = Summary::of(&samples);
-        assert!(summary.requests > 300, "only {} requests", summary.requests);
+        assert!(summary.requests > 200, "only {} requests", summary.requests);
         assert!(summary.failed == 0, "{summary:#?}\n{}", scene.agent.log_tail());
     }
 }

@@ -11,7 +11,7 @@ use stellwerk_tests::netns::pass;
 use stellwerk_tests::netns::probe::{self, From};
 use stellwerk_tests::netns::scene::{ECHO, PORT, Scene, Which};
 
-use super::{Loads, SOON, opened, points, until, until_said};
+use super::{Loads, SOON, points, until, until_said};
 
 /// More notifications than the agent's socket has room for, of a route that comes and goes.
 const STORM: usize = 120_000;
@@ -20,12 +20,10 @@ const STORM: usize = 120_000;
 const SETTINGS: &str = "link set eth1 up\naddr add 192.168.20.10/24 dev eth1\naddr add fd00:20::a/64 dev eth1 nodad\n\
      route add 172.27.2.0/24 via 192.168.20.11\nroute add fd00:27:2::/64 via fd00:20::b";
 
-#[test]
-fn lost_notifications_and_interfaces_that_return() {
-    let mut scene = opened();
-    lost_notifications(&mut scene);
-    a_pods_interface_returns(&scene);
-    a_port_returns(&mut scene);
+pub fn lost_notifications_and_interfaces_that_return(scene: &mut Scene) {
+    lost_notifications(scene);
+    a_pods_interface_returns(scene);
+    a_port_returns(scene);
 }
 
 /// The agent sleeps while the kernel tells more than it keeps, with news at the end of it.

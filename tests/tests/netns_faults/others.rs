@@ -13,7 +13,7 @@ use stellwerk_tests::netns::probe::{self, From};
 use stellwerk_tests::netns::scene::{ECHO, PORT, Scene, Which};
 use stellwerk_tests::netns::{Ns, cni::Runtime};
 
-use super::{Loads, SOON, opened, points, runtime, until};
+use super::{Loads, SOON, points, runtime, until};
 
 /// A pod of the runtime's, its node's end, and an echo server in it.
 struct Pod {
@@ -32,18 +32,16 @@ fn pod(scene: &Scene, runtime: &Runtime) -> Pod {
     Pod { ns, at, host, _server: server }
 }
 
-#[test]
-fn what_others_take_off_is_back() {
-    let scene = opened();
-    let pod = pod(&scene, &runtime(&scene));
-    let loads = Loads::start(&scene);
+pub fn what_others_take_off_is_back(scene: &Scene) {
+    let pod = pod(scene, &runtime(scene));
+    let loads = Loads::start(scene);
     std::thread::sleep(Duration::from_millis(500));
-    a_pinned_link_is_not_theirs_to_detach(&scene);
-    a_pods_filter_and_qdisc_come_back(&scene, &pod);
-    loads.none_failed(&scene);
+    a_pinned_link_is_not_theirs_to_detach(scene);
+    a_pods_filter_and_qdisc_come_back(scene, &pod);
+    loads.none_failed(scene);
     drop(loads);
-    a_detached_link_comes_back(&scene);
-    removed_pins_come_back(&scene, &pod);
+    a_detached_link_comes_back(scene);
+    removed_pins_come_back(scene, &pod);
 }
 
 /// The kernel itself refuses.
