@@ -150,6 +150,7 @@ async fn start(options: &Options) -> Result<()> {
         dns,
         pods_ports: pods.host_ports(),
         pods,
+        unjudged: None,
         retry: None,
         deadline: None,
         ask: None,
@@ -235,6 +236,8 @@ struct Agent {
     dns: dns::Dns,
     pods: Pods,
     pods_ports: watch::Receiver<HostPorts>,
+    /// Changes that no plan has judged yet, since the kernel couldn't be asked.
+    unjudged: Option<wish::Undo>,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.

@@ -82,12 +82,15 @@ impl Agent {
             debug!("not planned: nothing is known of the cluster");
             return Ok(());
         }
+        let undo = Undo::both(self.unjudged.take(), undo);
         let deadline = (self.retry.take(), self.deadline.take()).1;
-        let tick = match self.kernel.now() {
+        let tick = match self.ask_kernel() {
             Ok(tick) => tick,
             Err(error) => {
-                (self.retry, self.deadline, self.behind) = (Some(Instant::now() + RETRY), deadline, true);
-                return Err(error.context("the kernel doesn't say what time it is; trying again"));
+                // No fault of the wish's.
+                (self.unjudged, self.deadline, self.behind) = (undo, deadline, true);
+                self.retry = Some(Instant::now() + RETRY);
+                return Err(error);
             }
         };
         let clock = Clock { now: Moment::now(), tick, ticks_per_second: self.kernel.ticks_per_second };
@@ -139,6 +142,15 @@ impl Agent {
         Ok(())
     }
 
+    /// What a plan needs to know of the kernel: the tick, and what the tables hold.
+    fn ask_kernel(&mut self) -> Result<u32> {
+        let tick = self.kernel.now().context("the kernel doesn't say what time it is; trying again")?;
+        if matches!(self.held, Held::Unknown) {
+            self.read_back()?;
+        }
+        Ok(tick)
+    }
+
     /// Nothing is known of the cluster yet, but the tables hold services, as an agent before left them.
     pub(super) fn waits(&self) -> bool {
         if !self.wish.waits() || self.planned.is_some() {
@@ -181,9 +193,6 @@ impl Agent {
 
     fn plan_whole(&mut self, clock: Clock) -> Result<Vec<Op>> {
         self.behind = true;
-        if matches!(self.held, Held::Unknown) {
-            self.read_back()?;
-        }
         let intent = self.health.intent(&self.wish);
         let mut planned = Planned::new(&intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
             .context("refused, and what runs stays")?;

@@ -52,6 +52,24 @@ pub enum Undo {
     All(Box<(Intent, Config, Option<Manifests>, bool)>),
 }
 
+impl Undo {
+    /// Takes back a change, and one that came before it.
+    pub fn both(older: Option<Undo>, newer: Option<Undo>) -> Option<Undo> {
+        match (older, newer) {
+            (Some(Undo::Services(older)), Some(Undo::Services(mut newer))) => {
+                newer.changed.extend(older.changed);
+                Some(Undo::Services(newer))
+            }
+            (Some(Undo::Services(older)), Some(Undo::All(mut all))) => {
+                older.apply_to(&mut all.0.services);
+                Some(Undo::All(all))
+            }
+            (older @ Some(_), _) => older,
+            (None, newer) => newer,
+        }
+    }
+}
+
 fn notices(all: &[Error]) {
     for notice in all {
         warn!("{notice}");

@@ -96,11 +96,15 @@ fn edit(scene: &mut Scene, on: bool) {
     scene.change(Which::Empty, |s| s.endpoints = if on { endpoints.to_vec() } else { Vec::new() }).unwrap();
 }
 
-/// Waits until that edit is in force in both families.
+/// Whether that edit is in force in both families.
+fn is_edited(scene: &Scene, on: bool) -> bool {
+    let served = |ip| probe::connects(&scene.client(), SocketAddr::new(ip, PORT), Duration::from_millis(300));
+    Which::Empty.external().both().map(served) == [on; 2]
+}
+
 #[track_caller]
 fn edited(scene: &Scene, on: bool) {
-    let served = |ip| probe::connects(&scene.client(), SocketAddr::new(ip, PORT), Duration::from_millis(300));
-    until(scene, "the edit of endpoints", SOON, || Which::Empty.external().both().map(served) == [on; 2]);
+    until(scene, "the edit of endpoints", SOON, || is_edited(scene, on));
 }
 
 /// What hangs on an interface, as `status` has it.
