@@ -18,6 +18,7 @@ pub mod nat_log;
 mod overlay_errors;
 mod planning;
 mod pods;
+mod repair;
 mod routes;
 mod sockets;
 mod sweeping;
@@ -71,6 +72,8 @@ use crate::web::Server;
 /// them on the first packet anyway.
 const ASK_LATER: Duration = Duration::from_millis(20);
 const PRUNE: Duration = Duration::from_secs(10);
+/// What others detach is missed by packets: that is looked at more often, and costs less.
+const LOOK: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_secs(1);
 
 pub use cluster::{Refused, Source};
@@ -112,7 +115,9 @@ async fn start(options: &Options) -> Result<()> {
     let (mut wish, loaded) = block_in_place(|| read_and_load(config, &options.paths, objects, resume))?;
     let (wanted, wanted_by) = watch::channel(Wanted::new());
     let (probed, probed_by) = watch::channel(Wanted::new());
-    let network_by = block_in_place(|| netlink::spawn(Asked { wanted: wanted_by, probed: probed_by }))?;
+    let vitals = Arc::<Vitals>::default();
+    let asked = Asked { wanted: wanted_by, probed: probed_by, overruns: vitals.overruns.clone() };
+    let network_by = block_in_place(|| netlink::spawn(asked))?;
     let network = network_by.borrow().clone();
     let mut kernel = Kernel::new(&options.paths, loaded)?;
     log_lines(&mut kernel);
@@ -124,7 +129,6 @@ async fn start(options: &Options) -> Result<()> {
     let nat_log = nat_log::start(&options.paths, wish.intent.nat.log.clone())?;
     let ends = nat_log.ends();
     kernel.ends.tell = Box::new(move |ended| ends.send(ended));
-    let vitals = Arc::<Vitals>::default();
     let (health, reports) = Health::start(&options.paths)?;
     let announce = Announce::start(&options.paths, &current);
     let pods = Pods::new(&options.paths, &peers);
@@ -154,6 +158,7 @@ async fn start(options: &Options) -> Result<()> {
         dns,
         pods_ports: pods.host_ports(),
         pods,
+        unjudged: None,
         retry: None,
         deadline: None,
         ask: None,
@@ -240,6 +245,8 @@ struct Agent {
     dns: dns::Dns,
     pods: Pods,
     pods_ports: watch::Receiver<HostPorts>,
+    /// Changes that no plan has judged yet, since the kernel couldn't be asked.
+    unjudged: Option<wish::Undo>,
     /// When to try again what failed.
     retry: Option<Instant>,
     /// When the next leaving endpoint's time is up.
@@ -296,6 +303,9 @@ impl Agent {
         let mut prune = interval(PRUNE);
         prune.set_missed_tick_behavior(MissedTickBehavior::Delay);
         prune.reset();
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        look.reset();
         let mut told = Vec::new();
         loop {
             self.manager.status(self.status());
@@ -326,10 +336,11 @@ impl Agent {
                 () = self.health_checks.changed() => block_in_place(|| self.note_health_checks()),
                 () = at(self.ask) => block_in_place(|| self.ask_neighbours()),
                 () = self.manager.due() => self.manager.alive(),
+                _ = look.tick() => block_in_place(|| self.look()),
                 _ = prune.tick() => block_in_place(|| {
                     self.settle_routes();
                     self.wish.keep_addresses();
-                    self.prune();
+                    self.repair();
                     self.forget_pods();
                     self.retry_host_ports();
                     self.tell_vitals();
@@ -419,10 +430,15 @@ impl Agent {
     fn ask_neighbours(&mut self) {
         self.ask = None;
         let Some(wanted) = self.neighbours.take().filter(|wanted| *self.wanted.borrow() != *wanted) else { return };
-        let recorded = self.kernel.state.change(&self.options.paths, |state| state.neighbours.clone_from(&wanted));
-        if let Err(error) = recorded {
+        self.note_neighbours(wanted.clone());
+        self.wanted.send_replace(wanted);
+    }
+
+    /// Notes which the kernel keeps fresh for us, unless that is noted.
+    fn note_neighbours(&mut self, wanted: Wanted) {
+        let noted = self.kernel.state.change(&self.options.paths, |state| state.neighbours = wanted);
+        if let Err(error) = noted {
             error!("{error:#}");
         }
-        self.wanted.send_replace(wanted);
     }
 }

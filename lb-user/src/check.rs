@@ -6,12 +6,12 @@
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::time::SystemTime;
 
 use ipnet::IpNet;
 
 use crate::config::{self, Config, Error, Errors};
 use crate::intent::{EndpointState, HookChoice, Nat, Overlay, OverlayMode, Port, ServicePort, Translation};
+use crate::moment::Moment;
 use crate::source::manifests::{Manifests, Scope};
 
 /// A readable summary, or everything that is wrong.
@@ -21,7 +21,7 @@ pub fn check(file: &Path) -> Result<String, Errors> {
     let (mut services, mut policies) = (None, 0);
     if let Some(path) = &config.manifests {
         let mut manifests = Manifests::new(path.clone(), config.rules());
-        notices.extend(manifests.load(&Scope::All, SystemTime::now())?.notices);
+        notices.extend(manifests.load(&Scope::All, Moment::now())?.notices);
         if !manifests.refused().is_empty() {
             return Err(Errors(manifests.refused().to_vec()));
         }

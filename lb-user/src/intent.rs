@@ -9,13 +9,13 @@ mod routes;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::time::SystemTime;
 
 use ipnet::{IpNet, Ipv6Net};
 use serde::Serialize;
 
 pub use self::nodes::{Overlay, OverlayMode, PodNode};
 pub use self::routes::{Path, Paths, Route, RouteKind, RouteTable};
+use crate::moment::Moment;
 use crate::policy::Policies;
 use crate::route::Own;
 
@@ -297,17 +297,17 @@ pub enum EndpointState {
     /// Leaves, still serving: no new connection unless nobody is ready (KEP-1669), and those it has end at
     /// the deadline.
     Draining {
-        until: SystemTime,
+        until: Moment,
     },
     /// Leaves and serves no more: no new connection at all.
     Ending {
-        until: SystemTime,
+        until: Moment,
     },
 }
 
 impl EndpointState {
     /// The deadline of who leaves.
-    pub fn until(self) -> Option<SystemTime> {
+    pub fn until(self) -> Option<Moment> {
         match self {
             EndpointState::Ready | EndpointState::Spare => None,
             EndpointState::Draining { until } | EndpointState::Ending { until } => Some(until),

@@ -21,6 +21,7 @@ pub mod health;
 pub mod intent;
 pub mod ipam;
 pub mod log;
+pub mod moment;
 pub mod monitor;
 pub mod nodes;
 pub mod path_mtu;

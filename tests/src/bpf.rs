@@ -3,8 +3,10 @@
 //! Invariant: a program jumps only forwards, and only to its one end, which says the code for "not done".
 //! Not here: what is worth a compiler (`lb-ebpf/src/bin`).
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -147,6 +149,13 @@ pub fn attach_xdp(program: BorrowedFd, interface: u32) -> io::Result<OwnedFd> {
     fd(LINK_CREATE, &mut Link { program, interface, attach_type: ATTACH_XDP, flags: DRIVER_MODE })
 }
 
+/// Takes the program of a pinned link off, and leaves the pin: as any other program could.
+pub fn detach_pinned(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let link = fd(OBJECT_GET, &mut ObjectGet { path: path.as_ptr() as u64, fd: 0, flags: 0 })?;
+    bpf(LINK_DETACH, &mut LinkDetach { link: link.as_raw_fd() as u32 }).map(drop)
+}
+
 /// Runs an XDP program so many times on a packet, which becomes what the last run made of it: what that returned.
 pub fn test_run(program: BorrowedFd, packet: &mut [u8], repeat: u32) -> Result<u32> {
     let input = packet.to_vec();
@@ -190,6 +199,8 @@ const MAP_UPDATE: libc::c_int = 2;
 const PROG_LOAD: libc::c_int = 5;
 const PROG_TEST_RUN: libc::c_int = 10;
 const LINK_CREATE: libc::c_int = 28;
+const OBJECT_GET: libc::c_int = 7;
+const LINK_DETACH: libc::c_int = 34;
 const MAP_PROG_ARRAY: u32 = 3;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
@@ -253,6 +264,20 @@ struct Link {
     interface: u32,
     attach_type: u32,
     flags: u32,
+}
+
+/// The same for BPF_OBJ_GET.
+#[repr(C)]
+struct ObjectGet {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// The same for BPF_LINK_DETACH.
+#[repr(C)]
+struct LinkDetach {
+    link: u32,
 }
 
 fn fd<T>(command: libc::c_int, attr: &mut T) -> io::Result<OwnedFd> {

@@ -103,7 +103,7 @@ fn what_is_followed_is_what_a_whole_read_gives() {
         runtime.block_on(async {
             let (_wanted, wanted) = watch::channel(Wanted::new());
             let (_probed, probed) = watch::channel(Wanted::new());
-            let followed = spawn(Asked { wanted, probed }).unwrap();
+            let followed = spawn(Asked { wanted, probed, overruns: Default::default() }).unwrap();
             let seed = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(4);
             let mut random = Random(seed);
             let mut said = Vec::new();

@@ -27,6 +27,8 @@ pub const NET: &[Tool] = &[
     ("ndisc6", "ndisc6"),
     ("dnsmasq", "dnsmasq-base"),
     ("setpriv", "util-linux"),
+    ("strace", "strace"),
+    ("faketime", "faketime"),
     ("systemctl", "systemd"),
 ];
 

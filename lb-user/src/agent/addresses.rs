@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use crate::address::store::{self, Stored};
 use crate::address::{Lease, Leases};
@@ -73,7 +73,12 @@ impl Addresses {
             return;
         }
         match store::write(&self.path, &stored) {
-            Ok(()) => (self.stored, self.failed) = (Some(stored), None),
+            Ok(()) => {
+                self.stored = Some(stored);
+                if self.failed.take().is_some() {
+                    info!("services' addresses are in {} again", self.path.display());
+                }
+            }
             Err(why) => {
                 let why = format!("{why:#}");
                 if self.failed.as_ref() != Some(&why) {

@@ -7,7 +7,6 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::Result;
 use tokio::sync::{mpsc, watch};
@@ -21,6 +20,7 @@ use crate::health::report::{Failing, Report};
 use crate::health::run::{self, Told};
 use crate::health::{Check, Target, Targets};
 use crate::intent::{Intent, ServicePort};
+use crate::moment::Moment;
 use crate::source::manifests::{ServiceName, Update};
 
 pub(super) type Reports = mpsc::UnboundedReceiver<Told>;
@@ -28,7 +28,7 @@ pub(super) type Reports = mpsc::UnboundedReceiver<Told>;
 pub(super) struct Health {
     path: PathBuf,
     targets: watch::Sender<Targets>,
-    failing: BTreeMap<Target, (SystemTime, String)>,
+    failing: BTreeMap<Target, (Moment, String)>,
     /// Services that are planned otherwise than they are wished.
     shown: BTreeMap<ServiceName, Vec<ServicePort>>,
     /// Services of which something changed since they were planned.
@@ -138,7 +138,7 @@ impl Health {
                     None => {
                         warn!("{} of {} fails its probes: {why}", at, target.service);
                         self.touched.insert(target.service.clone());
-                        self.failing.insert(target, (SystemTime::now(), why));
+                        self.failing.insert(target, (Moment::now(), why));
                     }
                 },
                 None => {
@@ -152,7 +152,7 @@ impl Health {
     }
 
     fn write(&mut self) {
-        let failing = |(target, (since, why)): (&Target, &(SystemTime, String))| Failing {
+        let failing = |(target, (since, why)): (&Target, &(Moment, String))| Failing {
             namespace: target.service.namespace.clone(),
             service: target.service.name.clone(),
             address: target.addr,

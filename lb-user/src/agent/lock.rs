@@ -87,7 +87,7 @@ pub fn take(paths: &Paths, config: PathBuf, routes: PathBuf) -> Result<Lock> {
     }
     let before = about(&mut file);
     let mut lock = Lock { file, about: About { pid: std::process::id(), config, routes, generation: 0, ..before } };
-    lock.write()?;
+    lock.write().with_context(|| format!("writing {}", path.display()))?;
     Ok(lock)
 }
 

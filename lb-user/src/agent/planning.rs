@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::time::Instant;
@@ -15,6 +15,7 @@ use super::wanted::Neighbours;
 use super::wish::Undo;
 use super::{ASK_LATER, Agent, RETRY};
 use crate::intent::{Network, ReplyVia, ServicePort};
+use crate::moment::Moment;
 use crate::plan::{Apply, Clock, Contents, Op, Planned, diff};
 use crate::source::manifests::ServiceName;
 
@@ -82,9 +83,18 @@ impl Agent {
             debug!("not planned: nothing is known of the cluster");
             return Ok(());
         }
+        let undo = Undo::both(self.unjudged.take(), undo);
         let deadline = (self.retry.take(), self.deadline.take()).1;
-        let clock =
-            Clock { now: SystemTime::now(), tick: self.kernel.now()?, ticks_per_second: self.kernel.ticks_per_second };
+        let tick = match self.ask_kernel() {
+            Ok(tick) => tick,
+            Err(error) => {
+                // No fault of the wish's.
+                (self.unjudged, self.deadline, self.behind) = (undo, deadline, true);
+                self.retry = Some(Instant::now() + RETRY);
+                return Err(error);
+            }
+        };
+        let clock = Clock { now: Moment::now(), tick, ticks_per_second: self.kernel.ticks_per_second };
         let started = std::time::Instant::now();
         let ops = match self.plan_part(undo.as_ref(), clock) {
             Some(ops) => ops,
@@ -133,6 +143,15 @@ impl Agent {
         Ok(())
     }
 
+    /// What a plan needs to know of the kernel: the tick, and what the tables hold.
+    fn ask_kernel(&mut self) -> Result<u32> {
+        let tick = self.kernel.now().context("the kernel doesn't say what time it is; trying again")?;
+        if matches!(self.held, Held::Unknown) {
+            self.read_back()?;
+        }
+        Ok(tick)
+    }
+
     /// Nothing is known of the cluster yet, but the tables hold services, as an agent before left them.
     pub(super) fn waits(&self) -> bool {
         if !self.wish.waits() || self.planned.is_some() {
@@ -175,9 +194,6 @@ impl Agent {
 
     fn plan_whole(&mut self, clock: Clock) -> Result<Vec<Op>> {
         self.behind = true;
-        if matches!(self.held, Held::Unknown) {
-            self.read_back()?;
-        }
         let intent = self.health.intent(&self.wish);
         let mut planned = Planned::new(&intent, &self.network, &mut self.ids, clock, self.planned.as_ref())
             .context("refused, and what runs stays")?;
@@ -208,7 +224,9 @@ impl Agent {
             Err(error) => {
                 self.held = Held::Unknown;
                 self.retry = Some(Instant::now() + RETRY);
-                self.read_back()?;
+                if let Err(why) = self.read_back() {
+                    error!("{why:#}");
+                }
                 Err(error.context("the kernel took a part of the change; trying again"))
             }
         }
@@ -225,39 +243,7 @@ impl Agent {
     /// The next moment at which a leaving endpoint's time is up, if any still leaves.
     fn next_deadline(&self) -> Option<Instant> {
         let until = self.planned.as_ref()?.next_deadline()?;
-        let left = until.duration_since(SystemTime::now()).unwrap_or_default();
+        let left = until.since(Moment::now());
         Some(Instant::now() + left + Duration::from_millis(5))
     }
-
-    /// Compares what is really there with what shall be, and repairs.
-    pub(super) fn prune(&mut self) {
-        // Where a change failed, the next try compares.
-        let (Held::Plan, Some(planned)) = (&self.held, &self.planned) else { return };
-        let real = match self.kernel.read() {
-            Ok(real) => real,
-            Err(error) => return error!("reading the tables: {error:#}"),
-        };
-        let ops = diff(&real, planned.contents());
-        if ops.is_empty() {
-            return;
-        }
-        self.repaired += ops.len() as u64;
-        self.vitals.repaired.fetch_add(ops.len() as u64, Ordering::Relaxed);
-        warn!("{} entries were not as they should be ({} so far): {}", ops.len(), self.repaired, kinds(&ops));
-        if let Err(error) = self.carry_out(&ops) {
-            error!("repairing: {error:#}");
-        }
-    }
-}
-
-/// The first few operations, for people.
-fn kinds(ops: &[Op]) -> String {
-    let mut text = String::new();
-    for op in ops.iter().take(3) {
-        let op = format!("{op:?}");
-        let end = op.floor_char_boundary(120);
-        text.push_str(&op[..end]);
-        text.push_str("; ");
-    }
-    text
 }

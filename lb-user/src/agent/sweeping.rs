@@ -18,12 +18,12 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Begins, once the programs are loaded. Mappings that it ends are told to the log.
 pub fn start(paths: &Paths, log: Ends) -> Result<()> {
-    let (maps, paths) = (Maps::open(&paths.maps())?, paths.clone());
+    // Of this agent's own: a pin may go while it runs.
+    let (maps, clock) = (Maps::open(&paths.maps())?, clock::open(paths)?);
     let mut sweeper = Sweeper::default();
     let work = move || loop {
         thread::sleep(EVERY);
-        match clock::read_pinned(&paths, &maps).and_then(|now| sweeper.step(&maps, now.tick(), |ended| log.send(ended)))
-        {
+        match clock::read(&clock, &maps).and_then(|now| sweeper.step(&maps, now.tick(), |ended| log.send(ended))) {
             Ok(swept) if swept == Swept::default() => {}
             Ok(swept) => say(&swept, &sweeper.total),
             Err(error) => warn!("sweeping: {error:#}"),

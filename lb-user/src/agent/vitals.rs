@@ -4,7 +4,7 @@
 //! what is in the kernel ([`crate::show`]).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use prometheus_client::metrics::histogram::Histogram;
@@ -32,6 +32,8 @@ pub struct Vitals {
     /// ICMP errors about packets in the overlay: too large for the way, or not arriving at all.
     pub overlay_too_large: AtomicU64,
     pub overlay_unreachable: AtomicU64,
+    /// Times that the kernel told of changes faster than they were read, and all was read again.
+    pub overruns: Arc<AtomicU64>,
     /// The tables are as the sources have them, for the first time.
     filled: AtomicBool,
     revisions: Mutex<Revisions>,
@@ -60,6 +62,7 @@ impl Default for Vitals {
             repaired: AtomicU64::new(0),
             overlay_too_large: AtomicU64::new(0),
             overlay_unreachable: AtomicU64::new(0),
+            overruns: Arc::default(),
             filled: AtomicBool::new(false),
             revisions: Mutex::default(),
             turned: Mutex::new(Instant::now()),

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use ipnet::IpNet;
@@ -17,6 +17,7 @@ use crate::apply::Paths;
 use crate::config::{Config, Dns, Error, Errors, Web, verify};
 use crate::health::Check;
 use crate::intent::{Intent, Network, PodNode, ServicePort, SocketBalancing};
+use crate::moment::Moment;
 use crate::nodes;
 use crate::pods::{self, Settings};
 use crate::route::StaticRoute;
@@ -49,6 +50,24 @@ pub struct Wish {
 pub enum Undo {
     Services(Update),
     All(Box<(Intent, Config, Option<Manifests>, bool)>),
+}
+
+impl Undo {
+    /// Takes back a change, and one that came before it.
+    pub fn both(older: Option<Undo>, newer: Option<Undo>) -> Option<Undo> {
+        match (older, newer) {
+            (Some(Undo::Services(older)), Some(Undo::Services(mut newer))) => {
+                newer.changed.extend(older.changed);
+                Some(Undo::Services(newer))
+            }
+            (Some(Undo::Services(older)), Some(Undo::All(mut all))) => {
+                older.apply_to(&mut all.0.services);
+                Some(Undo::All(all))
+            }
+            (older @ Some(_), _) => older,
+            (None, newer) => newer,
+        }
+    }
 }
 
 fn notices(all: &[Error]) {
@@ -146,7 +165,7 @@ impl Wish {
             // Until all services are known nobody's address is another's.
             if !waits {
                 let scope = objects.map_or(Scope::All, Scope::Objects);
-                notices(&manifests.load(&scope, SystemTime::now())?.notices);
+                notices(&manifests.load(&scope, Moment::now())?.notices);
                 addresses.keep(Some(manifests));
                 services = manifests.services();
             }
@@ -266,7 +285,7 @@ impl Wish {
     /// Takes changed manifests, or objects of the API. None: nothing that matters changed.
     pub fn manifests_changed(&mut self, scope: &Scope) -> Result<Option<Undo>> {
         let Some(manifests) = &mut self.manifests else { return Ok(None) };
-        let update = manifests.load(scope, SystemTime::now())?;
+        let update = manifests.load(scope, Moment::now())?;
         self.addresses.keep(Some(manifests));
         notices(&update.notices);
         let first = matches!(scope, Scope::Objects(_)) && std::mem::take(&mut self.waits);
@@ -333,7 +352,7 @@ impl Wish {
             let own = self.config.with_published(Vec::new());
             services = self.intent.services.iter().filter(|s| !own.contains(s) && !s.is_host_port()).cloned().collect();
         } else if let Some(manifests) = &mut manifests {
-            notices(&manifests.load(&Scope::All, SystemTime::now())?.notices);
+            notices(&manifests.load(&Scope::All, Moment::now())?.notices);
             self.addresses.keep(Some(manifests));
             services = manifests.services();
         }

@@ -31,10 +31,14 @@ pub fn read(program: &SchedClassifier, maps: &Maps) -> Result<Reading> {
     Ok(Reading(maps.clock.get(&0)?.context("the clock has no entry")?))
 }
 
+/// The pinned program.
+pub fn open(paths: &Paths) -> Result<SchedClassifier> {
+    SchedClassifier::from_pin(paths.programs().join(PROGRAM)).context("the pinned clock program")
+}
+
 /// For when no agent runs.
 pub fn read_pinned(paths: &Paths, maps: &Maps) -> Result<Reading> {
-    let program = SchedClassifier::from_pin(paths.programs().join(PROGRAM)).context("the pinned clock program")?;
-    read(&program, maps)
+    read(&open(paths)?, maps)
 }
 
 /// Ticks a second: the kernel's coarse clocks move once a tick, and it says how far.

@@ -20,6 +20,7 @@ use aya::util::KernelVersion;
 
 use super::load;
 use super::maps::Paths;
+use super::repin;
 use super::state::State;
 use super::sys::{self, links};
 use crate::plan::Hooks;
@@ -91,7 +92,13 @@ fn pin(paths: &Paths, link: u32, point: Point) -> PathBuf {
 /// The links and points that pins name.
 fn pins(paths: &Paths) -> Result<Vec<(u32, Point, PathBuf)>> {
     let mut all = Vec::new();
-    for entry in fs::read_dir(paths.links()).with_context(|| paths.links().display().to_string())? {
+    let entries = match fs::read_dir(paths.links()) {
+        Ok(entries) => entries,
+        // Somebody removed it, with all that hung by the pins in it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(all),
+        Err(error) => return Err(error).with_context(|| paths.links().display().to_string()),
+    };
+    for entry in entries {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let Some((link, label)) = name.split_once('-') else { continue };
@@ -200,6 +207,10 @@ impl Attacher {
         link: u32,
         hooks: Option<&Hooks>,
     ) -> Result<()> {
+        // One that is gone has no packets, and its name may be another's by now.
+        if hooks.is_some_and(|hooks| is_gone(link, hooks)) {
+            return Ok(());
+        }
         let mut wanted = hooks.cloned().unwrap_or_default();
         if wanted.policy {
             self.judge(ebpf)?;
@@ -273,6 +284,11 @@ impl Attacher {
     }
 }
 
+/// Whether there is no such link any more.
+pub fn is_gone(link: u32, hooks: &Hooks) -> bool {
+    sys::interface_name(link).as_ref() != Some(&hooks.interface)
+}
+
 /// The pinned link, if there is one.
 fn pinned(path: &Path) -> Result<Option<FdLink>> {
     match PinnedLink::from_pin(path) {
@@ -320,8 +336,7 @@ fn attach_xdp(program: &mut Xdp, path: &Path, link: u32, name: &str) -> Result<(
         Ok(id) => id,
     };
     let link = program.take_link(id)?;
-    FdLink::try_from(link).context("this kernel has no XDP links")?.pin(path)?;
-    Ok(())
+    repin::link(FdLink::try_from(link).context("this kernel has no XDP links")?, path)
 }
 
 fn reason(error: &ProgramError) -> String {
@@ -341,8 +356,7 @@ fn attach_tcx(program: &mut SchedClassifier, path: &Path, name: &str, point: Poi
     }
     let options = TcAttachOptions::TcxOrder(LinkOrder::first());
     let id = program.attach_with_options(name, point.direction(), options)?;
-    FdLink::try_from(program.take_link(id)?)?.pin(path)?;
-    Ok(())
+    repin::link(FdLink::try_from(program.take_link(id)?)?, path)
 }
 
 fn attach_filter(

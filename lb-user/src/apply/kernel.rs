@@ -42,6 +42,8 @@ pub struct Kernel {
     pub ebpf: Ebpf,
     pub ends: Ends,
     attacher: Attacher,
+    /// All links had their programs once.
+    served: bool,
     routes4: Routes<Ip4>,
     routes6: Routes<Ip6>,
 }
@@ -124,6 +126,7 @@ impl Kernel {
             ebpf,
             ends: Ends::default(),
             attacher,
+            served: false,
             routes4: Routes::open(&paths.maps(), capacity.routes)?,
             routes6: Routes::open(&paths.maps(), capacity.routes)?,
         })
@@ -138,16 +141,19 @@ impl Kernel {
         Ok(clock::read(self.clock()?, &self.maps)?.tick())
     }
 
-    /// Applies operations in their order, and stops at the first that fails.
+    /// Applies operations in their order, and stops at the first that fails; but that a link which can't have its
+    /// programs is no reason to serve the others by old tables, once all have been served.
     pub fn apply_all(&mut self, ops: &[Op]) -> Result<()> {
         let result = self.apply_each(ops);
         self.ends.note(&self.paths, &mut self.state);
+        self.served |= result.is_ok();
         result
     }
 
     fn apply_each(&mut self, ops: &[Op]) -> Result<()> {
+        let served = self.served;
         let Kernel { maps, paths, state, ebpf, attacher, ends, routes4, routes6, capacity, .. } = self;
-        let mut pending = Pending::default();
+        let (mut pending, mut unhooked) = (Pending::default(), None);
         for op in ops {
             match op {
                 Op::Settings(settings) => pending.push(&maps.settings, &0, Some(settings))?,
@@ -192,14 +198,10 @@ impl Kernel {
                 }
                 Op::Hooks(change) => {
                     pending.flush()?;
-                    let (link, hooks) = match change {
-                        Change::Set(link, hooks) => (*link, Some(hooks)),
-                        Change::Remove(link) => (*link, None),
-                    };
-                    if let Some(hooks) = hooks {
-                        sysctl::interface(paths, state, &hooks.interface)?;
+                    match hook(attacher, ebpf, paths, state, change) {
+                        Err(error) if served => unhooked = unhooked.or(Some(error)),
+                        result => result?,
                     }
-                    attacher.set(ebpf, paths, state, link, hooks)?;
                 }
                 Op::EndFlows { backends } => {
                     pending.flush()?;
@@ -212,12 +214,41 @@ impl Kernel {
         routes6.settle()?;
         routes4.count(&maps.route_counts, capacity.routes)?;
         routes6.count(&maps.route_counts, capacity.routes)?;
-        pending.flush()
+        pending.flush()?;
+        unhooked.map_or(Ok(()), Err)
+    }
+
+    /// Whether links carry what they shall, as far as they are there.
+    pub fn hangs(&self, wanted: &BTreeMap<u32, Hooks>) -> Result<bool> {
+        let there = self.attacher.read(&self.paths, &self.state)?;
+        Ok(wanted.iter().all(|(link, hooks)| there.get(link) == Some(hooks) || hooks::is_gone(*link, hooks)))
+    }
+
+    /// Removes pins of links that are gone.
+    pub fn forget_gone(&self) -> Result<()> {
+        hooks::prune(&self.paths)
     }
 
     /// Once the new programs serve on filled tables, what older ones left can go.
     pub fn forget_other_layouts(&self) -> Result<()> {
         load::remove_other_layouts(&self.paths)
+    }
+}
+
+/// Has a link carry its programs, with the settings that they need.
+fn hook(
+    attacher: &mut Attacher,
+    ebpf: &mut Ebpf,
+    paths: &Paths,
+    state: &mut State,
+    change: &Change<u32, Hooks>,
+) -> Result<()> {
+    match change {
+        Change::Set(link, hooks) => {
+            sysctl::interface(paths, state, &hooks.interface)?;
+            attacher.set(ebpf, paths, state, *link, Some(hooks))
+        }
+        Change::Remove(link) => attacher.set(ebpf, paths, state, *link, None),
     }
 }
 

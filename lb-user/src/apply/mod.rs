@@ -19,6 +19,7 @@ mod migrate;
 pub(crate) mod mounts;
 pub mod pin;
 pub mod ports;
+pub mod repin;
 mod routes;
 mod served;
 pub mod sockets;
@@ -30,7 +31,7 @@ pub mod table;
 mod unload;
 
 pub use cgroup::wrong as wrong_group;
-pub use hooks::{Point, attached};
+pub use hooks::{Point, attached, is_gone};
 pub use kernel::Kernel;
 pub use maps::{Maps, Paths};
 pub use served::Served;

@@ -20,6 +20,7 @@ use tracing::{info, warn};
 use super::cgroup;
 use super::load::verified;
 use super::maps::Paths;
+use super::repin;
 use super::state::State;
 use super::sys::{self, links};
 use crate::intent::SocketBalancing;
@@ -117,8 +118,7 @@ fn put(program: &mut CgroupSockAddr, pin: &Path, group: &File, id: u64) -> Resul
     if before.is_some() {
         fs::remove_file(pin)?;
     }
-    link.pin(pin)?;
-    Ok(())
+    repin::link(link, pin)
 }
 
 /// Puts this object's programs wherever any of ours are.
@@ -155,7 +155,9 @@ pub fn detach(paths: &Paths, state: &State) -> Result<usize> {
 pub fn attached(paths: &Paths) -> Result<(usize, usize)> {
     let mut count = 0;
     for call in CALLS {
-        count += usize::from(links::group_link(&pin(paths, call))?.is_some_and(|link| link.group != 0));
+        let pin = pin(paths, call);
+        let link = links::group_link(&pin).with_context(|| pin.display().to_string())?;
+        count += usize::from(link.is_some_and(|link| link.group != 0));
     }
     Ok((count, CALLS.len()))
 }

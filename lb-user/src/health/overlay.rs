@@ -4,16 +4,17 @@
 //! stay as sources say (open), or none serves (closed). Who comes back is at once what sources say.
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::Check;
 use crate::intent::{Endpoint, EndpointState, ServicePort};
+use crate::moment::Moment;
 
 /// The ports as they are to be planned; None: as sources say. `failing`: since when what is probed there fails.
 pub fn overlay(
     ports: &[ServicePort],
     check: &Check,
-    failing: impl Fn(IpAddr, u16) -> Option<SystemTime>,
+    failing: impl Fn(IpAddr, u16) -> Option<Moment>,
     draining: Duration,
 ) -> Option<Vec<ServicePort>> {
     let mut all = ports.to_vec();
@@ -22,14 +23,14 @@ pub fn overlay(
         let since = |e: &Endpoint| failing(e.addr, check.port(protocol, e.port)?);
         for v4 in [true, false] {
             let mut family: Vec<_> = port.endpoints.iter_mut().filter(|e| e.addr.is_ipv4() == v4).collect();
-            let since: Vec<Option<SystemTime>> = family.iter().map(|e| since(e)).collect();
+            let since: Vec<Option<Moment>> = family.iter().map(|e| since(e)).collect();
             leave(&mut family, &since, check.open, draining);
         }
     }
     (all != ports).then_some(all)
 }
 
-fn leave(family: &mut [&mut Endpoint], since: &[Option<SystemTime>], open: bool, draining: Duration) {
+fn leave(family: &mut [&mut Endpoint], since: &[Option<Moment>], open: bool, draining: Duration) {
     use EndpointState::{Draining, Ending, Ready, Spare};
     let well = |is: fn(&EndpointState) -> bool| family.iter().zip(since).any(|(e, s)| s.is_none() && is(&e.state));
     let ready = well(|state| matches!(state, Ready));
@@ -57,7 +58,7 @@ mod tests {
     /// Endpoints as `r`eady, `s`pare, `d`raining or `e`nding, in capitals if they fail, and what they become.
     #[test]
     fn who_leaves() {
-        let at = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+        let at = |second| Moment::START + Duration::from_secs(second);
         // Failing since 100, draining 30; sources' deadlines are at 200.
         for (open, states, want) in [
             (true, "rr", "rr"),
@@ -115,7 +116,7 @@ mod tests {
             let after = overlay(&ports, &check, fails, Duration::from_secs(30));
             let same = after.is_none();
             let after = after.unwrap_or_else(|| ports.to_vec());
-            let left = |until: SystemTime| until.duration_since(at(0)).unwrap().as_secs();
+            let left = |until: Moment| until.since(at(0)).as_secs();
             let shown: Vec<String> = after[0].endpoints[..states.len()]
                 .iter()
                 .map(|e| match e.state {

@@ -5,12 +5,12 @@
 use std::fs;
 use std::io;
 use std::path::Path;
-use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::Target;
 use crate::disk;
+use crate::moment::Moment;
 use crate::source::manifests::ServiceName;
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -28,7 +28,7 @@ pub struct Failing {
     /// Where it is probed,
     pub address: std::net::IpAddr,
     pub port: u16,
-    pub since: SystemTime,
+    pub since: Moment,
     pub why: String,
 }
 

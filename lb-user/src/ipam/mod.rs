@@ -51,7 +51,7 @@ pub struct Lease {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
     pub leases: BTreeMap<Key, Lease>,
-    /// Addresses that were given back, and until when they cool down, in seconds since 1970.
+    /// Addresses that were given back, and until when they cool down, in seconds since the machine's start.
     pub cooling: BTreeMap<IpAddr, u64>,
 }
 
@@ -134,7 +134,7 @@ impl State {
         let addresses = match self.leases.get(ask.key) {
             Some(lease) => lease.addresses.clone(),
             None => {
-                // By a wrong clock none may cool down for longer than it would by a right one.
+                // What an agent wrote that went by the wall clock means nothing here.
                 self.cooling.retain(|_, until| *until > now && *until <= now + stock.cooldown);
                 self.choose(ask, stock, now)?
             }

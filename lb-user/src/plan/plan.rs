@@ -5,7 +5,6 @@
 //! changes ([`super::diff`]).
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use lb_common::table::Settings;
 use lb_common::wire::{Addr, Be16, Ip6};
@@ -20,11 +19,12 @@ use super::policies;
 use super::routing::{Routing, mapped};
 use super::services::{World, services};
 use crate::intent::{Capacity, Intent, Network};
+use crate::moment::Moment;
 
 /// Now, by both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
-    pub now: SystemTime,
+    pub now: Moment,
     /// The data plane's time.
     pub tick: u32,
     pub ticks_per_second: u32,
@@ -37,8 +37,8 @@ impl Clock {
 
     /// The tick of a moment. The two clocks drift against each other: what was said before holds
     /// as long as it is within two seconds, so that a plan doesn't change by itself.
-    pub(super) fn deadline(&self, until: SystemTime, before: Option<u32>) -> u32 {
-        let left = until.duration_since(self.now).unwrap_or_default().as_millis();
+    pub(super) fn deadline(&self, until: Moment, before: Option<u32>) -> u32 {
+        let left = until.since(self.now).as_millis();
         let left = (left * u128::from(self.ticks_per_second) / 1_000).min(u128::from(u32::MAX / 2));
         let tick = self.tick.wrapping_add(left as u32).max(1);
         before.filter(|&b| (b.wrapping_sub(tick) as i32).unsigned_abs() <= self.ticks(2)).unwrap_or(tick)

@@ -9,7 +9,6 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use lb_common::table::{Backend, Name, NextHop, Owned, Prefix, Service, ServiceKey, SourcePrefix};
 use lb_common::wire::{Addr, Be16};
@@ -25,6 +24,7 @@ use super::policies;
 use super::routing::Routing;
 use super::slots::RowKey;
 use crate::intent::{Endpoint, EndpointState, Intent, Network, Protocol, ServicePort};
+use crate::moment::Moment;
 use crate::nodes;
 
 /// What all services are planned with.
@@ -272,7 +272,7 @@ pub(super) fn is_here(endpoint: &Endpoint, world: &World) -> bool {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Part {
     /// Keeps its connections, until then.
-    Leaving(SystemTime),
+    Leaving(Moment),
     /// Keeps its connections.
     Kept,
     /// Gets new ones.
@@ -280,7 +280,7 @@ enum Part {
 }
 
 impl Part {
-    fn deadline(self) -> Option<SystemTime> {
+    fn deadline(self) -> Option<Moment> {
         match self {
             Part::Leaving(until) => Some(until),
             Part::Kept | Part::Chosen => None,
@@ -300,7 +300,7 @@ struct Living<'e> {
 /// too, wherever others are nearer.
 fn living<A: Addr>(
     endpoints: &[Endpoint],
-    now: SystemTime,
+    now: Moment,
     here: impl Fn(&Endpoint) -> bool,
 ) -> BTreeMap<(IpAddr, u16), Living<'_>> {
     let family = || endpoints.iter().filter(|e| A::from_ip(e.addr).is_some());
@@ -379,7 +379,7 @@ mod tests {
     /// of it: `new` connections, `old` ones alone, nothing.
     #[test]
     fn terminating_endpoints_serve_only_where_none_is_ready() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
+        let now = Moment::START + Duration::from_secs(1_000);
         for (states, want) in [
             ("r d9 d0 e9 e0", "new old - old -"),
             ("d9 d0 e9 e0", "new new old -"),

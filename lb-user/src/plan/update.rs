@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::replace;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use lb_common::table::filter::BITS;
 use lb_common::table::{Announced, Owned, Prefix, Service, ServiceKey, SourcePrefix};
@@ -27,6 +26,7 @@ use super::plan::{Clock, Sizes, fits, whole};
 use super::policies::{self, Summary};
 use super::services::{World, is_here, number_key, services};
 use crate::intent::{Capacity, Endpoint, Intent, Network, RouteTable, ServicePort, ServiceRange};
+use crate::moment::Moment;
 
 /// A plan, and what it takes to change it service by service.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ struct Part<A: Addr> {
 
 /// Ends of draining, each with its service's namespace and name.
 #[derive(Clone, Debug, Default)]
-struct Leaving(BTreeSet<(SystemTime, String, String)>);
+struct Leaving(BTreeSet<(Moment, String, String)>);
 
 impl Planned {
     /// Plans everything, as [`super::plan()`] does. A plan `before` makes it cheaper, and nothing else.
@@ -100,12 +100,12 @@ impl Planned {
     }
 
     /// When the next leaving endpoint's time is up, if any leaves.
-    pub fn next_deadline(&self) -> Option<SystemTime> {
+    pub fn next_deadline(&self) -> Option<Moment> {
         self.leaving.0.first().map(|(until, ..)| *until)
     }
 
     /// Namespaces and names of the services with endpoints whose time is up.
-    pub fn due(&self, now: SystemTime) -> BTreeSet<(String, String)> {
+    pub fn due(&self, now: Moment) -> BTreeSet<(String, String)> {
         let due = self.leaving.0.iter().take_while(|(until, ..)| *until <= now);
         due.map(|(_, namespace, name)| (namespace.clone(), name.clone())).collect()
     }
@@ -391,14 +391,14 @@ impl<A: Addr> Parts<A> {
 }
 
 impl Leaving {
-    fn of<'a>(ports: impl IntoIterator<Item = &'a ServicePort>) -> impl Iterator<Item = (SystemTime, &'a ServicePort)> {
+    fn of<'a>(ports: impl IntoIterator<Item = &'a ServicePort>) -> impl Iterator<Item = (Moment, &'a ServicePort)> {
         ports.into_iter().flat_map(|port| {
             port.endpoints.iter().filter_map(move |endpoint| endpoint.state.until().map(|until| (until, port)))
         })
     }
 
     /// What is over has gone with the plan.
-    fn add<'a>(&mut self, ports: impl IntoIterator<Item = &'a ServicePort>, now: SystemTime) {
+    fn add<'a>(&mut self, ports: impl IntoIterator<Item = &'a ServicePort>, now: Moment) {
         let ends = Leaving::of(ports).filter(|(until, _)| *until > now);
         self.0.extend(ends.map(|(until, port)| (until, port.namespace.clone(), port.name.clone())));
     }

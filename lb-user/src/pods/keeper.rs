@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use anyhow::Result;
 use tokio::sync::watch;
@@ -18,6 +18,7 @@ use super::talk::{Failure, Made, code};
 use super::{Settings, spool, wire};
 use crate::apply::Paths;
 use crate::ipam::{Ask, Bandwidth, HostPort, Key, Lease, Refusal, State, Stock, store};
+use crate::moment::Moment;
 use crate::source::netlink::message::Connection;
 use crate::source::netlink::{Mirror, write};
 
@@ -50,8 +51,9 @@ pub struct Added {
     pub revision: u64,
 }
 
+/// Seconds since the machine's start: leases are void after the next one.
 fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs())
+    Moment::now().since(Moment::START).as_secs()
 }
 
 fn disk(error: &anyhow::Error) -> Failure {

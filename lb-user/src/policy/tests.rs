@@ -68,7 +68,7 @@ fn cluster(name: &str, specs: &[&str]) -> Arc<Cluster> {
     let folder = folder(name);
     std::fs::write(folder.join("a.yaml"), text).unwrap();
     let mut manifests = Manifests::new(folder.clone(), Rules::default());
-    let update = manifests.load(&Scope::All, std::time::SystemTime::now()).unwrap();
+    let update = manifests.load(&Scope::All, crate::moment::Moment::now()).unwrap();
     std::fs::remove_dir_all(folder).unwrap();
     assert_eq!(update.notices.iter().map(ToString::to_string).collect::<Vec<_>>(), Vec::<String>::new());
     manifests.cluster().clone()
@@ -300,7 +300,7 @@ fn what_is_wrong_is_refused_and_what_was_there_stays() {
             format!("kind: NetworkPolicy\napiVersion: networking.k8s.io/v1\nmetadata: {{ name: p }}\nspec: {spec}\n");
         std::fs::write(folder.join("a.yaml"), text).unwrap();
         let mut manifests = Manifests::new(folder.clone(), Rules::default());
-        manifests.load(&Scope::All, std::time::SystemTime::now()).unwrap();
+        manifests.load(&Scope::All, crate::moment::Moment::now()).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
         let tail = |e: &crate::config::Error| e.to_string().rsplit_once("a.yaml:").unwrap().1.to_owned();
         assert!(manifests.cluster().policies.is_empty());

@@ -15,6 +15,8 @@ pub mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -199,6 +201,8 @@ pub struct Asked {
     /// Next hops whose life decides something. The kernel keeps no neighbour fresh that it is told to probe:
     /// those are none of the wanted meanwhile.
     pub probed: watch::Receiver<Wanted>,
+    /// Counts the times that the socket overran.
+    pub overruns: Arc<AtomicU64>,
 }
 
 /// Mirrors until the receivers are gone.
@@ -218,7 +222,7 @@ pub fn spawn(asked: Asked) -> Result<watch::Receiver<Network>> {
 async fn follow(
     socket: AsyncFd<Socket>,
     mut mirror: Mirror,
-    Asked { mut wanted, mut probed }: Asked,
+    Asked { mut wanted, mut probed, overruns }: Asked,
     sender: &watch::Sender<Network>,
 ) -> Result<()> {
     let mut features = interval(Duration::from_secs(1));
@@ -234,6 +238,12 @@ async fn follow(
             result = news.wait(&socket) => {
                 result?;
                 let (events, dirty) = news.take();
+                if news.take_overran() {
+                    let times = overruns.fetch_add(1, Ordering::Relaxed) + 1;
+                    tracing::warn!(
+                        "the kernel's network changed faster than it could be followed ({times} times so far): all of it is read again"
+                    );
+                }
                 let result = tokio::task::block_in_place(|| mirror.take(&events, dirty));
                 if dirty == Dirty::NOTHING && result.is_ok() {
                     publish(&mirror, sender);

@@ -2,7 +2,6 @@
 //! port's gateway. The tables are what the agent's own plan makes of that.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::SystemTime;
 
 use anyhow::{Result, anyhow};
 use lb_user::apply::Kernel;
@@ -10,6 +9,7 @@ use lb_user::intent::{
     Address, Capacity, Endpoint, EndpointState, HookChoice, Intent, Link, Neighbour, Network, Path, Port, Protocol,
     ReplyVia, Route, ServicePort, Tuning,
 };
+use lb_user::moment::Moment;
 use lb_user::plan::{Apply, Clock, Ids, Op, diff, plan};
 
 use super::script::Peer;
@@ -64,7 +64,7 @@ pub fn fill(kernel: &mut Kernel, capacity: Capacity) -> Result<()> {
 /// Fills the kernel's tables by what the plan makes of a wish and a network.
 pub fn put(kernel: &mut Kernel, intent: &Intent, network: &Network) -> Result<()> {
     let tick = kernel.now()?;
-    let clock = Clock { now: SystemTime::now(), tick, ticks_per_second: kernel.ticks_per_second };
+    let clock = Clock { now: Moment::now(), tick, ticks_per_second: kernel.ticks_per_second };
     let wanted = plan(intent, network, &mut Ids::default(), clock).map_err(|e| anyhow!("{e}"))?;
     let ops = diff(&kernel.read()?, &wanted);
     let ops: Vec<Op> = ops.into_iter().filter(|op| !matches!(op, Op::Hooks(_))).collect();

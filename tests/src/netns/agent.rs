@@ -80,6 +80,11 @@ impl Agent {
         &self.pins
     }
 
+    /// The same with its pins elsewhere.
+    pub fn pinned_at(self, pins: PathBuf) -> Agent {
+        Agent { pins, ..self }
+    }
+
     /// Another program in its place, which starts it in its own way.
     pub fn started_by(&mut self, program: PathBuf) -> PathBuf {
         std::mem::replace(&mut self.binary, program)
@@ -140,7 +145,16 @@ impl Agent {
 
     /// SIGHUP: read the configuration again.
     pub fn reload(&self) -> Result<()> {
-        self.process.as_ref().context("the agent doesn't run")?.signal(Signal::SIGHUP)
+        self.signal(Signal::SIGHUP)
+    }
+
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.as_ref().context("the agent doesn't run")?.signal(signal)
+    }
+
+    /// Its process.
+    pub fn id(&self) -> Result<u32> {
+        Ok(self.process.as_ref().context("the agent doesn't run")?.id())
     }
 
     pub fn running(&mut self) -> bool {

@@ -1,12 +1,13 @@
 //! A made-up cluster and network that change from round to round.
 
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use lb_user::intent::{
     Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Path, Port,
     Protocol, ReplyVia, Route, ServicePort, ServiceRange,
 };
+use lb_user::moment::Moment;
 use lb_user::plan::Clock;
 
 /// splitmix64.
@@ -89,7 +90,7 @@ impl World {
     }
 
     pub fn clock(&self) -> Clock {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(self.seconds));
+        let now = Moment::START + Duration::from_secs(u64::from(self.seconds));
         Clock { now, tick: self.seconds * TICKS, ticks_per_second: TICKS }
     }
 

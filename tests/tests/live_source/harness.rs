@@ -1,9 +1,10 @@
 //! A live source without an agent around it, a small cluster for it, and what its objects give as manifests.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use lb_user::intent::ServicePort;
+use lb_user::moment::Moment;
 use lb_user::source::live::{Access, Api, Feed, Live, News};
 use lb_user::source::manifests::{Manifests, Rules, Scope};
 use serde_json::{Value, json};
@@ -38,8 +39,8 @@ pub fn rules() -> Rules {
     Rules { node: "n1".into(), draining: Duration::from_secs(30), classless: true, ..Rules::default() }
 }
 
-pub fn now() -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000)
+pub fn now() -> Moment {
+    Moment::START + Duration::from_secs(1_000)
 }
 
 /// What the API's objects give as a folder of manifests.

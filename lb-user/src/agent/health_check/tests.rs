@@ -1,11 +1,10 @@
 //! Real sockets on the loopback; ports that were free a moment ago.
 
-use std::time::SystemTime;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
 use crate::intent::{Protocol, Traffic};
+use crate::moment::Moment;
 
 async fn free_port() -> u16 {
     let listener = TcpListener::bind("[::]:0").await.expect("a socket");
@@ -83,7 +82,7 @@ fn ready_endpoints_on_this_node_are_counted_once() {
         let addr = addr.parse().expect("an address");
         Endpoint { addr, port: 80, weight: 1, node: Some(node.into()), state }
     };
-    let leaving = EndpointState::Draining { until: SystemTime::UNIX_EPOCH };
+    let leaving = EndpointState::Draining { until: Moment::START };
     let service = |name: &str, port_name: &str, health_check, endpoints| ServicePort {
         namespace: "shop".into(),
         name: name.into(),

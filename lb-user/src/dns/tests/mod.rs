@@ -11,7 +11,6 @@ use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use hickory_proto::op::{Message, MessageType, OpCode, Query};
 use hickory_proto::rr::{Name, Record, RecordType};
@@ -22,6 +21,7 @@ use super::metrics::Metrics;
 use super::server;
 use super::{Snapshot, Zone};
 use crate::config::{Config, Dns};
+use crate::moment::Moment;
 use crate::source::manifests::{Manifests, Scope};
 
 /// What a configuration says of names, beside the least that it must say.
@@ -50,7 +50,7 @@ fn zone(manifests: &str) -> Zone {
         ..Default::default()
     };
     let mut source = Manifests::new(path.clone(), rules);
-    let loaded = source.load(&Scope::All, SystemTime::now());
+    let loaded = source.load(&Scope::All, Moment::now());
     std::fs::remove_file(&path).expect("a file");
     loaded.unwrap_or_else(|errors| panic!("{errors}"));
     assert!(source.refused().is_empty(), "{:?}", source.refused());

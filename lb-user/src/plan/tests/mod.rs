@@ -10,7 +10,7 @@ mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use lb_common::table::filter::{BITS, addr_bit, inside_bit, outside_bit, tuple_bit};
 use lb_common::table::{Backend, NextHop, Owned, Prefix, Service, Settings};
@@ -19,9 +19,10 @@ use lb_common::wire::Addr;
 use super::contents::{Change, Contents, Family, FamilyOp, Hooks, Op};
 use super::ids::outside;
 use super::plan::Clock;
+use crate::moment::Moment;
 
 fn clock(seconds: u32) -> Clock {
-    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000 + u64::from(seconds));
+    let now = Moment::START + Duration::from_secs(1_000_000 + u64::from(seconds));
     Clock { now, tick: 100 * seconds + 7, ticks_per_second: 100 }
 }
 

@@ -1,12 +1,12 @@
 //! Wishes and networks to plan for.
 
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use crate::intent::{
     Address, Endpoint, EndpointState, HookChoice, Intent, InternalSwitch, Link, Neighbour, Network, Path, Port,
     Protocol, ReplyVia, Route, ServicePort, ServiceRange,
 };
+use crate::moment::Moment;
 
 pub const LO: u32 = 1;
 pub const ETH0: u32 = 2;
@@ -106,7 +106,7 @@ pub fn ready(addr: &str) -> Endpoint {
     Endpoint { addr: ip(addr), port: 8_080, weight: 1, node: None, state: EndpointState::Ready }
 }
 
-pub fn draining(addr: &str, until: SystemTime) -> Endpoint {
+pub fn draining(addr: &str, until: Moment) -> Endpoint {
     Endpoint { state: EndpointState::Draining { until }, ..ready(addr) }
 }
 

@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use super::Rules;
 use super::document::{self, Service, Slice, SlicePort, Wish};
 use super::names::{self, Named};
 use crate::config::Error;
 use crate::intent::{Endpoint, EndpointState, Protocol, ServicePort, Traffic};
+use crate::moment::Moment;
 use crate::source::endpoints::{self, preferred};
 
 /// What became of one service.
@@ -21,14 +21,14 @@ pub(super) struct Joined {
     pub ports: Vec<ServicePort>,
     pub named: Arc<Named>,
     /// When each terminating endpoint's remaining connections end.
-    pub deadlines: HashMap<(IpAddr, u16), SystemTime>,
+    pub deadlines: HashMap<(IpAddr, u16), Moment>,
     pub notices: Vec<Error>,
 }
 
 /// When and where services are joined.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Moment<'a> {
-    pub now: SystemTime,
+pub(super) struct Occasion<'a> {
+    pub now: Moment,
     pub rules: &'a Rules,
     /// This node's zone.
     pub zone: Option<&'a str>,
@@ -39,7 +39,7 @@ pub(super) fn join(
     given: &[IpAddr],
     slices: &[Arc<Slice>],
     before: Option<&Joined>,
-    moment: &Moment<'_>,
+    moment: &Occasion<'_>,
 ) -> Result<Joined, Error> {
     let mut joined = Joined { named: names::of(service, given, slices), ..Joined::default() };
     if !service.balanced {
@@ -157,7 +157,7 @@ impl<'s> Endpoints<'s> {
     }
 
     /// Makes spare, in each family, those that are meant for others than this node.
-    fn prefer(mut self, here: &Moment<'_>) -> Vec<Endpoint> {
+    fn prefer(mut self, here: &Occasion<'_>) -> Vec<Endpoint> {
         for v4 in [true, false] {
             let is_ready = |e: &Endpoint| e.state == EndpointState::Ready && e.addr.is_ipv4() == v4;
             let ready: Vec<&endpoints::Endpoint> =

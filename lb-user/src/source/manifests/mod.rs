@@ -25,20 +25,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 pub use document::ServiceName;
 use document::{Balancer, Documents};
 pub(crate) use files::is_manifest;
 use files::{Files, Fresh};
 use index::{Index, Taken, Wrong};
-use join::{Joined, Moment};
+use join::{Joined, Occasion};
 use names::Names;
 
 use crate::address::{Leases, Outcome, Pool, Waiting};
 use crate::config::{self, Error, Errors};
 use crate::health::Check;
 use crate::intent::{Protocol, ServicePort, ServiceRange};
+use crate::moment::Moment;
 use crate::policy::Cluster;
 use crate::source::endpoints::{Labels, Node, Nodes};
 
@@ -251,7 +252,7 @@ impl Manifests {
 
     /// Reads what `scope` says and changed. Files that are wrong stay as they were, and are told among the notices
     /// and by [`Manifests::refused`]. On an error, which no file alone is to blame for, nothing changes.
-    pub fn load(&mut self, scope: &Scope, now: SystemTime) -> Result<Update, Errors> {
+    pub fn load(&mut self, scope: &Scope, now: Moment) -> Result<Update, Errors> {
         let (mut fresh, mut refused) = self.files.read(scope)?;
         loop {
             let new: Vec<Arc<Documents>> = fresh.iter().filter_map(|f| f.documents.clone()).collect();
@@ -316,7 +317,7 @@ impl Manifests {
 
     /// Works out what the changed documents change; `self` changes at its end or not at all (but
     /// for the index, which the caller turns back).
-    fn take(&mut self, old: &[Arc<Documents>], new: &[Arc<Documents>], now: SystemTime) -> Result<Update, Vec<Wrong>> {
+    fn take(&mut self, old: &[Arc<Documents>], new: &[Arc<Documents>], now: Moment) -> Result<Update, Vec<Wrong>> {
         let mut affected = self.index.touched(old);
         affected.extend(self.index.touched(new));
         if self.all || nodes(old) != nodes(new) {
@@ -413,12 +414,12 @@ impl Manifests {
         &self,
         affected: &BTreeSet<ServiceName>,
         leases: &Leases,
-        now: SystemTime,
+        now: Moment,
     ) -> Result<BTreeMap<ServiceName, Arc<Joined>>, Vec<Wrong>> {
         let mut all = BTreeMap::new();
         let mut wrong = Vec::new();
         let zone = self.index.nodes.get(&self.rules.node).and_then(|node| node.zone.as_deref());
-        let moment = Moment { now, rules: &self.rules, zone };
+        let moment = Occasion { now, rules: &self.rules, zone };
         for name in affected {
             let Some(service) = self.index.services.get(name).and_then(|s| s.first()) else {
                 continue;

@@ -40,8 +40,8 @@ fn rules() -> Rules {
     }
 }
 
-fn at(second: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(1_000 + second)
+fn at(second: u64) -> Moment {
+    Moment::START + Duration::from_secs(1_000 + second)
 }
 
 /// One line a port.
@@ -55,7 +55,7 @@ fn show(services: &[ServicePort]) -> Vec<String> {
                 .map(|e| {
                     let weight = if e.weight == 1 { String::new() } else { format!("*{}", e.weight) };
                     let node = e.node.as_deref().map_or(String::new(), |n| format!("@{n}"));
-                    let seconds = |until: SystemTime| until.duration_since(at(0)).unwrap().as_secs();
+                    let seconds = |until: Moment| until.since(at(0)).as_secs();
                     let state = match e.state {
                         EndpointState::Ready => String::new(),
                         EndpointState::Spare => "~".into(),

@@ -70,6 +70,8 @@ pub struct Event {
 #[derive(Default)]
 pub struct News {
     dirty: Dirty,
+    /// Something was lost.
+    overran: bool,
     /// When that is taken at the latest.
     end: Option<Instant>,
     /// Changes of routes, and of what takes them along without a word, in their order.
@@ -101,12 +103,28 @@ impl News {
             buffer.clear();
             match socket.recv(&mut buffer, 0) {
                 Ok(_) => message::each(&buffer).for_each(|(kind, flags, payload)| self.note(kind, flags, payload)),
-                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.dirty = Dirty::ALL,
+                Err(error) if is_overrun(&error) => {
+                    self.lost(socket, &mut buffer);
+                    all = true;
+                }
                 Err(_) => all = true,
             }
         }
         self.buffer = buffer;
         all
+    }
+
+    /// Some of what the kernel told is lost: what it told besides is older than the read of all that follows, and
+    /// would only hold that up.
+    fn lost(&mut self, socket: &Socket, buffer: &mut Vec<u8>) {
+        (self.dirty, self.overran) = (Dirty::ALL, true);
+        self.events.clear();
+        loop {
+            buffer.clear();
+            if socket.recv(buffer, 0).is_err_and(|error| !is_overrun(&error)) {
+                break;
+            }
+        }
     }
 
     /// Whether there is something whose turn it is, however much may still come.
@@ -140,6 +158,11 @@ impl News {
         Ok(())
     }
 
+    /// Whether something was lost since this was asked last.
+    pub fn take_overran(&mut self) -> bool {
+        std::mem::take(&mut self.overran)
+    }
+
     /// The events, and, once their burst is over, what else changed.
     pub fn take(&mut self) -> (Vec<Event>, Dirty) {
         let over = self.end.is_some_and(|end| end <= Instant::now());
@@ -149,6 +172,10 @@ impl News {
         }
         (std::mem::take(&mut self.events), dirty)
     }
+}
+
+fn is_overrun(error: &std::io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 pub fn subscribe() -> Result<AsyncFd<Socket>> {

@@ -65,6 +65,7 @@ families! {
     REPAIRED: Counter "repaired_entries" [] "Entries of the kernel's tables that others broke, set right";
     ROUTES_REPAIRED: Counter "repaired_routes" [] "Changes by others to operators' routes, set right";
     OVERLAY_ERRORS: Counter "overlay_icmp_errors" [kind] "ICMP errors about packets in the overlay to other nodes: too_large for the way, which is then taken to be narrower, or unreachable";
+    OVERRUNS: Counter "network_overruns" [] "Times that the kernel's network changed faster than it could be followed, and was read anew";
     SOURCE: Gauge "source_up" [source] "1 where services come from can be read, 0 while an API is away";
     SOURCE_REFUSED: Gauge "source_refused" [] "Places in files, or objects, that are not in force as they are now";
 

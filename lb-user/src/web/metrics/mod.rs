@@ -71,6 +71,7 @@ fn vitals(samples: &mut Samples, vitals: &Vitals) {
         (&f::FAILED, &vitals.failed),
         (&f::REFUSED, &vitals.refused),
         (&f::REPAIRED, &vitals.repaired),
+        (&f::OVERRUNS, &vitals.overruns),
     ] {
         samples.count(family, [], Some(counter.load(Ordering::Relaxed)));
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::process::Stdio;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use lb_common::table::Prefix;
@@ -12,6 +12,7 @@ use lb_user::apply::fib::Parts;
 use lb_user::apply::{Maps, Paths};
 use lb_user::fib::Fib;
 use lb_user::intent::{Intent, Neighbour, Network};
+use lb_user::moment::Moment;
 use lb_user::plan::{Clock, Ids, Planned};
 use lb_user::source::netlink::Mirror;
 use stellwerk_tests::netns::clean::{self, Proc};
@@ -45,7 +46,7 @@ pub fn whole<A: Drawn>(fib: &mut Fib<A, Parts>, ns: &Ns, routes: usize, what: &s
         let mut network = Mirror::open()?.network().clone();
         let read = begin.elapsed();
         resolved(&mut network);
-        let clock = Clock { now: SystemTime::now(), tick: 1, ticks_per_second: 100 };
+        let clock = Clock { now: Moment::now(), tick: 1, ticks_per_second: 100 };
         let begin = Instant::now();
         let planned = Planned::new(&Intent::default(), &network, &mut Ids::default(), clock, None)?;
         let contents = planned.contents();
