@@ -290,8 +290,17 @@ fn open_connections() -> Result<()> {
     eventually(|| few_are(&cluster, allowed))?;
     let to = |v6: usize| SocketAddr::new(cluster.pods[0].at.both()[v6], ECHO);
     let mut talks = Vec::new();
+    let asker = cluster.nodes[0].agent.asker();
+    let watched = thread::spawn(move || asker.command(&["monitor", "--json", "--seconds", "3"]));
+    thread::sleep(Duration::from_secs(1));
     for (pod, v6) in [(1, 0), (1, 1), (2, 0)] {
         talks.push(Talk::open(&From::ns(&cluster.pods[pod].ns), to(v6))?);
+    }
+    let seen = watched.join().expect("it ends")?;
+    for v6 in [0, 1] {
+        let told = |line: &&str| line.contains("\"allowed\"") && line.contains(&format!("> {}\"", to(v6)));
+        let event = seen.lines().find(told).with_context(|| format!("{}:\n{seen}", to(v6)))?;
+        ensure!(event.contains("a NetworkPolicy allows it to the pod"), "{event}");
     }
     let mut all = |what: &str| talks.iter_mut().try_for_each(|talk| talk.exchange(50_000)).context(what.to_owned());
     all("with the first agent")?;
