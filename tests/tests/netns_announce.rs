@@ -16,7 +16,7 @@ fn logs(nodes: &Nodes) -> String {
 fn agreed(nodes: &Nodes, who: &[usize], addr: IpAddr) -> usize {
     let owners = || who.iter().map(|&i| nodes.owner(i, addr).ok().flatten()).collect::<Vec<_>>();
     let same = || owners().windows(2).all(|two| two[0] == two[1]) && owners()[0].is_some();
-    let end = Instant::now() + Duration::from_secs(10);
+    let end = Instant::now() + Duration::from_secs(30);
     while !same() {
         assert!(Instant::now() < end, "{addr}: {:?}\n{}", owners(), logs(nodes));
         std::thread::sleep(Duration::from_millis(50));

@@ -11,7 +11,7 @@ pub const NAMES: [&str; 9] = ["packet", "nat", "route", "flow-table", "wire", "u
 
 pub fn run(name: &str, args: &[String]) -> Result<i32> {
     setup::tools(setup::NET)?;
-    build::all()?;
+    build::product_and(&["stellwerk-bench"])?;
     let args: Vec<String> = std::iter::once(name.to_owned()).chain(args.iter().cloned()).collect();
     program("stellwerk-bench", &args, "the benchmarks load eBPF programs and make network namespaces", None)
 }

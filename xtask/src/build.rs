@@ -14,15 +14,21 @@ pub fn all() -> Result<()> {
     workspace()
 }
 
-/// What is installed on nodes, and nothing else. With the features of the whole, or all would be built twice.
-pub fn product() -> Result<()> {
+/// What is installed on nodes.
+pub const PRODUCT: &[&str] = &["stellwerk", "stellwerk-cni"];
+
+/// The product and these of the other programs. With the features of the whole, or all would be built twice.
+pub fn product_and(others: &[&str]) -> Result<()> {
     ebpf()?;
     let mut cargo = cmd::cargo();
-    cargo.args(["build", "--release", "--workspace", "--bin", "stellwerk", "--bin", "stellwerk-cni"]);
+    cargo.args(["build", "--release", "--workspace"]);
+    for name in PRODUCT.iter().chain(others) {
+        cargo.args(["--bin", name]);
+    }
     cmd::run(cargo)
 }
 
-pub fn workspace() -> Result<()> {
+fn workspace() -> Result<()> {
     let mut cargo = cmd::cargo();
     cargo.args(["build", "--release", "--workspace"]);
     cmd::run(cargo)

@@ -34,7 +34,7 @@ const SCRIPTS: [&str; 3] = ["postinst", "prerm", "postrm"];
 
 /// Builds what is packed, and packs it.
 pub fn run(out: Option<&Path>) -> Result<()> {
-    build::product()?;
+    build::product_and(&[])?;
     let package = pack(&out.map_or_else(folder, Path::to_owned))?;
     say!("{}", package.display());
     Ok(())

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-use crate::{build, cmd, kernel, rungs, setup};
+use crate::{build, cmd, demo, kernel, rungs, setup};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Result<i32> {
         setup::tools(setup::CONTAINERS)?;
         setup::tools(setup::BROWSER)?;
         if !chosen("build") {
-            build::all()?;
+            build::product_and(&[demo::PROGRAM])?;
         }
     }
     let mut lines = Vec::new();
@@ -128,7 +128,7 @@ pub fn run(args: &Args) -> Result<i32> {
 /// The kernel rung on other kernels.
 fn in_machines(versions: &[String]) -> Result<i32> {
     setup::tools(setup::VM)?;
-    build::all()?;
+    build::product_and(&[])?;
     let tests = rungs::root_tests("kernel_")?;
     if tests.is_empty() {
         bail!("there is no tests/tests/kernel_*.rs to run in another kernel");
