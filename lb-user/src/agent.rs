@@ -55,6 +55,7 @@ use self::routes::Routes;
 use self::wanted::Neighbours;
 use self::wish::{Undo, Wish};
 use crate::apply::load::{self, Loaded};
+use crate::apply::sys;
 use crate::apply::{Kernel, Paths, Served};
 use crate::config::Config;
 use crate::intent::Network;
@@ -92,6 +93,7 @@ pub struct Options {
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(options: &Options) -> Result<()> {
+    sys::keep_no_heaps();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(start(options))
 }

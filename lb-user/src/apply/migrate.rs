@@ -208,14 +208,15 @@ impl Move {
         }
         fs::rename(moving, paths.maps()).context("pinning the tables")?;
         Attacher::new(&self.ebpf)?.take_over(&mut self.ebpf, paths, state)?;
-        sockets::take_over(&mut self.ebpf, paths)?;
-        self.copies.iter().filter(|copy| !copy.from.is_array()).try_for_each(|copy| copy.all(true))?;
-        let settings = Table::<u32, Settings>::open(&paths.maps(), "SETTINGS")?;
         if held.is_some() {
+            let settings = Table::<u32, Settings>::open(&paths.maps(), "SETTINGS")?;
             let now = settings.get(&0)?.unwrap_or_default();
             settings.set(&0, &Settings { held_until: 0, ..now })?;
         }
-        Ok(held.map(|since| since.elapsed()))
+        let held = held.map(|since| since.elapsed());
+        sockets::take_over(&mut self.ebpf, paths)?;
+        self.copies.iter().filter(|copy| !copy.from.is_array()).try_for_each(|copy| copy.all(true))?;
+        Ok(held)
     }
 
     /// Keeps new connections out of the other version's tables, if it knows how.

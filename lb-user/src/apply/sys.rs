@@ -434,3 +434,19 @@ pub fn raise_memlock() {
     // SAFETY: the struct lives across the call. A refusal shows later, as a map that can't be made.
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
 }
+
+/// Has what is freed go back to the kernel. glibc gives each thread a heap of its own and keeps the room that a start or
+/// a large plan took: with 1,000 services 133 MB of which 34 are in use. The agent's threads seldom allocate at once.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "mallopt has no safe form in libc")]
+pub fn keep_no_heaps() {
+    // SAFETY: the call changes numbers of the allocator, by whole numbers that malloc's manual has.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+    }
+}
+
+/// Other allocators have no such heaps.
+#[cfg(not(target_env = "gnu"))]
+pub fn keep_no_heaps() {}
