@@ -22,7 +22,7 @@ const LINES: &str =
     "pods: { blocks: [172.27.3.0/26, \"fd00:27:3::/122\"] }\ndraining: 4s\ncapacity: { services: 64 }\n";
 
 /// The agent's loop looks at all tables so often, at most, and a busy machine is slow.
-const PRUNE: Duration = Duration::from_secs(16);
+const PRUNE: Duration = Duration::from_secs(40);
 /// What is to happen at once.
 const SOON: Duration = Duration::from_secs(8);
 
