@@ -91,8 +91,10 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool, policies: bool) -> R
     }
     migrate::migrate(paths, &mut state, wanted, policies)?;
     let fresh = !dir.exists();
-    if fresh {
+    if !paths.layout(layout()).exists() {
         Layout::own().write(paths)?;
+    }
+    if fresh {
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     let multipliers = multipliers(&dir)?;
@@ -305,7 +307,10 @@ pub fn remove_other_layouts(paths: &Paths) -> Result<()> {
 /// Removes a folder of maps, and what says how they lie.
 fn remove_layout(paths: &Paths, name: &str) -> io::Result<()> {
     fs::remove_dir_all(paths.pin.join(name))?;
-    fs::remove_file(paths.layout(name))
+    match fs::remove_file(paths.layout(name)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Pins of one network namespace are no use in another.
