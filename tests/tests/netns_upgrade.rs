@@ -96,7 +96,9 @@ fn names(pod: &Ns) -> Again {
 /// HTTP through the VIP from both networks, a family each, and from a pod to the outside, translated.
 fn loads(scene: &Scene) -> [Load; 3] {
     let (vip, far) = (Which::Web.external(), device::far());
-    let plan = |to: IpAddr, port| Plan { pace: Duration::from_millis(20), ..Plan::new(SocketAddr::new(to, port)) };
+    // Whoever begins while none may sends its SYN again after 1, 3 and 7 s; a slow build on a busy machine takes seconds.
+    let (pace, timeout) = (Duration::from_millis(40), Duration::from_secs(15));
+    let plan = |to: IpAddr, port| Plan { pace, timeout, ..Plan::new(SocketAddr::new(to, port)) };
     let start = |ns: &Ns, plan| Load::start(ns, plan).expect("a load");
     [
         start(&scene.device.client, plan(vip.v4, PORT)),

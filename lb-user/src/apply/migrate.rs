@@ -35,8 +35,8 @@ use crate::intent::Capacity;
 
 /// Packets that are on their way through a program have left it after this time.
 const GRACE: Duration = Duration::from_millis(20);
-/// New connections stay outside for so long at the most, should this agent die meanwhile.
-const HELD: Duration = Duration::from_secs(3);
+/// New connections stay outside for so long at the most, should this agent die meanwhile. It takes some 0.1 s.
+const HELD: Duration = Duration::from_secs(6);
 /// The tables that are copied while no new connection begins.
 const CONNECTIONS: [&str; 6] = ["FLOWS4", "FLOWS6", "OWNERS4", "OWNERS6", "HOLDERS4", "HOLDERS6"];
 /// How often an entry is read that packets write at the moment.
