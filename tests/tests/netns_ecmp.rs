@@ -91,8 +91,9 @@ impl Ways {
     fn ask(&self, flows: &[UdpSocket]) -> Vec<u8> {
         let one = |socket: &UdpSocket| {
             let mut buffer = [0; 64];
-            socket.send(b"who?").unwrap();
-            let n = socket.recv(&mut buffer).unwrap_or_else(|e| panic!("{socket:?}: {e}"));
+            let mut answer = || socket.send(b"who?").and_then(|_| socket.recv(&mut buffer));
+            // What is on its way to a router whose link has just gone is lost; the flow's next packet isn't.
+            let n = answer().or_else(|_| answer()).unwrap_or_else(|e| panic!("{socket:?}: {e}"));
             assert_eq!(&buffer[1..n], b" who?");
             buffer[0] - b'0'
         };
