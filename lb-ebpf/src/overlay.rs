@@ -12,8 +12,7 @@ use crate::tables::{Kernel, now};
 
 /// A packet whose headers can be taken off and put around.
 pub trait Overlay {
-    /// Why it is dropped, or nothing.
-    /// Else its value says whether it came in the overlay.
+    /// Why it is dropped; of a packet that passes, whether it came in the overlay (1).
     fn enter(&mut self, ifindex: u32) -> Outcome;
     fn leave(&mut self, next_hop: u32) -> Outcome;
 }

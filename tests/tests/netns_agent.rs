@@ -4,50 +4,25 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use stellwerk_tests::load::{Load, Plan, Summary};
 use stellwerk_tests::netns::config::{Endpoint, Files};
 use stellwerk_tests::netns::probe::{self, From, Talk};
-use stellwerk_tests::netns::scene::{PORT, Scene, Which};
+use stellwerk_tests::netns::scene::{Loads, PORT, Scene, Which};
 use stellwerk_tests::netns::{agent, device};
 
 fn open() -> Scene {
     Scene::open("auto", "xdp").expect("the scene")
 }
 
-fn web(v4: bool) -> SocketAddr {
-    let twin = Which::Web.external();
-    SocketAddr::new(if v4 { twin.v4 } else { twin.v6 }, PORT)
-}
-
-/// Loads on both ports, one a family.
-fn loads(scene: &Scene) -> [Load; 2] {
-    let pace = Duration::from_millis(20);
-    let one = Load::start(&scene.device.client, Plan { pace, ..Plan::new(web(true)) });
-    let source = Some(device::far().v6);
-    let two = Load::start(&scene.device.inet, Plan { pace, source, ..Plan::new(web(false)) });
-    [one.expect("a load"), two.expect("a load")]
-}
-
-fn summary(loads: &[Load], from: Instant) -> Summary {
-    let to = Instant::now();
-    loads.iter().for_each(|load| load.settle(to));
-    let samples: Vec<_> = loads.iter().flat_map(|load| load.reader().between(from, to)).collect();
-    Summary::of(&samples)
-}
-
-fn none_failed(summary: &Summary, scene: &Scene) {
-    assert!(summary.requests > 500, "only {} requests", summary.requests);
-    assert!(summary.failed == 0, "{summary:#?}\n{}", scene.agent.log_tail());
+fn loads(scene: &Scene) -> Loads {
+    Loads::start(scene, Duration::from_millis(20)).expect("loads")
 }
 
 #[test]
 fn replicas_share_the_load() {
     let scene = open();
-    let from = Instant::now();
     let loads = loads(&scene);
     std::thread::sleep(Duration::from_secs(2));
-    let summary = summary(&loads, from);
-    none_failed(&summary, &scene);
+    let summary = loads.none_failed(&scene, 500);
     for replica in ["pod-1", "pod-2", "remote"] {
         let share = summary.share(replica);
         assert!((0.25..0.42).contains(&share), "{replica}: {share}\n{summary:#?}");
@@ -57,7 +32,6 @@ fn replicas_share_the_load() {
 #[test]
 fn killed_agent_loses_nothing_and_its_successor_takes_over() {
     let mut scene = open();
-    let from = Instant::now();
     let loads = loads(&scene);
     for _ in 0..2 {
         std::thread::sleep(Duration::from_millis(500));
@@ -72,8 +46,7 @@ fn killed_agent_loses_nothing_and_its_successor_takes_over() {
     while probe::tcp(&scene.client(), target, 10).is_err() {
         assert!(Instant::now() < end, "the change never came\n{}", scene.agent.log_tail());
     }
-    let summary = summary(&loads, from);
-    none_failed(&summary, &scene);
+    loads.none_failed(&scene, 500);
 }
 
 #[test]
@@ -89,7 +62,6 @@ fn stopped_agent_leaves_traffic_flowing() {
 #[test]
 fn bad_edit_is_refused_whole() {
     let scene = open();
-    let from = Instant::now();
     let loads = loads(&scene);
     std::thread::sleep(Duration::from_millis(300));
     let good = Files::standard("auto", "xdp");
@@ -103,13 +75,12 @@ fn bad_edit_is_refused_whole() {
     std::thread::sleep(Duration::from_millis(500));
     scene.files.write_config(&good).unwrap();
     std::thread::sleep(Duration::from_millis(700));
-    none_failed(&summary(&loads, from), &scene);
+    loads.none_failed(&scene, 500);
 }
 
 #[test]
 fn endpoints_come_and_go_under_load() {
     let mut scene = open();
-    let from = Instant::now();
     let loads = loads(&scene);
     let remote = device::pod(2, 11);
     for _ in 0..5 {
@@ -119,9 +90,7 @@ fn endpoints_come_and_go_under_load() {
         std::thread::sleep(Duration::from_millis(150));
     }
     // Only connections of the one that left may have ended; nothing that began on another one.
-    let to = Instant::now();
-    loads.iter().for_each(|load| load.settle(to));
-    let samples: Vec<_> = loads.iter().flat_map(|load| load.reader().between(from, to)).collect();
+    let samples = loads.samples();
     let other = samples.iter().find(|s| s.result.is_err() && s.before.as_deref().is_some_and(|b| b != "pod-2"));
     assert!(other.is_none(), "{other:?} ({remote:?})\n{}", scene.agent.log_tail());
     assert!(samples.len() > 500);

@@ -58,8 +58,13 @@ impl Again {
         Again { what: what.to_owned(), stop, tried, thread: Some(thread) }
     }
 
-    /// Ends it; it has been tried, and has never failed.
+    /// Ends it once it has been tried so often; it has never failed.
     fn end(mut self, at_least: u64) {
+        // A question that is asked again takes five seconds.
+        let patience = Instant::now() + Duration::from_secs(30);
+        while self.tried.load(Ordering::Relaxed) < at_least && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(50));
+        }
         self.stop.store(true, Ordering::Relaxed);
         let failed = self.thread.take().expect("it ends once").join().expect("a thread");
         let tried = self.tried.load(Ordering::Relaxed);

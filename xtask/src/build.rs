@@ -9,28 +9,26 @@ use anyhow::{Context, Result, bail};
 
 use crate::{cmd, toolchain};
 
-pub fn all() -> Result<()> {
-    ebpf()?;
-    workspace()
-}
-
 /// What is installed on nodes.
 pub const PRODUCT: &[&str] = &["stellwerk", "stellwerk-cni"];
 
-/// The product and these of the other programs. With the features of the whole, or all would be built twice.
+pub fn all() -> Result<()> {
+    release(&[])
+}
+
+/// The product and these of the other programs.
 pub fn product_and(others: &[&str]) -> Result<()> {
+    release(&[PRODUCT, others].concat())
+}
+
+/// These programs, or all there is. With the features of the whole, or all would be built twice.
+fn release(programs: &[&str]) -> Result<()> {
     ebpf()?;
     let mut cargo = cmd::cargo();
     cargo.args(["build", "--release", "--workspace"]);
-    for name in PRODUCT.iter().chain(others) {
+    for name in programs {
         cargo.args(["--bin", name]);
     }
-    cmd::run(cargo)
-}
-
-fn workspace() -> Result<()> {
-    let mut cargo = cmd::cargo();
-    cargo.args(["build", "--release", "--workspace"]);
     cmd::run(cargo)
 }
 

@@ -43,7 +43,7 @@ pub fn initramfs(kernel: &Kernel, home: &Path, tests: &[(String, PathBuf)]) -> R
             root.program(&path, &Path::new("/usr/bin").join(program))?;
         }
     }
-    for program in ["stellwerk", "stellwerk-cni"] {
+    for program in build::PRODUCT {
         root.program(&build::binary(program), &Path::new("/").join(program))?;
     }
     for (name, path) in tests {

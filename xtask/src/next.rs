@@ -65,13 +65,13 @@ const EXCHANGES: &[Exchange] = &[
     // Connections, and who has which port.
     (
         "lb-common/src/flow_table/entry.rs",
-        "    /// Service and backend.\n    owner: Cell64,\n    route: Cell64,\n}\n",
-        "    route: Cell64,\n    owner: Cell64,\n}\n",
+        "        /// Service and backend.\n        owner: Cell64,\n        route: Cell64,\n",
+        "        route: Cell64,\n        owner: Cell64,\n",
     ),
     (
         "lb-common/src/port_table/mod.rs",
-        "    meta: Cell32,\n    last: Cell32,\n    /// The endpoint's",
-        "    last: Cell32,\n    meta: Cell32,\n    /// The endpoint's",
+        "        meta: Cell32,\n        last: Cell32,\n        /// The endpoint's",
+        "        last: Cell32,\n        meta: Cell32,\n        /// The endpoint's",
     ),
 ];
 

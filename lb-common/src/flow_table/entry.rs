@@ -106,33 +106,23 @@ pub(super) mod lanes {
     }
 }
 
-/// One direction of a connection.
-#[repr(C, align(64))]
-#[derive(Default)]
-pub struct Entry<A: Addr> {
-    pub(super) meta: Cell32,
-    pub(super) last: Cell32,
-    addrs: A::Pair,
-    /// Ports and protocol.
-    rest: Cell64,
-    to_addrs: A::Pair,
-    /// New ports, flags.
-    to_rest: Cell64,
-    /// Service and backend.
-    owner: Cell64,
-    route: Cell64,
+crate::table::cells! {
+    /// One direction of a connection.
+    #[repr(C, align(64))]
+    pub struct Entry<A> {
+        pub(super) meta: Cell32,
+        pub(super) last: Cell32,
+        addrs: A::Pair,
+        /// Ports and protocol.
+        rest: Cell64,
+        to_addrs: A::Pair,
+        /// New ports, flags.
+        to_rest: Cell64,
+        /// Service and backend.
+        owner: Cell64,
+        route: Cell64,
+    }
 }
-
-crate::table::fields! { Entry<A> {
-    meta: Cell32,
-    last: Cell32,
-    addrs: A::Pair,
-    rest: Cell64,
-    to_addrs: A::Pair,
-    to_rest: Cell64,
-    owner: Cell64,
-    route: Cell64,
-} }
 
 /// For tests that try one thing twice.
 #[cfg(not(target_arch = "bpf"))]

@@ -13,21 +13,20 @@ pub const HOLDERS: u32 = 1 << 14;
 /// Places of a host's count that are looked at.
 const PROBES: u32 = 8;
 
-/// How many ports a host on the inside has.
-#[repr(C)]
-#[derive(Default)]
-pub struct Holder<A: Addr> {
-    /// 0: free; [`Holder::CLAIMED`]; [`Holder::VALID`].
-    state: Cell32,
-    ports: Cell32,
-    /// Packets dropped since it had too many.
-    denied: Cell32,
-    pad: Cell32,
-    /// The host, and nothing.
-    addr: A::Pair,
+crate::table::cells! {
+    /// How many ports a host on the inside has.
+    #[repr(C)]
+    pub struct Holder<A> {
+        /// 0: free; [`Holder::CLAIMED`]; [`Holder::VALID`].
+        state: Cell32,
+        ports: Cell32,
+        /// Packets dropped since it had too many.
+        denied: Cell32,
+        pad: Cell32,
+        /// The host, and nothing.
+        addr: A::Pair,
+    }
 }
-
-crate::table::fields! { Holder<A> { state: Cell32, ports: Cell32, denied: Cell32, pad: Cell32, addr: A::Pair, } }
 
 impl<A: Addr> Holder<A> {
     /// Somebody writes the address.

@@ -82,17 +82,16 @@ pub fn base(plane: u32, class: u32) -> u32 {
     (plane.wrapping_mul(CLASSES).wrapping_add(class)).wrapping_mul(PORTS)
 }
 
-/// Who has a port.
-#[repr(C)]
-#[derive(Default)]
-pub struct Owner<A: Addr> {
-    meta: Cell32,
-    last: Cell32,
-    /// The endpoint's address inside, and the first one outside that it sent to.
-    addrs: A::Pair,
+crate::table::cells! {
+    /// Who has a port.
+    #[repr(C)]
+    pub struct Owner<A> {
+        meta: Cell32,
+        last: Cell32,
+        /// The endpoint's address inside, and the first one outside that it sent to.
+        addrs: A::Pair,
+    }
 }
-
-crate::table::fields! { Owner<A> { meta: Cell32, last: Cell32, addrs: A::Pair, } }
 
 /// An owner's port inside (16 bits, in network order), state (4), flags (4) and generation (8).
 #[repr(transparent)]

@@ -52,7 +52,7 @@ impl<T, const N: usize> Fields for [T; N] {
     const FIELDS: &'static [Field] = &[Field { name: "", at: 0, size: size_of::<[T; N]>() }];
 }
 
-/// [`Fields`] of a struct, all of them named.
+/// [`Fields`] of a struct: for who defines it, [`plain!`] and [`cells!`], so that none is forgotten.
 macro_rules! fields {
     ($name:ident $(<$a:ident>)? { $($f:ident: $t:ty,)+ }) => {
         impl $(<$a: crate::wire::Addr>)? crate::table::Fields for $name $(<$a>)? {
@@ -62,16 +62,20 @@ macro_rules! fields {
                 size: core::mem::size_of::<$t>(),
             },)+];
         }
-        const _: () = {
-            // One that isn't named above is missed here.
-            #[expect(dead_code, reason = "only compiled")]
-            fn all $(<$a: crate::wire::Addr>)? (value: &$name $(<$a>)?) {
-                let $name { $($f: _,)+ } = value;
-            }
-        };
     };
 }
 pub(crate) use fields;
+
+/// Defines a struct of words that several CPUs write at once, with its [`Fields`].
+macro_rules! cells {
+    ($(#[$m:meta])* pub struct $name:ident<$a:ident> { $($(#[$fm:meta])* $v:vis $f:ident: $t:ty,)+ }) => {
+        $(#[$m])*
+        #[derive(Default)]
+        pub struct $name<$a: crate::wire::Addr> { $($(#[$fm])* $v $f: $t,)+ }
+        crate::table::fields! { $name<$a> { $($f: $t,)+ } }
+    };
+}
+pub(crate) use cells;
 
 // SAFETY: integers have neither padding nor invalid bits; an array adds none, nor does a transparent struct of either.
 #[expect(unsafe_code, reason = "integers, arrays of plain values and addresses are plain")]

@@ -4,8 +4,7 @@
 //! What is quoted has to be of this node to another one; more can't be asked of an error (RFC 5927 §4). Not here: what an
 //! error says ([`crate::path_mtu`]).
 
-use std::io;
-use std::mem::MaybeUninit;
+use std::io::{self, Read};
 use std::sync::atomic::Ordering;
 
 use libc::{BPF_ABS, BPF_B, BPF_IND, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_LDX, BPF_MSH, BPF_RET};
@@ -82,21 +81,13 @@ async fn hear(
             ready = socket.readable() => ready,
         };
         let Ok(mut ready) = ready else { return true };
-        let mut buffer = [MaybeUninit::uninit(); MESSAGE];
-        let Ok(read) = ready.try_io(|socket| read(socket.get_ref(), &mut buffer)) else { continue };
-        let Some(said) = read.ok().and_then(|message| told(message, v4, wanted)) else { continue };
+        let mut buffer = [0; MESSAGE];
+        let Ok(read) = ready.try_io(|socket| socket.get_ref().read(&mut buffer)) else { continue };
+        let Some(said) = read.ok().and_then(|length| told(&buffer[..length], v4, wanted)) else { continue };
         if tell.send(said).await.is_err() {
             return true;
         }
     }
-}
-
-fn read<'b>(socket: &Socket, buffer: &'b mut [MaybeUninit<u8>; MESSAGE]) -> io::Result<&'b [u8]> {
-    let length = socket.recv(buffer)?;
-    #[expect(unsafe_code, reason = "socket2 fills uninitialized memory")]
-    // SAFETY: the kernel has written as many bytes as it says.
-    let message = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
-    Ok(message)
 }
 
 /// A socket that is given errors of the kinds that matter, and no other ICMP, of which there may be much.

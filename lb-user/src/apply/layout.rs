@@ -11,10 +11,11 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result};
+use lb_common::hash;
 use lb_common::table::Field;
 use serde::{Deserialize, Serialize};
 
-use super::maps::{Paths, SPECS};
+use super::maps::{Paths, SPECS, Spec};
 use crate::disk;
 
 /// Rises when tables change in a way that their fields' names don't show: then they can't become each other.
@@ -68,7 +69,7 @@ pub struct Change {
 impl Layout {
     /// This version's.
     pub fn own() -> Self {
-        let shape = |spec: &super::maps::Spec| Shape {
+        let shape = |spec: &Spec| Shape {
             key: parts(spec.key),
             value: parts(spec.value),
             rows: spec.rows.map_or(Vec::new(), |rows| rows().into_iter().map(str::to_owned).collect()),
@@ -77,13 +78,9 @@ impl Layout {
         Layout { number: NUMBER, tables: SPECS.iter().map(|spec| (spec.name.to_owned(), shape(spec))).collect() }
     }
 
-    /// The name of its folder: FNV-1a over its words.
+    /// The name of its folder, by its words.
     pub fn name(&self) -> String {
-        let mut hash = 0xcbf2_9ce4_8422_2325u64;
-        for byte in serde_json::to_vec(self).unwrap_or_default() {
-            hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-        }
-        format!("maps-{hash:016x}")
+        format!("maps-{:016x}", hash::bytes(serde_json::to_vec(self).unwrap_or_default()))
     }
 
     /// What a version wrote down of the maps in a folder of that name.

@@ -100,12 +100,7 @@ pub fn load(paths: &Paths, wanted: &Capacity, traced: bool, policies: bool) -> R
     let multipliers = multipliers(&dir)?;
     grow::grow(paths, &mut state, wanted, &multipliers)?;
     let capacity = in_force(&dir, wanted)?;
-    let constants = Constants {
-        multipliers,
-        mask: flows::slots(&capacity) / WAYS - 1,
-        elders: [NONE; 2],
-        traced: u32::from(traced),
-    };
+    let constants = Constants::new(multipliers, &capacity, traced);
     let mut ebpf = programs(&dir, &constants, &capacity, &[], policies)?;
     repin_clock(&mut ebpf, paths)?;
     flow_hash(&dir)?.set(&0, &multipliers)?;
@@ -125,6 +120,14 @@ pub(super) struct Constants {
     pub elders: [u32; 2],
     /// Not 0: with messages about [`lb_common::table::Settings::trace_port`].
     pub traced: u32,
+}
+
+impl Constants {
+    /// Of flow tables that don't grow.
+    pub fn new(multipliers: [u64; MULTIPLIERS], capacity: &Capacity, traced: bool) -> Self {
+        let mask = flows::slots(capacity) / WAYS - 1;
+        Constants { multipliers, mask, elders: [NONE; 2], traced: traced.into() }
+    }
 }
 
 /// A map that is pinned elsewhere than its name says.

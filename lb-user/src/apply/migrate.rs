@@ -16,11 +16,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, MapType};
-use lb_common::flow_table::{HINTS, NONE, WAYS, is_hints};
+use lb_common::flow_table::{HINTS, is_hints};
 use lb_common::table::{Plain, Settings};
 
 use super::clock;
-use super::flows;
 use super::grow;
 use super::hooks::Attacher;
 use super::layout::{Change, Layout, carry};
@@ -182,12 +181,7 @@ impl Move {
             }
         }
         let capacity = load::in_force(&from, wanted)?;
-        let constants = Constants {
-            multipliers: load::multipliers(&from)?,
-            mask: flows::slots(&capacity) / WAYS - 1,
-            elders: [NONE; 2],
-            traced: 0,
-        };
+        let constants = Constants::new(load::multipliers(&from)?, &capacity, false);
         let ebpf = load::programs(moving, &constants, &capacity, &[], policies)?;
         let open = |(name, change, from)| Copy::new(moving, &layout, name, change, from);
         let copies = changes.into_iter().map(open).collect::<Result<_>>()?;

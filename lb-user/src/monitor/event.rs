@@ -92,9 +92,7 @@ impl Event {
             outcome: format!("{} > {}", endpoint(flow.src, flow.sport), endpoint(flow.dst, flow.dport)),
         }
     }
-}
 
-impl Event {
     /// A connection of a pod that a policy has allowed.
     pub fn of_allowed<A: Addr>(key: &FlowKey<A>, admitted: &Admitted<A>, names: &Names) -> Event {
         let (pod, peer) = (endpoint(key.src, key.sport), endpoint(key.dst, key.dport));

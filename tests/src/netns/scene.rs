@@ -2,13 +2,14 @@
 //! be, one service for each, and the agent.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
 use super::config::{Files, Service, ServicePort};
 use super::device::{self, Device, Twin};
 use super::{Agent, Ns, probe};
-use crate::load::{Task, echo, replica::Replica};
+use crate::load::{Load, Plan, Sample, Summary, Task, echo, replica::Replica};
 
 /// Services listen here.
 pub const PORT: u16 = 80;
@@ -123,6 +124,37 @@ impl Scene {
     /// The host far behind Port2.
     pub fn far(&self, like: IpAddr) -> probe::From {
         probe::From::at(&self.device.inet, device::far().like(like))
+    }
+}
+
+/// HTTP through the VIP from both networks, a family each, since they were started.
+#[derive(Debug)]
+pub struct Loads([Load; 2], Instant);
+
+impl Loads {
+    pub fn start(scene: &Scene, pace: Duration) -> Result<Loads> {
+        let from = Instant::now();
+        let vip = Which::Web.external();
+        let plan = |to| Plan { pace, ..Plan::new(SocketAddr::new(to, PORT)) };
+        let one = Load::start(&scene.device.client, plan(vip.v4))?;
+        let two = Load::start(&scene.device.inet, Plan { source: Some(device::far().v6), ..plan(vip.v6) })?;
+        Ok(Loads([one, two], from))
+    }
+
+    /// All requests so far, once they have ended.
+    pub fn samples(&self) -> Vec<Sample> {
+        let to = Instant::now();
+        self.0.iter().for_each(|load| load.settle(to));
+        self.0.iter().flat_map(|load| load.reader().between(self.1, to)).collect()
+    }
+
+    /// There were more than so many, and none has failed.
+    #[track_caller]
+    pub fn none_failed(&self, scene: &Scene, more_than: u64) -> Summary {
+        let summary = Summary::of(&self.samples());
+        assert!(summary.requests > more_than, "only {} requests", summary.requests);
+        assert!(summary.failed == 0, "{summary:#?}\n{}", scene.agent.log_tail());
+        summary
     }
 }
 

@@ -11,7 +11,7 @@ use stellwerk_tests::netns::cni::addresses;
 use stellwerk_tests::netns::probe::Talk;
 use stellwerk_tests::netns::scene::{PORT, Scene, Which};
 
-use super::{Loads, SOON, edit, edited, runtime, scene, until};
+use super::{SOON, edit, edited, loads, none_failed, runtime, scene, until};
 
 /// An agent whose wall clock a file sets.
 struct Clock(PathBuf);
@@ -52,11 +52,11 @@ fn a_clock_that_is_set_ends_and_prolongs_nothing() {
     let mut scene = scene();
     let clock = Clock::of(&mut scene);
     scene.start_agent().unwrap();
-    let loads = Loads::start(&scene);
+    let loads = loads(&scene);
     the_agents_clock_follows(&mut scene, &clock);
     cooling_addresses_stay_cool(&scene, &clock);
     farewells_take_their_time(&mut scene, &clock);
-    loads.none_failed(&scene);
+    none_failed(&loads, &scene);
 }
 
 /// Else the test would see nothing: what is logged has the time that is set.

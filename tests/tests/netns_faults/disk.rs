@@ -9,7 +9,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use stellwerk_tests::netns::scene::Scene;
 
-use super::{Loads, PRUNE, SOON, edit, edited, link, points, runtime, scene, until, until_said};
+use super::{PRUNE, SOON, edit, edited, link, loads, none_failed, points, runtime, scene, until, until_said};
 
 const NONE: Option<&str> = None;
 
@@ -57,11 +57,11 @@ fn full_and_read_only_file_systems_are_waited_for() {
         let agent = stellwerk_tests::netns::Agent::new(&scene.device.lab, &scene.device.dev, &scene.files.config());
         scene.agent = agent.unwrap().pinned_at(pins.join(&id));
         scene.start_agent().unwrap();
-        let loads = Loads::start(&scene);
+        let loads = loads(&scene);
         a_full_disk(&mut scene, &run, &kept);
-        loads.none_failed(&scene);
+        none_failed(&loads, &scene);
         read_only_pins(&mut scene, &pins);
-        loads.none_failed(&scene);
+        none_failed(&loads, &scene);
         scene.agent.kill();
         drop(loads);
         drop(mounts);

@@ -11,10 +11,9 @@ mod steps;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use stellwerk_tests::load::{Load, Plan, Summary};
 use stellwerk_tests::netns::config::{Endpoint, Files};
 use stellwerk_tests::netns::probe;
-use stellwerk_tests::netns::scene::{PORT, Scene, Which};
+use stellwerk_tests::netns::scene::{Loads, PORT, Scene, Which};
 use stellwerk_tests::netns::{cni::Runtime, device};
 
 /// Pods of the runtime's beside those of the scene, a short farewell, and a table that isn't large.
@@ -51,27 +50,13 @@ fn runtime(scene: &Scene) -> Runtime {
     Runtime::new(&scene.device.lab, &scene.device.dev).unwrap().beside(&scene.agent)
 }
 
-/// Loads on both ports, one a family, of which no request may fail.
-struct Loads([Load; 2], Instant);
+/// Loads of which no request may fail.
+fn loads(scene: &Scene) -> Loads {
+    Loads::start(scene, Duration::from_millis(60)).expect("loads")
+}
 
-impl Loads {
-    fn start(scene: &Scene) -> Loads {
-        let (pace, twin) = (Duration::from_millis(60), Which::Web.external());
-        let plan = |to| Plan { pace, ..Plan::new(SocketAddr::new(to, PORT)) };
-        let one = Load::start(&scene.device.client, plan(twin.v4)).expect("a load");
-        let source = Some(device::far().v6);
-        let two = Load::start(&scene.device.inet, Plan { source, ..plan(twin.v6) }).expect("a load");
-        Loads([one, two], Instant::now())
-    }
-
-    fn none_failed(&self, scene: &Scene) {
-        let to = Instant::now();
-        self.0.iter().for_each(|load| load.settle(to));
-        let samples: Vec<_> = self.0.iter().flat_map(|load| load.reader().between(self.1, to)).collect();
-        let summary = Summary::of(&samples);
-        assert!(summary.requests > 200, "only {} requests", summary.requests);
-        assert!(summary.failed == 0, "{summary:#?}\n{}", scene.agent.log_tail());
-    }
+fn none_failed(loads: &Loads, scene: &Scene) {
+    loads.none_failed(scene, 200);
 }
 
 /// Waits, and says how long it took.

@@ -11,7 +11,7 @@ use stellwerk_tests::netns::pass;
 use stellwerk_tests::netns::probe::{self, From};
 use stellwerk_tests::netns::scene::{ECHO, PORT, Scene, Which};
 
-use super::{Loads, SOON, points, until, until_said};
+use super::{SOON, loads, none_failed, points, until, until_said};
 
 /// More notifications than the agent's socket has room for, of a route that comes and goes.
 const STORM: usize = 120_000;
@@ -28,7 +28,7 @@ pub fn lost_notifications_and_interfaces_that_return(scene: &mut Scene) {
 
 /// The agent sleeps while the kernel tells more than it keeps, with news at the end of it.
 fn lost_notifications(scene: &mut Scene) {
-    let loads = Loads::start(scene);
+    let loads = loads(scene);
     scene.agent.signal(Signal::SIGSTOP).unwrap();
     let dev = &scene.device.dev;
     let flap = "route add 10.9.0.1/32 via 203.0.113.1\nroute del 10.9.0.1/32 via 203.0.113.1\n";
@@ -44,7 +44,7 @@ fn lost_notifications(scene: &mut Scene) {
     for ip in Which::Empty.external().both() {
         assert_eq!(probe::tcp(&scene.client(), SocketAddr::new(ip, PORT), 1_000).unwrap().name, "pod-3");
     }
-    loads.none_failed(scene);
+    none_failed(&loads, scene);
 }
 
 fn a_pods_interface_returns(scene: &Scene) {

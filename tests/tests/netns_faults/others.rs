@@ -13,7 +13,7 @@ use stellwerk_tests::netns::probe::{self, From};
 use stellwerk_tests::netns::scene::{ECHO, PORT, Scene, Which};
 use stellwerk_tests::netns::{Ns, cni::Runtime};
 
-use super::{Loads, SOON, points, runtime, until};
+use super::{SOON, loads, none_failed, points, runtime, until};
 
 /// A pod of the runtime's, its node's end, and an echo server in it.
 struct Pod {
@@ -34,11 +34,11 @@ fn pod(scene: &Scene, runtime: &Runtime) -> Pod {
 
 pub fn what_others_take_off_is_back(scene: &Scene) {
     let pod = pod(scene, &runtime(scene));
-    let loads = Loads::start(scene);
+    let loads = loads(scene);
     std::thread::sleep(Duration::from_millis(500));
     a_pinned_link_is_not_theirs_to_detach(scene);
     a_pods_filter_and_qdisc_come_back(scene, &pod);
-    loads.none_failed(scene);
+    none_failed(&loads, scene);
     drop(loads);
     a_detached_link_comes_back(scene);
     removed_pins_come_back(scene, &pod);

@@ -9,7 +9,7 @@ use lb_user::apply::{Maps, Paths};
 use stellwerk_tests::netns::clean::Proc;
 use stellwerk_tests::netns::scene::Scene;
 
-use super::{Loads, PRUNE, SOON, edit, edited, is_edited, opened, until, until_said};
+use super::{PRUNE, SOON, edit, edited, is_edited, loads, none_failed, opened, until, until_said};
 
 /// Starts of an agent take seconds.
 const DEATHS: usize = 3;
@@ -66,7 +66,7 @@ fn spread(calls: [usize; 2], times: usize) -> impl Iterator<Item = (usize, bool)
 #[test]
 fn any_step_of_an_apply_may_be_the_last() {
     let mut scene = opened();
-    let loads = Loads::start(&scene);
+    let loads = loads(&scene);
     let calls = [true, false].map(|on| count(&mut scene, on));
     let refused = spread(calls, REFUSALS).filter(|(step, on)| the_kernel_refuses(&mut scene, *step, *on)).count();
     assert!(refused >= REFUSALS / 2, "only {refused} refusals\n{}", scene.agent.log_tail());
@@ -74,9 +74,9 @@ fn any_step_of_an_apply_may_be_the_last() {
         the_agent_dies(&mut scene, step, on);
     }
     a_full_table_takes_nothing(&mut scene);
-    loads.none_failed(&scene);
+    none_failed(&loads, &scene);
     only_what_others_change_is_repaired(&scene);
-    loads.none_failed(&scene);
+    none_failed(&loads, &scene);
 }
 
 /// From that call on there is no memory; then there is again. False: this time the edit took fewer calls.
