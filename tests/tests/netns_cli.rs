@@ -124,14 +124,20 @@ fn before_any_agent() {
     assert_eq!(small.say(&["unload"]), (0, format!("nothing is loaded at {pins}\n"), String::new()));
 }
 
+/// The kinds of what is mounted over this path, other tests' mounts apart.
+fn mounted(path: &Path) -> Vec<String> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    mounts.filter(|words| Path::new(words[1]) == path).map(|words| words[2].to_owned()).collect()
+}
+
 /// Refused before anything is made, and `unload` of it removes nothing.
 #[test]
 fn wrong_pin_paths() {
     let small = Small::new();
     let right = "expected a folder of its own in a BPF file system, such as /sys/fs/bpf/stellwerk";
     let dir = small.lab.dir().display().to_string();
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    for (pins, why) in [
+    let cases = [
         (
             format!("{dir}/pins"),
             format!("{dir} is no BPF file system, and none is mounted over a folder that holds something; {right}"),
@@ -144,10 +150,13 @@ fn wrong_pin_paths() {
         (format!("{}/no/pins", clean::BPFFS), format!("there is no folder {}/no; {right}", clean::BPFFS)),
         (format!("{}/a.b", clean::BPFFS), format!("a BPF file system takes no name with a dot; {right}")),
         ("/".into(), right.into()),
-    ] {
-        assert_eq!(small.refused(Path::new(&pins)), error(format!("--pin-path {pins}: {why}")));
+    ];
+    for (pins, why) in cases {
+        let pins = Path::new(&pins);
+        let over = [Some(pins), pins.parent()].map(|dir| dir.map(mounted));
+        assert_eq!(small.refused(pins), error(format!("--pin-path {}: {why}", pins.display())));
+        assert_eq!([Some(pins), pins.parent()].map(|dir| dir.map(mounted)), over);
     }
-    assert_eq!(std::fs::read_to_string("/proc/self/mounts").unwrap(), mounts);
     let links = small.dev.ip_text("-o link").unwrap();
     assert!(!links.contains("br-int"), "{links}");
     let (code, text, _) = at(&small.dev, small.lab.dir(), &["unload"]);
@@ -167,8 +176,7 @@ fn a_missing_bpf_file_system_is_mounted_and_unmounted() {
     assert!(log.contains(&format!("mounted a BPF file system at {}", dir.display())), "{log}");
     let (code, text, log) = at(&small.dev, &pins, &["unload"]);
     assert!(code == 0 && text.contains("file systems unmounted: 1"), "{text}{log}");
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    assert!(!mounts.contains(&*dir.to_string_lossy()), "{mounts}");
+    assert_eq!(mounted(&dir), Vec::<String>::new());
 }
 
 #[test]
