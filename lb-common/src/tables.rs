@@ -51,7 +51,7 @@ pub trait Tables<A: Addr>: Common + FlowTable<A> + PortTable<A> {
     /// Whether a service with [`Service::RANGES`] names the source.
     fn allows(&self, source: &Source<A>) -> bool;
     fn backend(&self, id: u32) -> Option<Backend<A>>;
-    /// The next hop on the longest matching route, or a [`NextHop::GROUP`].
+    /// The next hop on the longest matching route, or a [`NextHop::GROUP`]; beside it perhaps [`NextHop::DIRECT`].
     fn route(&self, dst: A) -> Option<u32>;
     /// What an address of ours is.
     fn owned(&self, addr: A) -> Option<Owned>;

@@ -44,6 +44,10 @@ pub enum Verdict {
     Transmit {
         ifindex: u32,
     },
+    /// The same, received at once by the link's other end, which is in another network namespace.
+    TransmitPeer {
+        ifindex: u32,
+    },
     /// The same in the overlay, by the next hop of this index: what is left is to put the headers around it, or with
     /// [`crate::table::NextHop::TOO_LARGE`] to tell its sender ([`crate::path::overlay::leave`]).
     Encapsulate {
@@ -68,7 +72,7 @@ pub enum Verdict {
 #[must_use]
 pub struct Outcome {
     pub action: Action,
-    /// The link of [`Action::Transmit`]; the next hop of [`Action::Encapsulate`]; the reason of [`Action::Refuse`] and [`Action::Drop`]; else 0.
+    /// The link of [`Action::Transmit`] and [`Action::TransmitPeer`]; the next hop of [`Action::Encapsulate`]; the reason of [`Action::Refuse`] and [`Action::Drop`]; else 0.
     pub value: u32,
 }
 
@@ -84,6 +88,7 @@ pub enum Action {
     Refuse,
     Reinject,
     Drop,
+    TransmitPeer,
 }
 
 impl Outcome {
@@ -101,6 +106,7 @@ impl Outcome {
             Action::Pass => Verdict::Pass,
             Action::Continue => Verdict::Continue,
             Action::Transmit => Verdict::Transmit { ifindex: self.value },
+            Action::TransmitPeer => Verdict::TransmitPeer { ifindex: self.value },
             Action::Encapsulate => Verdict::Encapsulate { next_hop: self.value },
             Action::Reply => Verdict::Reply,
             Action::Refuse => Verdict::Refuse(reason()),
@@ -117,6 +123,7 @@ impl From<Result<Verdict, Drop>> for Outcome {
             Ok(Verdict::Pass) => (Action::Pass, 0),
             Ok(Verdict::Continue) => (Action::Continue, 0),
             Ok(Verdict::Transmit { ifindex }) => (Action::Transmit, ifindex),
+            Ok(Verdict::TransmitPeer { ifindex }) => (Action::TransmitPeer, ifindex),
             Ok(Verdict::Encapsulate { next_hop }) => (Action::Encapsulate, next_hop),
             Ok(Verdict::Reply) => (Action::Reply, 0),
             Ok(Verdict::Refuse(reason)) => (Action::Refuse, reason as u32),

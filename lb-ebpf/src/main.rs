@@ -20,7 +20,7 @@ use aya_ebpf::bindings::{
     BPF_F_INGRESS, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_ABORTED, xdp_action::XDP_DROP,
     xdp_action::XDP_PASS, xdp_action::XDP_TX,
 };
-use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect};
+use aya_ebpf::helpers::{bpf_jiffies64, bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use lb_common::apply::Packet;
@@ -30,6 +30,10 @@ use lb_common::tables::Configured;
 use lb_common::verdict::{Action, Arrival, Hook, Outcome};
 use overlay::Overlay;
 use tables::{Kernel, count, now};
+
+/// In the `tc_index` of what a program of ours has sent: where it leaves, all is done. The kernel clears it behind any program
+/// that lets a packet pass (`tcx_run` and `tc_run`), and nothing else sets it but the disciplines dsmark and GRED.
+const SENT: u32 = 0x5357;
 
 /// What becomes of a packet, also in the overlay. `judge` has the last word on where it goes.
 #[inline(always)]
@@ -93,8 +97,8 @@ pub fn stellwerk_xdp(context: XdpContext) -> u32 {
         Action::Transmit => unsafe { bpf_redirect(outcome.value, 0) as u32 },
         Action::Reply | Action::Refuse => XDP_TX,
         Action::Drop => XDP_DROP,
-        // Only egress reinjects, and what is in the overlay is on its way by now.
-        Action::Reinject | Action::Encapsulate => XDP_ABORTED,
+        // Only egress reinjects and only ingress hands on, and what is in the overlay is on its way by now.
+        Action::Reinject | Action::TransmitPeer | Action::Encapsulate => XDP_ABORTED,
     }
 }
 
@@ -130,6 +134,10 @@ pub fn stellwerk_policy_in(context: TcContext) -> i32 {
 /// Ports: what this node's own stack sends.
 #[classifier]
 pub fn stellwerk_egress(context: TcContext) -> i32 {
+    // SAFETY: a field of the program's own context.
+    if unsafe { (*context.skb.skb).tc_index } == SENT {
+        return TC_ACT_OK;
+    }
     traffic_control(&context, Hook::Egress, |_, outcome| outcome)
 }
 
@@ -148,7 +156,13 @@ fn traffic_control(context: &TcContext, hook: Hook, judge: impl FnOnce(&mut pack
     monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => TC_ACT_OK,
-        Action::Transmit => redirect(outcome.value, 0),
+        Action::Transmit => {
+            // SAFETY: as above.
+            unsafe { (*skb).tc_index = SENT };
+            redirect(outcome.value, 0)
+        }
+        // SAFETY: as of `bpf_redirect`.
+        Action::TransmitPeer => unsafe { bpf_redirect_peer(outcome.value, 0) as i32 },
         Action::Reinject => redirect(ifindex, BPF_F_INGRESS as u64),
         Action::Reply | Action::Refuse => redirect(ifindex, back),
         Action::Drop | Action::Encapsulate => TC_ACT_SHOT,

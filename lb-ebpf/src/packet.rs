@@ -24,7 +24,7 @@ use lb_common::apply::{Diff, Packet};
 use lb_common::drop::Drop;
 use lb_common::frame::Frame;
 use lb_common::table::FlowKey;
-use lb_common::wire::header::{ETH_LEN, TCP};
+use lb_common::wire::header::{ETH_LEN, ETH_P_IP, ETH_P_IPV6, IP4_LEN, IP6_LEN, TCP};
 use lb_common::wire::{Addr, Be16};
 
 /// A packet at XDP.
@@ -156,11 +156,25 @@ impl Skb {
             }
             let len = (*self.0).len;
             let wanted = if len < HEADERS { len } else { HEADERS };
-            if self.frame().len() < wanted {
+            if self.frame().len() < wanted && !self.has_tcp_header() {
                 // Where it fails, parsing finds the packet too short, and passes it on.
                 bpf_skb_pull_data(self.0, wanted);
             }
         }
+    }
+
+    /// Whether a TCP packet's headers are all in the linear part, as a stack leaves them: more than these nobody reads, and
+    /// to pull in the beginning of its payload would cost as much as all that is done with it.
+    #[inline(always)]
+    fn has_tcp_header(&self) -> bool {
+        let frame = self.frame();
+        let at = |offset| frame.read::<u8>(offset).unwrap_or_default();
+        let (l4, proto) = match frame.read::<Be16>(12).unwrap_or_default().get() {
+            ETH_P_IP if at(ETH_LEN) == 0x45 => (ETH_LEN + IP4_LEN, at(ETH_LEN + 9)),
+            ETH_P_IPV6 => (ETH_LEN + IP6_LEN, at(ETH_LEN + 6)),
+            _ => return false,
+        };
+        proto == TCP && frame.read::<u8>(l4 + 12).is_some_and(|words| frame.len() >= l4 + (words >> 4) as u32 * 4)
     }
 }
 

@@ -464,6 +464,8 @@ pub struct Link {
     pub master_kind: Option<String>,
     /// XDP can transmit on it (`ndo_xdp_xmit`).
     pub xdp_transmit: bool,
+    /// A virtual one with a queueing discipline, which nothing may pass by.
+    pub queued: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -186,6 +186,7 @@ mod tests {
             kind: None,
             master_kind: None,
             xdp_transmit: true,
+            queued: false,
         };
         let address = |link, net: &str| Address { link, net: net.parse().expect("an address"), temporary: false };
         let path = Path { gateway: Some("192.0.2.254".parse().expect("an address")), link: 2, ..Path::default() };

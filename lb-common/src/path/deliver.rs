@@ -12,7 +12,7 @@ use crate::flow_table::{Hit, set_next_hop};
 use crate::table::{Flow, NextHop};
 use crate::tables::Tables;
 use crate::tcp;
-use crate::verdict::{Hook, Outcome, Verdict};
+use crate::verdict::{Action, Hook, Outcome};
 use crate::wire::header::TCP;
 use crate::wire::{Be16, Mac};
 
@@ -39,16 +39,16 @@ pub fn along<A: Ip, P: Packet, T: Tables<A>>(
     parsed: &Parsed<A>,
     context: &Context<T>,
     flow: &Flow<A>,
-) -> Result<Verdict, Drop> {
+    outcome: &mut Outcome,
+) {
     let Flow { src, dst, sport, dport, next_hop, .. } = *flow;
     let (nat, out) = (flow.is(Flow::<A>::NAT), flow.is(Flow::<A>::OUT) && dst == parsed.key.dst);
     let way = Way { src, dst, sport, dport, next_hop, reply: is_reply(flow), out, nat };
-    let sent = send(packet, parsed, context, &way);
+    send(packet, parsed, context, &way, outcome);
     // What the kernel forwards it counts itself.
-    if flow.backend != Flow::<A>::FORWARDED || !matches!(sent, Ok(Verdict::Pass)) {
+    if flow.backend != Flow::<A>::FORWARDED || outcome.action != Action::Pass {
         context.tables.count(flow.backend, way.reply, parsed.len);
     }
-    sent
 }
 
 /// The same for an entry whose next hop may not be known. It and its two halves are functions of their own,
@@ -66,7 +66,7 @@ pub fn outlined<A: Ip, P: Packet, T: Tables<A>>(
         UNSENT => *outcome = Outcome::drop(Drop::DirectUnsent),
         ELSEWHERE => *outcome = Outcome::drop(Drop::DirectElsewhere),
         TOO_LARGE => {
-            *outcome = Ok(Verdict::Encapsulate { next_hop: work.hit.flow.next_hop | NextHop::TOO_LARGE }).into();
+            *outcome = Outcome { action: Action::Encapsulate, value: work.hit.flow.next_hop | NextHop::TOO_LARGE };
         }
         _ => {
             work.follow = tcp::RESET as u32;
@@ -97,7 +97,7 @@ pub fn go<A: Ip, P: Packet, T: Tables<A>>(
     context: &Context<T>,
     outcome: &mut Outcome,
 ) {
-    *outcome = along(packet, &work.parsed, context, &work.hit.flow).into();
+    along(packet, &work.parsed, context, &work.hit.flow, outcome);
 }
 
 /// Finds the connection's next hop where it isn't known, or others may be better by now. A function of its own in the
@@ -157,61 +157,68 @@ fn moved<A: Ip, T: Tables<A>>(hit: &Hit<A>, context: &Context<T>) -> bool {
     link != hit.flow.service && context.tables.uplink(link).is_some()
 }
 
-/// Rewrites a packet and sends it.
+/// Rewrites a packet and sends it. What becomes of it stands in the outcome before the packet is changed: less to keep
+/// meanwhile on the stack.
 #[inline(always)]
 fn send<A: Ip, P: Packet, T: Tables<A>>(
     packet: &mut P,
     parsed: &Parsed<A>,
     context: &Context<T>,
     way: &Way<A>,
-) -> Result<Verdict, Drop> {
+    outcome: &mut Outcome,
+) {
     let Way { src, dst, sport, dport, next_hop, reply, out, nat } = *way;
     let hop = context.tables.next_hop(next_hop).unwrap_or_default();
     let mut new = Rewrite { src, dst, sport, dport, ttl: parsed.ttl, transmits: false, link: hop.link() };
     let own = context.at.hook == Hook::Egress;
-    if own && (reply || out) {
-        // The kernel has routed it already.
-        apply::rewrite(packet, parsed, &new)?;
-        return Ok(Verdict::Continue);
+    *outcome = Outcome::PASS;
+    // The kernel has routed it already.
+    let routed = own && (reply || out);
+    let mut transmits = false;
+    if !routed {
+        if hop.kind == NextHop::DROP {
+            *outcome = Outcome::drop(Drop::Blackhole);
+            return;
+        }
+        let expires = expires(parsed, context, &hop);
+        if expires && !nat {
+            return;
+        }
+        let sends = if expires { LEAVES } else { sends(parsed, context, &hop) };
+        transmits = sends == SENDS;
+        if !transmits && out {
+            // To be translated where it leaves: so the kernel's own answers quote what the sender sent.
+            return;
+        }
+        let overlay = hop.flags & NextHop::TUNNEL != 0;
+        if sends == LARGER && overlay && is_whole_for_good(packet, parsed) {
+            // The kernel would tell it to an address of its own. As it came: that is what its sender knows.
+            *outcome = Outcome { action: Action::Encapsulate, value: next_hop | NextHop::TOO_LARGE };
+            return;
+        }
+        if transmits {
+            new.transmits = true;
+            new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
+            let peer = hop.flags & NextHop::PEER != 0 && context.at.hook == Hook::Ingress;
+            *outcome = match (overlay, peer) {
+                (true, _) => Outcome { action: Action::Encapsulate, value: next_hop },
+                (_, true) => Outcome { action: Action::TransmitPeer, value: hop.ifindex },
+                _ => Outcome { action: Action::Transmit, value: hop.ifindex },
+            };
+        }
     }
-    if hop.kind == NextHop::DROP {
-        return Err(Drop::Blackhole);
+    if !transmits {
+        outcome.action = if own && !routed { Action::Reinject } else { Action::Continue };
     }
-    let expires = expires(parsed, context, &hop);
-    if expires && !nat {
-        return Ok(Verdict::Pass);
-    }
-    let sends = if expires { LEAVES } else { sends(parsed, context, &hop) };
-    let transmits = sends == SENDS;
-    if !transmits && out {
-        // To be translated where it leaves: so the kernel's own answers quote what the sender sent.
-        return Ok(Verdict::Pass);
-    }
-    let overlay = hop.flags & NextHop::TUNNEL != 0;
-    // The kernel would tell it to an address of its own. As it came: that is what its sender knows.
-    let too_large = sends == LARGER && overlay && is_whole_for_good(packet, parsed);
-    if transmits {
-        new.transmits = true;
-        new.ttl = if own { parsed.ttl } else { parsed.ttl.wrapping_sub(1) };
-    }
-    if !too_large {
-        apply::rewrite(packet, parsed, &new)?;
-    }
-    if transmits || too_large {
-        let mark = if too_large { NextHop::TOO_LARGE } else { 0 };
-        return Ok(if overlay {
-            Verdict::Encapsulate { next_hop: next_hop | mark }
-        } else {
-            Verdict::Transmit { ifindex: hop.ifindex }
-        });
-    }
-    if own {
+    let mut done = apply::rewrite(packet, parsed, &new);
+    if own && !transmits && !routed && done.is_ok() {
         // Received again, it must be addressed to the link it left by.
-        let from = packet.frame().read::<Mac>(6).ok_or(Drop::RewriteFailed)?;
-        packet.store(0, from)?;
-        return Ok(Verdict::Reinject);
+        let from = packet.frame().read::<Mac>(6).unwrap_or_default();
+        done = packet.store(0, from);
     }
-    Ok(Verdict::Continue)
+    if let Err(reason) = done {
+        *outcome = Outcome::drop(reason);
+    }
 }
 
 /// Whether an error about a connection is the kernel's to deal with: its own TTL ends here, or it is

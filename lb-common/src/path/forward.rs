@@ -4,8 +4,8 @@
 //! node, packets that end here or are too large, what it would refuse, whose next hop nobody knows yet, or who
 //! may want to hear of a better way. Not here: the rewrite ([`super::deliver`]).
 
-use super::parse::{Ip, Parsed};
-use super::{Context, Work, crosses, deliver, nat, owned};
+use super::parse::{self, Ip, Parsed};
+use super::{Context, Work, crosses, deliver, nat, owned, served};
 use crate::apply::Packet;
 use crate::hash;
 use crate::table::route::PLACES;
@@ -18,7 +18,7 @@ use crate::wire::{Addr, Mac};
 /// that its packets keep.
 #[inline(always)]
 pub fn next_hop<A: Addr, T: Tables<A>>(tables: &T, dst: A, key: &FlowKey<A>) -> u32 {
-    let index = tables.route(dst).unwrap_or(NextHop::UNRESOLVED);
+    let index = tables.route(dst).unwrap_or(NextHop::UNRESOLVED) & !NextHop::DIRECT;
     if index & NextHop::GROUP == 0 {
         return index;
     }
@@ -80,6 +80,34 @@ fn expected<A: Ip, T: Tables<A>>(parsed: &Parsed<A>, context: &Context<T>, link:
     let back = next_hop(tables, parsed.key.src, &parsed.key);
     let back = tables.next_hop(back).unwrap_or_default();
     back.kind == NextHop::LINK && (link.flags & Link::STRICT4 == 0 || back.ifindex == context.at.ifindex)
+}
+
+/// Forwards what belongs to no connection, and goes from the inside to where it certainly goes as it is. A function of its
+/// own, with its part of the stack; what the fast path has found is found again.
+#[inline(never)]
+pub fn direct<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &mut P,
+    l3: u32,
+    context: &Context<T>,
+    outcome: &mut Outcome,
+) -> bool {
+    // As in `parse_into`.
+    let packet = core::hint::black_box(packet);
+    let tables = context.tables;
+    let route = packet.frame().read::<A>(l3 + A::DST).and_then(|dst| tables.route(dst));
+    if route.unwrap_or(NextHop::UNRESOLVED) & NextHop::DIRECT == 0 {
+        return false;
+    }
+    let parsed = parse::packet::<A>(&packet.frame(), l3, context.at.tagged as u32);
+    let Some(mut parsed) = parsed.filter(|parsed| !served(tables, parsed) && !owned(tables, parsed.key.dst)) else {
+        return false;
+    };
+    let Some(flow) = flow(packet, &parsed, context) else {
+        return false;
+    };
+    parsed.has_l4 = false;
+    deliver::along(packet, &parsed, context, &flow, outcome);
+    true
 }
 
 /// Forwards what the slow stages had nothing to do with.

@@ -121,6 +121,10 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     }
     // Where packets leave, the program is not to know of what is about those that come in.
     if context.at.hook != Hook::Egress {
+        // From pod to pod there is no connection of ours in most cases.
+        if matches!(next, Next::Unknown) && forward::direct(packet, l3, context, &mut outcome) {
+            return outcome;
+        }
         let asks = A::IS_V6 && l3 == ETH_LEN && matches!(next, Next::Special);
         if asks && announce::solicitation::<A, P, T>(packet, context, &mut outcome) {
             return outcome;
@@ -212,9 +216,7 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, l3: u32, context: &Conte
     // A copy: what is handed to a map lies in memory, and would take the rest of `parsed` with it.
     let key = parsed.key;
     let ported = parsed.portless == 0;
-    let served =
-        || claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto);
-    let flow = if crosses(tables, &parsed, context.at) || (ported && served()) {
+    let flow = if crosses(tables, &parsed, context.at) || (ported && served(tables, &parsed)) {
         if !ported {
             return Next::Known;
         }
@@ -236,7 +238,7 @@ fn fast<A: Ip, P: Packet, T: Tables<A>>(packet: &mut P, l3: u32, context: &Conte
         parsed.has_l4 = false;
         flow
     };
-    *outcome = deliver::along(packet, &parsed, context, &flow).into();
+    deliver::along(packet, &parsed, context, &flow, outcome);
     Next::Done
 }
 
@@ -323,6 +325,13 @@ fn addressed<A: Ip, T: Tables<A>>(work: &Work<A>, context: &Context<T>) -> u16 {
         return 0;
     }
     tables.owned(addr).unwrap_or_default().kind
+}
+
+/// Whether the filter lets through that the packet is a service's.
+#[inline(always)]
+fn served<A: Addr, T: Tables<A>>(tables: &T, parsed: &Parsed<A>) -> bool {
+    let key = &parsed.key;
+    claimed(tables, key.dst, key.dport, parsed.proto) || claimed(tables, key.src, key.sport, parsed.proto)
 }
 
 /// Whether the filter lets through that the tuple is a service's or a backend's.

@@ -164,7 +164,7 @@ fn towards<P: Packet, T: Tables<Ip4> + Tables<Ip6>>(packet: &P, tables: &T) -> u
         ETH_P_IPV6 => Tables::<Ip6>::route(tables, frame.read(ETH_LEN + Ip6::DST).unwrap_or_default()),
         _ => None,
     };
-    let next_hop = route.unwrap_or(NextHop::UNRESOLVED);
+    let next_hop = route.unwrap_or(NextHop::UNRESOLVED) & !NextHop::DIRECT;
     let hop = tables.next_hop(next_hop).unwrap_or_default();
     if hop.flags & NextHop::TUNNEL != 0 { next_hop } else { NextHop::UNRESOLVED }
 }

@@ -23,7 +23,7 @@ plain! {
         pub src: Mac,
         /// [`NextHop::KERNEL`], [`NextHop::LOCAL`], [`NextHop::LINK`] or [`NextHop::DROP`].
         pub kind: u8,
-        /// [`NextHop::XDP`].
+        /// Of the flags below.
         pub flags: u8,
         pub pad: u16,
     } size = 24
@@ -40,6 +40,9 @@ impl NextHop {
     pub const FIRST: u32 = 3;
     /// In a route, beside the number of a group: one of its [`PLACES`] next hops, by the flow's hash.
     pub const GROUP: u32 = 1 << 27;
+    /// In a route, beside an index or a group: what goes there from the inside goes untranslated, and nobody has that
+    /// address outside.
+    pub const DIRECT: u32 = 1 << 26;
     /// Beside an index, of a packet that is not to be sent: it is too large for this next hop, and its sender is told.
     pub const TOO_LARGE: u32 = 1 << 28;
 
@@ -56,6 +59,9 @@ impl NextHop {
     pub const XDP: u8 = 1;
     /// Flag: in the overlay, by the [`Tunnel`] of this index.
     pub const TUNNEL: u8 = 2;
+    /// Flag: TC's ingress may hand packets to the other end of the link, in another network namespace; nothing there
+    /// is to see them on their way.
+    pub const PEER: u8 = 4;
 
     /// The link-layer addresses as they stand in a packet, by whole words.
     #[inline(always)]

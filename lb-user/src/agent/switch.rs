@@ -23,6 +23,7 @@ pub fn pretend(switch: &InternalSwitch, network: &mut Network) {
             kind: Some("bridge".into()),
             master_kind: None,
             xdp_transmit: false,
+            queued: false,
         });
     }
 }

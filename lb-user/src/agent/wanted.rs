@@ -124,6 +124,7 @@ mod tests {
             kind: None,
             master_kind: None,
             xdp_transmit: false,
+            queued: false,
         }
     }
 

@@ -188,6 +188,7 @@ mod tests {
             kind: kind.map(Into::into),
             master_kind: None,
             xdp_transmit: false,
+            queued: false,
         }
     }
 

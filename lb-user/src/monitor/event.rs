@@ -14,7 +14,7 @@ use crate::show::{self, endpoint};
 use crate::trace::{Names, hook_name, packet};
 
 /// In the order of their numbers.
-const ACTIONS: [Action; 8] = [
+const ACTIONS: [Action; 9] = [
     Action::Pass,
     Action::Continue,
     Action::Transmit,
@@ -23,6 +23,7 @@ const ACTIONS: [Action; 8] = [
     Action::Refuse,
     Action::Reinject,
     Action::Drop,
+    Action::TransmitPeer,
 ];
 const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
 

@@ -133,12 +133,27 @@ fn marks(intent: &Intent, network: &Network, v4: bool) -> Result<Marks, PlanErro
             marks.push((net, Owned::of(Owned::INSIDE)));
         }
     }
+    marks.extend(untranslated(intent, v4).map(|net| (net, Owned::of(Owned::DIRECT))));
+    Ok(marks)
+}
+
+/// Where what is inside sends as it is.
+fn untranslated(intent: &Intent, v4: bool) -> impl Iterator<Item = IpNet> {
     // Pods and nodes see each other's addresses, and what a node sends to a pod is answered from the pod's.
     let pods = intent.pod_subnets.iter().filter(|_| !intent.pod_blocks.is_empty()).copied();
     let nodes = intent.pod_nodes.iter().flat_map(|node| &node.addresses).map(|addr| IpNet::from(*addr));
-    let direct = nat.direct.iter().copied().chain(pods).chain(nodes).filter(|net| net.addr().is_ipv4() == v4);
-    marks.extend(direct.map(|net| (net.trunc(), Owned::of(Owned::DIRECT))));
-    Ok(marks)
+    let all = intent.nat.direct.iter().copied().chain(pods).chain(nodes);
+    all.filter(move |net| net.addr().is_ipv4() == v4).map(|net| net.trunc())
+}
+
+/// Networks to which what is inside sends as it is whatever address it is, and that nobody has outside
+/// ([`lb_common::table::NextHop::DIRECT`]).
+pub(super) fn direct(intent: &Intent) -> Vec<IpNet> {
+    let elsewhere = |net: &IpNet| {
+        let mut outside = intent.nat.prefixes.iter().map(|pair| IpNet::from(pair.outside));
+        !outside.any(|outside| outside.contains(net) || net.contains(&outside))
+    };
+    [true, false].into_iter().flat_map(|v4| untranslated(intent, v4)).filter(elsewhere).collect()
 }
 
 /// The filter has a bit for each of its /24s or /64s.

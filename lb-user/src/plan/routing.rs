@@ -22,8 +22,10 @@ use lb_common::wire::{Addr, Ip4, Ip6, Mac};
 use super::hooks::is_judged;
 use super::ids::Ids;
 use super::maglev::{self, Member, identity};
+use super::nat;
 use crate::intent::{Address, Intent, Link, Network, Path, Paths, RouteKind, RouteTable};
 use crate::nodes;
+use crate::pods::wire::PREFIX;
 
 /// Groups of next hops that there is room for.
 const GROUPS: u32 = 64;
@@ -75,6 +77,8 @@ pub(super) struct Routing {
     /// Blocks of other nodes' pods that are reached in the overlay, once the kernel has the routes into it.
     blocks: BTreeMap<IpNet, Way>,
     pub tunnels: BTreeMap<u32, Tunnel>,
+    /// Networks that are reached untranslated.
+    direct: Vec<IpNet>,
     /// Next hops' indexes by prefix.
     v4: OrdMap<Prefix<Ip4>, u32>,
     v6: OrdMap<Prefix<Ip6>, u32>,
@@ -102,6 +106,7 @@ impl Routing {
             hosts: BTreeMap::new(),
             blocks: BTreeMap::new(),
             tunnels: BTreeMap::new(),
+            direct: nat::direct(intent),
             v4: OrdMap::new(),
             v6: OrdMap::new(),
         };
@@ -253,7 +258,7 @@ impl Routing {
         let Some(link) = self.links.get(&link) else { return NextHop::UNRESOLVED };
         let Some(src) = link.mac else { return NextHop::UNRESOLVED };
         let (index, _) = ids.next_hops.number((link.index, dst));
-        let flags = if link.xdp_transmit { NextHop::XDP } else { 0 };
+        let flags = if link.xdp_transmit { NextHop::XDP } else { 0 } | if is_handed(link) { NextHop::PEER } else { 0 };
         let (ifindex, mtu, src, kind) = (link.index, link.mtu, Mac(src), NextHop::LINK);
         self.next_hops.insert(index, NextHop { ifindex, mtu, dst, src, kind, flags, pad: 0 });
         index
@@ -266,12 +271,16 @@ impl Routing {
         let before = before.unwrap_or(&nothing);
         (self.v4, self.v6) = (before.v4.clone(), before.v6.clone());
         let routes = self.routes.clone();
-        let as_before = |paths: &&Paths| before.ways.get(*paths) == self.ways.get(*paths);
+        let same = before.direct == self.direct;
+        let as_before = |paths: &&Paths| same && before.ways.get(*paths) == self.ways.get(*paths);
         // Paths that are equal are one.
         let moved: HashSet<_> = routes.paths().filter(|paths| !as_before(paths)).map(Arc::as_ptr).collect();
         let mut touched = differing(&before.connected, &self.connected);
         touched.extend(differing(&before.blocks, &self.blocks));
         touched.extend(differing(&before.hosts, &self.hosts));
+        if !same {
+            touched.extend(self.connected.keys().chain(self.hosts.keys()));
+        }
         if !before.ways.is_empty() {
             touched.extend(before.routes.changed(&routes));
         }
@@ -287,11 +296,17 @@ impl Routing {
     fn place(&mut self, net: IpNet, paths: Option<&Paths>) {
         let known = || self.known(&net, paths?);
         let way = self.hosts.get(&net).or_else(known).or_else(|| self.connected.get(&net));
-        let now = way.map(|way| way.next_hop);
+        let now = way.map(|way| way.next_hop | self.mark(&net, way.next_hop));
         match net {
             IpNet::V4(_) => place(&mut self.v4, net, now),
             IpNet::V6(_) => place(&mut self.v6, net, now),
         }
+    }
+
+    /// [`NextHop::DIRECT`], where all of a prefix that leads to others is reached untranslated.
+    fn mark(&self, net: &IpNet, next_hop: u32) -> u32 {
+        let direct = next_hop >= NextHop::FIRST && self.direct.iter().any(|direct| direct.contains(net));
+        if direct { NextHop::DIRECT } else { 0 }
     }
 
     fn known(&self, net: &IpNet, paths: &Paths) -> Option<&Way> {
@@ -362,7 +377,13 @@ fn differing(one: &BTreeMap<IpNet, Way>, other: &BTreeMap<IpNet, Way>) -> Vec<Ip
     one.keys().chain(other.keys().filter(|net| !one.contains_key(net))).filter(of).copied().collect()
 }
 
-/// A link as packets may be sent by it: not by XDP where policies are judged, which it would pass by.
+/// A link as packets may be sent by it: nothing passes by where policies are judged.
 fn usable(intent: &Intent, link: &Link) -> Link {
-    Link { xdp_transmit: link.xdp_transmit && !is_judged(intent, link), ..link.clone() }
+    let judged = is_judged(intent, link);
+    Link { xdp_transmit: link.xdp_transmit && !judged, queued: link.queued || judged, ..link.clone() }
+}
+
+/// Whether packets may be handed to its other end: a pod's, which is in another network namespace.
+fn is_handed(link: &Link) -> bool {
+    link.name.starts_with(PREFIX) && !link.queued
 }

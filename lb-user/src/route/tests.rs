@@ -18,6 +18,7 @@ fn link(index: u32, name: &str) -> Link {
         kind: None,
         master_kind: None,
         xdp_transmit: false,
+        queued: false,
     }
 }
 

@@ -128,6 +128,7 @@ Inter-|   Receive                                                |  Transmit
             kind: None,
             master_kind: None,
             xdp_transmit: false,
+            queued: false,
         };
         let network = Network {
             links: vec![link(2, "eth0", true), link(3, "br-int", false)],

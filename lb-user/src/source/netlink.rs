@@ -48,7 +48,6 @@ pub struct Mirror {
     network: Network,
     /// Links with an XDP program: 1 native, 2 generic.
     xdp: BTreeMap<u32, u8>,
-    queued: BTreeSet<u32>,
     permanent: BTreeSet<(u32, IpAddr)>,
     routes: Followed,
 }
@@ -70,7 +69,6 @@ impl Mirror {
             features: Features::open(),
             network: Network::default(),
             xdp: BTreeMap::new(),
-            queued: BTreeSet::new(),
             permanent: BTreeSet::new(),
             routes: Followed::open()?,
         };
@@ -112,7 +110,7 @@ impl Mirror {
     fn refresh(&mut self, dirty: Dirty) -> Result<()> {
         if dirty.links {
             let links = read::links(&mut self.connection).context("reading the kernel's links")?;
-            (self.network.links, self.xdp, self.queued) = (links.links, links.xdp, links.queued);
+            (self.network.links, self.xdp) = (links.links, links.xdp);
             if dirty.routes {
                 self.routes.lost(links.set_up);
             }
@@ -155,7 +153,7 @@ impl Mirror {
             }
         };
         for link in &mut self.network.links {
-            link.xdp_transmit = transmit.contains(&link.index) && !self.queued.contains(&link.index);
+            link.xdp_transmit = transmit.contains(&link.index) && !link.queued;
         }
         Ok(())
     }

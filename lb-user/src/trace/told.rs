@@ -69,6 +69,7 @@ impl Names {
             Verdict::Pass => "passed: not ours, the kernel goes on with it as it is".into(),
             Verdict::Continue => "changed: the kernel delivers or forwards it".into(),
             Verdict::Transmit { ifindex } => format!("sent by {}", self.interface(ifindex)),
+            Verdict::TransmitPeer { ifindex } => format!("handed to the other end of {}", self.interface(ifindex)),
             Verdict::Encapsulate { .. } => "sent in the overlay".into(),
             Verdict::Reply | Verdict::Refuse(_) if hook == Hook::Egress => "answered to this node's own stack".into(),
             Verdict::Reply => format!("answered by {}", self.interface(ifindex)),

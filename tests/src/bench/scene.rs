@@ -106,6 +106,7 @@ pub fn link(index: u32, name: &str) -> Link {
         kind: None,
         master_kind: None,
         xdp_transmit: true,
+        queued: false,
     }
 }
 

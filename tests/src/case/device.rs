@@ -131,12 +131,14 @@ fn link(world: &mut World, name: &str, index: &str, mac: &str, addrs: (&str, &st
         mac: parse_mac(mac)?,
         mtu: 1500,
         xdp: false,
+        peer: false,
         addr: addr.parse().ok(),
     };
     for word in more {
         match word.split_once('=') {
             Some(("mtu", mtu)) => link.mtu = mtu.parse().map_err(|_| format!("{word}: no MTU"))?,
             None if *word == "xdp" => link.xdp = true,
+            None if *word == "peer" => link.peer = true,
             _ => return Err(format!("{word}: not a word for links")),
         }
     }

@@ -181,7 +181,7 @@ impl Reader {
         }
         // Words of the verdict, then the packet.
         let words = match rest.split(' ').next().unwrap_or("") {
-            "transmit" | "drop" | "refuse" => 2,
+            "transmit" | "transmit-peer" | "drop" | "refuse" => 2,
             _ => 1,
         };
         let mut parts = rest.splitn(words + 1, ' ');

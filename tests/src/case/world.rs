@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::table::{
     self, Announced, Backend, Name, NextHop, Owned, Prefix, PrefixPair, Service, ServiceKey, Settings, SourcePrefix,
     Tunnel, Uplink, filter,
@@ -28,6 +29,8 @@ pub struct Link {
     pub mac: packet::Mac,
     pub mtu: u32,
     pub xdp: bool,
+    /// Its other end is in another network namespace, and may be handed packets.
+    pub peer: bool,
     /// This node's address on it.
     pub addr: Option<IpAddr>,
 }
@@ -266,6 +269,23 @@ impl World {
             let six = |addr: A| Ip6::from_ip(addr.to_ip()).ok_or("prefixes are of IPv6");
             contents.prefixes.insert(index as u32, PrefixPair::new(six(inside)?, six(outside)?, len));
         }
+        self.mark_direct(family)
+    }
+
+    /// Routes to where the inside sends untranslated, as the plan marks them.
+    fn mark_direct<A: Addr>(&self, family: &mut Family<A>) -> Built<()> {
+        let net = |(addr, len): &(IpAddr, u32)| IpNet::new(*addr, *len as u8).map_err(|e| format!("{addr}/{len}: {e}"));
+        let nets = |all: &mut dyn Iterator<Item = &(IpAddr, u32)>| all.map(net).collect::<Built<Vec<IpNet>>>();
+        let direct = nets(&mut self.directs.iter())?;
+        let outside = nets(&mut self.prefixes.iter().map(|(_, outside)| outside))?;
+        for (prefix, index) in family.routes.clone() {
+            let to = net(&(prefix.addr.to_ip(), prefix.len))?;
+            let within = |all: &[IpNet]| all.iter().any(|net| net.contains(&to));
+            let around = outside.iter().any(|net| to.contains(net));
+            if index >= NextHop::FIRST && within(&direct) && !within(&outside) && !around {
+                family.routes.insert(prefix, index | NextHop::DIRECT);
+            }
+        }
         Ok(())
     }
 
@@ -286,7 +306,7 @@ impl World {
                 dst: Mac(*mac),
                 src: Mac(link.mac),
                 kind: NextHop::LINK,
-                flags: if link.xdp { NextHop::XDP } else { 0 },
+                flags: if link.xdp { NextHop::XDP } else { 0 } | if link.peer { NextHop::PEER } else { 0 },
                 pad: 0,
             };
             hops.insert(self.hop_index(&host.name)?, hop);

@@ -185,7 +185,7 @@ fn names_out(world: &World, arriving: &Arriving, verdict: &str, to: Option<IpAdd
     let (src, dst) = arriving.names.macs;
     let names = world.names();
     match verdict.split(' ').next() {
-        Some("transmit") => match to.and_then(|to| world.neighbour(to)) {
+        Some("transmit" | "transmit-peer") => match to.and_then(|to| world.neighbour(to)) {
             Some((link, mac)) => names.with_macs(link.mac, mac),
             None => names,
         },
@@ -214,11 +214,14 @@ pub fn verdict_text(verdict: Verdict, world: &World) -> String {
         Verdict::Drop(reason) => format!("drop {}", reason.label()),
         // Nothing leaves the hooks so.
         Verdict::Encapsulate { next_hop } => format!("encapsulate {next_hop}"),
-        Verdict::Transmit { ifindex } => match world.links.iter().find(|l| l.index == ifindex) {
-            Some(link) => format!("transmit {}", link.name),
-            None => format!("transmit link-{ifindex}"),
-        },
+        Verdict::Transmit { ifindex } => format!("transmit {}", link_name(world, ifindex)),
+        Verdict::TransmitPeer { ifindex } => format!("transmit-peer {}", link_name(world, ifindex)),
     }
+}
+
+fn link_name(world: &World, ifindex: u32) -> String {
+    let link = world.links.iter().find(|link| link.index == ifindex);
+    link.map_or_else(|| format!("link-{ifindex}"), |link| link.name.clone())
 }
 
 /// Labels counted since `before`, each as often as it was counted.

@@ -200,6 +200,7 @@ fn network() -> Network {
         kind: kind.map(Into::into),
         master_kind: None,
         xdp_transmit: kind.is_none(),
+        queued: false,
     };
     let address = |link, net: &str| Address { link, net: net.parse().expect("a prefix"), temporary: false };
     let neighbour = |(i, (link, addr)): (usize, (u32, &str))| Neighbour {

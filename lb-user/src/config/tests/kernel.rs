@@ -14,6 +14,7 @@ fn link(index: u32, name: &str, master: Option<u32>, master_kind: Option<&str>) 
         kind: None,
         master_kind: master_kind.map(Into::into),
         xdp_transmit: true,
+        queued: false,
     }
 }
 

@@ -45,6 +45,7 @@ fn ranges_against_the_kernel() {
         kind: None,
         master_kind: None,
         xdp_transmit: true,
+        queued: false,
     };
     let address = |link: u32, net: &str| Address { link, net: net.parse().unwrap(), temporary: false };
     let network = Network {

@@ -92,6 +92,7 @@ fn the_kernel_speaks_against_a_route() {
         kind: None,
         master_kind: None,
         xdp_transmit: false,
+        queued: false,
     };
     let address = |link, net: &str| Address { link, net: net.parse().unwrap(), temporary: false };
     let network = Network {

@@ -125,7 +125,7 @@ impl Model {
         }
         self.check_sides(family);
         let led_to = family.routes.values().chain(family.backends.values().map(|b| &b.next_hop));
-        for &index in led_to {
+        for index in led_to.map(|index| index & !NextHop::DIRECT) {
             let members = match index & NextHop::GROUP {
                 0 => &[index][..],
                 _ => self.contents.groups.get(&(index & !NextHop::GROUP)).expect("a group").as_slice(),

@@ -2,10 +2,10 @@
 
 use ipnet::IpNet;
 use lb_common::table::filter::{inside_bit, outside_bit};
-use lb_common::table::{Backend, Owned, Prefix, PrefixPair, Settings, Uplink};
+use lb_common::table::{Backend, NextHop, Owned, Prefix, PrefixPair, Settings, Uplink};
 use lb_common::wire::{Addr, Ip4, Ip6};
 
-use super::super::{Change, Contents, FamilyOp, Ids, Op, PlanError, diff};
+use super::super::{Change, Contents, FamilyOp, Ids, Op, PlanError, Planned, diff};
 use super::world::*;
 use super::{Model, clock, nothing};
 use crate::intent::{
@@ -315,6 +315,33 @@ fn other_ports_end_connections_that_have_none_of_them() {
     assert!(matches!(ops[at + 1], Op::V6(FamilyOp::EndPorts { .. })));
     let again = diff(&planned(&wish, &network, &mut ids), &planned(&wish, &network, &mut ids));
     assert_eq!(again, []);
+}
+
+#[test]
+fn routes_to_where_everything_goes_untranslated_are_marked() {
+    let (mut wish, mut network) = both();
+    wish.nat.direct = nets(&["10.8.0.0/16", "203.0.113.0/24", "fd00::/16", "fd09:2::/32"]);
+    wish.nat.ipv6 = Translation::Prefix;
+    wish.nat.prefixes = vec![pair("fd10::/64", "fd09:2:0:1::/64")];
+    network
+        .routes
+        .extend(["10.8.0.0/16", "10.8.7.0/24", "10.0.0.0/8"].map(|net| route(net, Some("203.0.113.1"), ETH0, 0)));
+    let c = plan(&wish, &network);
+    let marked = |net| c.v4.routes[&prefix(net)] & NextHop::DIRECT != 0;
+    assert_eq!(["10.8.0.0/16", "10.8.7.0/24", "10.0.0.0/8", "0.0.0.0/0"].map(marked), [true, true, false, false]);
+    // What is this node's own, and what nobody knows the way to, is the kernel's.
+    assert!(marked("203.0.113.1/32") && !marked("203.0.113.2/32") && !marked("203.0.113.0/24"));
+    // Among what is untranslated somebody has an address outside.
+    assert_eq!(super::super::nat::direct(&wish), nets(&["10.8.0.0/16", "203.0.113.0/24", "fd00::/16"]));
+
+    // Another wish marks what there was, and no more.
+    let mut ids = Ids::default();
+    let before = Planned::new(&wish, &network, &mut ids, clock(0), None).expect("a plan");
+    wish.nat.direct = nets(&["10.8.7.0/24"]);
+    let scratch = Planned::new(&wish, &network, &mut ids.clone(), clock(0), None).expect("a plan");
+    let after = Planned::new(&wish, &network, &mut ids, clock(0), Some(&before)).expect("a plan");
+    assert_eq!(after.contents().v4.routes, scratch.contents().v4.routes);
+    assert_ne!(after.contents().v4.routes, before.contents().v4.routes);
 }
 
 fn pair(inside: &str, outside: &str) -> Pair {

@@ -10,7 +10,8 @@ use lb_common::wire::{Addr, Be16, Ip4, Ip6, Mac};
 use super::super::{Contents, FamilyOp, Hooks, Ids, Op, PlanError, diff};
 use super::world::*;
 use super::{clock, nothing};
-use crate::intent::{Forwarding, HookChoice, Intent, Network, Path, Protocol, Route, RouteKind, ServiceRange};
+use crate::intent::{self, Forwarding, HookChoice, Intent, Network, Path, Protocol, Route, RouteKind, ServiceRange};
+use crate::policy::Policies;
 
 fn plan(intent: &Intent, network: &Network) -> Contents {
     super::super::plan(intent, network, &mut Ids::default(), clock(0)).expect("a plan")
@@ -134,6 +135,28 @@ fn routes_mirror_the_kernel() {
     let route = |addr: &str, len| down.v4.routes.get(&Prefix { len, addr: a4(addr) }).copied();
     assert_eq!(route("0.0.0.0", 0), None);
     assert_eq!(route("198.51.100.0", 24), Some(NextHop::UNRESOLVED), "the other one takes over");
+}
+
+#[test]
+fn packets_are_handed_to_pods_where_nothing_waits_for_them() {
+    let mut network = network();
+    let ends = [("stpod1", false, 0x51), ("stpod2", true, 0x52), ("veth1", false, 0x53)];
+    for (index, (name, queued, last)) in (10..).zip(ends) {
+        network.links.push(intent::Link { queued, ..link(index, name, Some("veth")) });
+        let addr = format!("10.9.0.{last}");
+        network.routes.extend([route(&format!("{addr}/32"), None, index, 0)]);
+        network.neighbours.push(neighbour(index, &addr, last));
+    }
+    let handed = |wish: &Intent| {
+        let c = plan(wish, &network);
+        let flags = |last| c.next_hops.values().find(|hop| hop.dst == Mac(mac(last))).expect("a next hop").flags;
+        [0x51, 0x52, 0x53, 0x11].map(|last| flags(last) & NextHop::PEER != 0)
+    };
+    let mut wish = intent(vec![]);
+    assert_eq!(handed(&wish), [true, false, false, false], "a pod's, one that waits in a queue, and no pod's");
+    // Where policies are judged nothing passes by.
+    wish.policies = Some(Policies { cluster: None, leases: Default::default() });
+    assert_eq!(handed(&wish), [false; 4]);
 }
 
 #[test]

@@ -14,14 +14,15 @@ use super::world::*;
 use super::{Model, clock, nothing};
 use crate::intent::{Network, RouteTable};
 
-/// Where prefixes lead, whatever the numbers.
-fn led<A: Addr>(contents: &Contents, family: &Family<A>) -> BTreeMap<Prefix<A>, Vec<NextHop>> {
+/// Where prefixes lead, whatever the numbers, and whether untranslated.
+fn led<A: Addr>(contents: &Contents, family: &Family<A>) -> BTreeMap<Prefix<A>, (Vec<NextHop>, bool)> {
     let hop = |index: &u32| contents.next_hops[index];
-    let of = |index: &u32| match index & NextHop::GROUP {
-        0 => vec![hop(index)],
+    let of = |index: u32| match index & NextHop::GROUP {
+        0 => vec![hop(&index)],
         _ => contents.groups[&(index & !NextHop::GROUP)].iter().map(hop).collect(),
     };
-    family.routes.iter().map(|(prefix, index)| (*prefix, of(index))).collect()
+    let led = |index: &u32| (of(index & !NextHop::DIRECT), index & NextHop::DIRECT != 0);
+    family.routes.iter().map(|(prefix, index)| (*prefix, led(index))).collect()
 }
 
 fn same(one: &Contents, other: &Contents) {

@@ -32,6 +32,7 @@ pub fn link(index: u32, name: &str, kind: Option<&str>) -> Link {
         kind: kind.map(Into::into),
         master_kind: None,
         xdp_transmit: kind.is_none() && name != "lo",
+        queued: false,
     }
 }
 

@@ -38,8 +38,6 @@ pub struct Links {
     /// Those that were set up, whether they have a carrier or not.
     pub set_up: BTreeSet<u32>,
     pub xdp: BTreeMap<u32, u8>,
-    /// Virtual ones with a queueing discipline, which XDP would go past.
-    pub queued: BTreeSet<u32>,
 }
 
 /// Neighbours, and those that somebody set for good.
@@ -72,9 +70,7 @@ fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
         all.xdp.insert(index, mode);
     }
     let kind = attrs.find(18).and_then(|info| Attrs(info).find(1)).map(text);
-    if kind.is_some() && attrs.find(6).map(text).is_some_and(|queue| queue != "noqueue") {
-        all.queued.insert(index);
-    }
+    let queued = kind.is_some() && attrs.find(6).map(text).is_some_and(|queue| queue != "noqueue");
     if flags & IFF_UP != 0 {
         all.set_up.insert(index);
     }
@@ -88,6 +84,7 @@ fn link(all: &mut Links, payload: &[u8]) -> Option<()> {
         kind,
         master_kind: None,
         xdp_transmit: false,
+        queued,
     });
     Some(())
 }
