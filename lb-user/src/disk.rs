@@ -8,17 +8,12 @@ use std::path::Path;
 
 /// Replaces a file's text.
 pub fn replace(path: &Path, text: &[u8]) -> Result<()> {
-    swap(path, text)?;
-    File::open(folder(path))?.sync_all()
-}
-
-/// The same for what a power cut voids: whichever file is there then, it is whole.
-pub fn swap(path: &Path, text: &[u8]) -> Result<()> {
     let beside = path.with_extension("new");
     let mut file = File::create(&beside)?;
     file.write_all(text)?;
     file.sync_all()?;
-    fs::rename(beside, path)
+    fs::rename(beside, path)?;
+    File::open(folder(path))?.sync_all()
 }
 
 /// The same without syncing: for what a power cut ends anyway.

@@ -240,7 +240,7 @@ impl Paths {
 
     /// Which pods' interfaces have which addresses.
     pub fn ipam(&self) -> PathBuf {
-        self.kept.join("ipam.json")
+        self.run.join("ipam.json")
     }
 
     /// What ended while no agent ran.

@@ -1,8 +1,9 @@
-//! Leases, on disk.
+//! Leases, in a file.
 //!
 //! Invariant: the file is always whole ([`disk`]); only the agent writes it, before anybody is told of what it says.
 //! One that can't be understood is refused, never written over. What was said before the machine was started last is
-//! void: the interfaces that had those addresses ended with it.
+//! void: the interfaces that had those addresses ended with it. So the file is where nothing outlives that, and is not
+//! synced: on a memory card that would cost each pod's start tens of milliseconds, for nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -59,8 +60,8 @@ pub fn write(path: &Path, state: &State) -> Result<()> {
     let leases = state.leases.iter().map(entry).collect();
     let file = File { version: VERSION, boot: boot()?, leases, cooling: state.cooling.clone() };
     let text = serde_json::to_string_pretty(&file)? + "\n";
-    disk::make(disk::folder(path))
-        .and_then(|()| disk::swap(path, text.as_bytes()))
+    fs::create_dir_all(disk::folder(path))
+        .and_then(|()| disk::exchange(path, text.as_bytes()))
         .with_context(|| format!("writing {}", path.display()))
 }
 

@@ -1,7 +1,7 @@
 //! Pods' interfaces: made, checked and taken away as a container runtime asks by the CNI plugin.
 //!
-//! Invariant: a lease is on disk before its interface is there, and stays until it is gone; calls that change anything
-//! are one after the other. Agent and plugin may end at any moment: what a call began, the next start takes away, or the
+//! Invariant: a lease is written down before its interface is there, and stays until it is gone; what is done to one
+//! interface is done one after the other. Agent and plugin may end at any moment: what a call began, the next start takes away, or the
 //! runtime's own next call does. Not here: the CNI's forms ([`crate::cni`]), and who gets which address ([`crate::ipam`]).
 
 mod aggregate;
@@ -67,9 +67,7 @@ pub struct Served {
 struct Shared {
     paths: Paths,
     peers: Arc<Peers>,
-    keeper: Mutex<Keeper>,
-    /// Apart from the keeper, who may be at work for longer than the agent's loop can wait.
-    settings: Mutex<Result<Settings, String>>,
+    keeper: Keeper,
     served: Mutex<Served>,
     more: Condvar,
 }
@@ -96,14 +94,13 @@ impl Pods {
             (Some(settings), _) => settings,
         };
         if let Some(shared) = &self.shared {
-            return *lock(&shared.settings) = settings;
+            return shared.keeper.configure(settings);
         }
-        let keeper = Keeper::open(&self.paths, settings.clone(), self.ports.clone());
+        let keeper = Keeper::open(&self.paths, settings, self.ports.clone());
         let shared = Arc::new(Shared {
             paths: self.paths.clone(),
             peers: self.peers.clone(),
-            keeper: Mutex::new(keeper),
-            settings: Mutex::new(settings),
+            keeper,
             served: Mutex::default(),
             more: Condvar::new(),
         });
@@ -123,13 +120,6 @@ impl Pods {
 }
 
 impl Shared {
-    /// One call after the other, each by the settings of its time.
-    fn keeper(&self) -> MutexGuard<'_, Keeper> {
-        let mut keeper = lock(&self.keeper);
-        keeper.settings.clone_from(&lock(&self.settings));
-        keeper
-    }
-
     /// Waits until a link's programs are in force, and the host ports of a revision but for those that are refused,
     /// which this gives; None: it took too long.
     fn wait(&self, link: u32, ports: u64) -> Option<BTreeMap<String, String>> {

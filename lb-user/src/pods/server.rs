@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::keeper::{Added, New};
 use super::talk::{Answer, Failure, LARGEST, Reply, Request, code};
-use super::{PATIENCE, Shared, lock, spool};
+use super::{PATIENCE, Shared, lock};
 use crate::ipam::{Key, Lease};
 use crate::peers::Right;
 
@@ -39,7 +39,7 @@ pub fn start(shared: &Arc<Shared>) -> Result<()> {
     thread::Builder::new().name("pods-tidy".into()).spawn(move || {
         loop {
             thread::sleep(TIDY);
-            other.keeper().tidy();
+            other.keeper.tidy();
         }
     })?;
     Ok(())
@@ -95,13 +95,11 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
             add(shared, &New { key, netns, namespace, pod, addresses, ports, bandwidth: *bandwidth })
         }
         Request::Del { key } => {
-            let mut keeper = shared.keeper();
-            let had = keeper.del(key)?;
-            forget(shared, key)?;
+            let had = shared.keeper.del(key)?;
             done(if had { vec![key.clone()] } else { Vec::new() })
         }
         Request::Check { key, netns, addresses } => {
-            let services = shared.keeper().check(key, netns, addresses)?;
+            let services = shared.keeper.check(key, netns, addresses)?;
             let refused = &lock(&shared.served).refused;
             match services.iter().find_map(|name| refused.get(name)) {
                 None => done(Vec::new()),
@@ -109,12 +107,11 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
             }
         }
         Request::Status => {
-            let keeper = shared.keeper();
-            keeper.ready().map_err(|why| Failure::new(code::UNAVAILABLE, "pods get no interfaces", why))?;
+            shared.keeper.ready().map_err(|why| Failure::new(code::UNAVAILABLE, "pods get no interfaces", why))?;
             done(Vec::new())
         }
         Request::Gc { valid } => {
-            let released = shared.keeper().release(|key, _| !valid.contains(key))?;
+            let released = shared.keeper.release(|key, _| !valid.contains(key))?;
             released.iter().for_each(|key| info!("{key} is no longer known to the runtime, and was removed"));
             done(released)
         }
@@ -122,34 +119,22 @@ fn answer(shared: &Shared, request: &Request) -> Answer {
             let is = |key: &Key, lease: &Lease| {
                 key.container == *of || of.split_once('/') == Some((&lease.namespace, &lease.pod))
             };
-            let released = shared.keeper().release(is)?;
+            let released = shared.keeper.release(is)?;
             released.iter().for_each(|key| info!("{key} was released by command"));
             done(released)
         }
     }
 }
 
-fn forget(shared: &Shared, key: &Key) -> Result<(), Failure> {
-    let io = |error| Failure::new(code::IO, "a note can't be removed", format!("{error:#}"));
-    spool::take(&shared.paths.spool(), key).map_err(io)
-}
-
-/// Once it is made, other calls go on while the agent's loop brings its programs into force.
+/// Makes an interface, and waits while the agent's loop brings its programs into force.
 fn add(shared: &Shared, new: &New<'_>) -> Answer {
-    let Added { made, link, services, revision } = {
-        let mut keeper = shared.keeper();
-        if spool::has(&shared.paths.spool(), new.key) {
-            keeper.del(new.key)?;
-            forget(shared, new.key)?;
-        }
-        keeper.add(new)?
-    };
+    let Added { made, link, services, revision } = shared.keeper.add(new)?;
     let waited = shared.wait(link, revision);
     let refused = waited.as_ref().and_then(|refused| services.iter().find_map(|name| refused.get(name)));
     if let (Some(_), None) = (&waited, refused) {
         return Ok(Reply::Made(made));
     }
-    shared.keeper().undo(new.key, 0);
+    shared.keeper.undo(new.key);
     if let Some(why) = refused {
         return Err(Failure::new(code::PORT, "no host port for the pod", why));
     }

@@ -90,8 +90,7 @@ fn a_full_disk(scene: &mut Scene, run: &Path, kept: &Path) {
     runtime.add(&pods[0], "one", "").unwrap();
     balancer(scene, "early");
     until(scene, "an address on disk", SOON, || kept.join("addresses.json").exists());
-    let files = ["addresses.json", "ipam.json"].map(|name| kept.join(name));
-    let files = [run.join("state.json"), files[0].clone(), files[1].clone()];
+    let files = [run.join("state.json"), kept.join("addresses.json"), run.join("ipam.json")];
     let before = files.clone().map(|file| fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display())));
     let filled = [run, kept].map(fill);
 
