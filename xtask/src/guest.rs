@@ -103,9 +103,15 @@ impl Root {
         Ok(())
     }
 
-    /// A program and the libraries that the dynamic linker would load for it.
+    /// A program and the libraries that the dynamic linker would load for it. Without what debuggers want, which is most
+    /// of it: the guest has all of this in its memory, twice while it starts.
     fn program(&self, from: &Path, to: &Path) -> Result<()> {
         self.file(from, to)?;
+        if cmd::find("strip").is_some() {
+            let mut strip = Command::new("strip");
+            strip.arg("--strip-debug").arg(self.dir.join(to.strip_prefix("/").unwrap_or(to)));
+            cmd::output(strip)?;
+        }
         let mut ldd = Command::new("ldd");
         ldd.arg(from).env_remove("LD_LIBRARY_PATH");
         // ldd fails for a static program, which needs nothing.
