@@ -31,7 +31,7 @@ use lb_common::verdict::{Action, Arrival, Hook, Outcome};
 use overlay::Overlay;
 use tables::{Kernel, count, now};
 
-/// In the `tc_index` of what a program of ours has sent: where it leaves, all is done. The kernel clears it behind any program
+/// In the `tc_index` of what ingress redirects: where it leaves, all is done. The kernel clears it behind any program
 /// that lets a packet pass (`tcx_run` and `tc_run`), and nothing else sets it but the disciplines dsmark and GRED.
 const SENT: u32 = 0x5357;
 
@@ -148,6 +148,11 @@ fn traffic_control(context: &TcContext, hook: Hook, judge: impl FnOnce(&mut pack
     let (ifindex, gso_size, tagged, from) =
         unsafe { ((*skb).ifindex, (*skb).gso_size, (*skb).vlan_present as u8, (*skb).ingress_ifindex) };
     let own = (hook == Hook::Egress && from == 0) as u8;
+    if hook == Hook::Ingress {
+        // Ahead of all, while nothing has to be kept for it on the stack.
+        // SAFETY: as above.
+        unsafe { (*skb).tc_index = SENT };
+    }
     let mut at = Arrival { hook, ifindex, now: now(), gso_size, tagged, own, tunneled: 0 };
     let mut packet = packet::Skb(skb);
     packet.linearize();
@@ -156,11 +161,7 @@ fn traffic_control(context: &TcContext, hook: Hook, judge: impl FnOnce(&mut pack
     monitor::see(&packet, &at, outcome);
     match outcome.action {
         Action::Pass | Action::Continue => TC_ACT_OK,
-        Action::Transmit => {
-            // SAFETY: as above.
-            unsafe { (*skb).tc_index = SENT };
-            redirect(outcome.value, 0)
-        }
+        Action::Transmit => redirect(outcome.value, 0),
         // SAFETY: as of `bpf_redirect`.
         Action::TransmitPeer => unsafe { bpf_redirect_peer(outcome.value, 0) as i32 },
         Action::Reinject => redirect(ifindex, BPF_F_INGRESS as u64),
