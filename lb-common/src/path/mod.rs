@@ -121,8 +121,11 @@ fn family<'s, A: Ip, P: Packet, T: Tables<A>>(
     }
     // Where packets leave, the program is not to know of what is about those that come in.
     if context.at.hook != Hook::Egress {
-        // From pod to pod there is no connection of ours in most cases.
-        if matches!(next, Next::Unknown) && forward::direct(packet, l3, context, &mut outcome) {
+        // From pod to pod there is no connection of ours in most cases. What comes by XDP comes from outside.
+        if context.at.hook == Hook::Ingress
+            && matches!(next, Next::Unknown)
+            && forward::direct(packet, l3, context, &mut outcome)
+        {
             return outcome;
         }
         let asks = A::IS_V6 && l3 == ETH_LEN && matches!(next, Next::Special);
