@@ -8,6 +8,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use stellwerk_tests::netns::clean::{self, Proc};
+use stellwerk_tests::netns::lab::mounts;
 use stellwerk_tests::netns::scene::{PORT, Scene, Which};
 use stellwerk_tests::netns::{Lab, Ns, probe};
 
@@ -126,9 +127,8 @@ fn before_any_agent() {
 
 /// The kinds of what is mounted over this path, other tests' mounts apart.
 fn mounted(path: &Path) -> Vec<String> {
-    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
-    let mounts = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    mounts.filter(|words| Path::new(words[1]) == path).map(|words| words[2].to_owned()).collect()
+    let all = mounts().unwrap().into_iter();
+    all.filter(|(point, _)| point == path).map(|(_, kind)| kind).collect()
 }
 
 /// Refused before anything is made, and `unload` of it removes nothing.

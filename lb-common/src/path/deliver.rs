@@ -207,14 +207,15 @@ fn send<A: Ip, P: Packet, T: Tables<A>>(
             };
         }
     }
+    let reinjects = own && !routed && !transmits;
     if !transmits {
-        outcome.action = if own && !routed { Action::Reinject } else { Action::Continue };
+        outcome.action = if reinjects { Action::Reinject } else { Action::Continue };
     }
     let mut done = apply::rewrite(packet, parsed, &new);
-    if own && !transmits && !routed && done.is_ok() {
+    if reinjects && done.is_ok() {
         // Received again, it must be addressed to the link it left by.
-        let from = packet.frame().read::<Mac>(6).unwrap_or_default();
-        done = packet.store(0, from);
+        let from = packet.frame().read::<Mac>(6);
+        done = from.ok_or(Drop::RewriteFailed).and_then(|from| packet.store(0, from));
     }
     if let Err(reason) = done {
         *outcome = Outcome::drop(reason);

@@ -19,6 +19,7 @@ use std::sync::atomic::AtomicU32;
 use anyhow::{Context, Result, ensure};
 use aya::maps::{MapData, MapInfo, MapType};
 use lb_common::table::Plain;
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 const LOOKUP: u32 = 1;
 const UPDATE: u32 = 2;
@@ -428,11 +429,9 @@ pub fn namespace_cookie() -> io::Result<u64> {
 }
 
 /// Kernels before 5.11 count maps as locked memory of the process.
-#[expect(unsafe_code, reason = "std has no setrlimit")]
 pub fn raise_memlock() {
-    let unlimited = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the struct lives across the call. A refusal shows later, as a map that can't be made.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &unlimited) };
+    // A refusal shows later, as a map that can't be made.
+    _ = setrlimit(Resource::Memlock, Rlimit { current: None, maximum: None });
 }
 
 /// Has what is freed go back to the kernel. glibc gives each thread a heap of its own and keeps the room that a start or

@@ -292,18 +292,18 @@ impl Keeper {
         // In this order: who begins after the first look gets a lease after the last one.
         let busy = lock(&self.busy).clone();
         let there = ends()?;
-        let is_there = |there: &[(String, u32)], key: &Key| there.iter().any(|(name, _)| *name == wire::host_name(key));
+        let is_gone = |key: &Key| there.iter().all(|(name, _)| *name != wire::host_name(key));
         let (gone, known) = {
             let known = lock(&self.known);
             let Ok(state) = &known.state else { return Ok(()) };
-            let gone = state.keys(|key, _| !busy.contains(key) && !is_there(&there, key));
+            let gone = state.keys(|key, _| !busy.contains(key) && is_gone(key));
             let all = state.leases.keys().chain(&busy).map(wire::host_name).collect::<BTreeSet<String>>();
             (gone, all)
         };
         for key in gone {
             let turn = self.turn(&key);
             // Its runtime may have been quicker.
-            if !is_there(&ends()?, &key) && self.end(&turn).map_err(anyhow::Error::msg)? {
+            if !wire::is_there(&key)? && self.end(&turn).map_err(anyhow::Error::msg)? {
                 info!("{key} is gone, and its addresses are free");
             }
         }

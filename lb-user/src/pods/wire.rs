@@ -156,6 +156,11 @@ pub fn host_side(connection: &mut Connection, key: &Key, lease: &Lease) -> Resul
     Ok(own)
 }
 
+/// Whether the node's end is there.
+pub fn is_there(key: &Key) -> Result<bool> {
+    Ok(end(&mut Connection::open(libc::NETLINK_ROUTE)?, &host_name(key))?.is_some())
+}
+
 /// Removes it, if it is there.
 pub fn remove(key: &Key) -> Result<bool> {
     let mut connection = Connection::open(libc::NETLINK_ROUTE)?;

@@ -87,16 +87,20 @@ pub fn all_cgroups() -> Vec<PathBuf> {
 }
 
 fn mounts_of(kinds: &[&str]) -> Vec<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let fields = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    let of = fields.filter(|f| f.get(2).is_some_and(|kind| kinds.contains(kind)));
-    of.map(|f| PathBuf::from(f[1])).collect()
+    let all = mounts().unwrap_or_default().into_iter();
+    all.filter(|(_, kind)| kinds.contains(&kind.as_str())).map(|(point, _)| point).collect()
+}
+
+/// What is mounted: where, and of which kind.
+pub fn mounts() -> Result<Vec<(PathBuf, String)>> {
+    let text = std::fs::read_to_string("/proc/self/mounts")?;
+    let fields = text.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    Ok(fields.filter(|f| f.len() > 2).map(|f| (f[1].into(), f[2].into())).collect())
 }
 
 fn mount_bpffs() -> Result<()> {
     use nix::mount::{MsFlags, mount};
-    let mounts = std::fs::read_to_string("/proc/mounts")?;
-    if mounts.lines().any(|line| line.split(' ').nth(1) == Some(clean::BPFFS)) {
+    if mounts()?.iter().any(|(point, _)| point == Path::new(clean::BPFFS)) {
         return Ok(());
     }
     mount(Some("bpf"), clean::BPFFS, Some("bpf"), MsFlags::empty(), None::<&str>).context("mounting bpffs")
