@@ -3,8 +3,10 @@
 //! Invariant: what is to outlive a power cut ([`replace`]) is synced, and so is the folder, before anybody is told.
 
 use std::fs::{self, File};
-use std::io::{Result, Write};
+use std::io::{ErrorKind, Result, Write};
 use std::path::Path;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 /// Replaces a file's text.
 pub fn replace(path: &Path, text: &[u8]) -> Result<()> {
@@ -19,8 +21,17 @@ pub fn replace(path: &Path, text: &[u8]) -> Result<()> {
 /// The same without syncing: for what a power cut ends anyway.
 pub fn exchange(path: &Path, text: &[u8]) -> Result<()> {
     let beside = path.with_extension("new");
-    fs::write(&beside, text)?;
-    fs::rename(beside, path)
+    // ext4 writes a file to the disk at once that was truncated (`auto_da_alloc`), or that takes another's place
+    // for good: 0.7 ms, where two that change places cost nothing.
+    match fs::remove_file(&beside) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => fs::write(&beside, text)?,
+    }
+    match renameat_with(CWD, &beside, CWD, path, RenameFlags::EXCHANGE) {
+        Ok(()) => fs::remove_file(beside),
+        // There was none, or the file system can't.
+        Err(_) => fs::rename(beside, path),
+    }
 }
 
 /// Makes a folder that outlives a power cut, as what will be in it does.

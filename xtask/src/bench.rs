@@ -11,6 +11,9 @@ pub const NAMES: [&str; 9] = ["packet", "nat", "route", "flow-table", "wire", "u
 
 pub fn run(name: &str, args: &[String]) -> Result<i32> {
     setup::tools(setup::NET)?;
+    if name == "pods" {
+        setup::tools(setup::PLUGINS)?;
+    }
     build::product_and(&["stellwerk-bench"])?;
     let args: Vec<String> = std::iter::once(name.to_owned()).chain(args.iter().cloned()).collect();
     program("stellwerk-bench", &args, "the benchmarks load eBPF programs and make network namespaces", None)

@@ -36,6 +36,9 @@ pub const NET: &[Tool] = &[
 pub const CONTAINERS: &[Tool] =
     &[("containerd", "containerd"), ("runc", "runc"), ("nsenter", "util-linux"), ("busybox", "busybox-static")];
 
+/// What `bench pods` holds our plugin against.
+pub const PLUGINS: &[Tool] = &[("/usr/lib/cni/ptp", "containernetworking-plugins")];
+
 /// What opens the page that nodes are watched by, for its tests.
 pub const BROWSER: &[Tool] = &[("chromium", "chromium")];
 /// What makes packages. cargo-deb would be 73 crates and liblzma to build, for what dpkg's own programs do in seconds.

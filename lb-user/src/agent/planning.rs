@@ -118,9 +118,10 @@ impl Agent {
         }
         let planned = started.elapsed();
         self.carry_out(&ops)?;
+        // First of all: runtimes wait for it.
+        self.tell_pods();
         self.note_announced();
         self.publish_names();
-        self.tell_pods();
         self.note_policies();
         self.vitals.apply(started.elapsed(), ops.len());
         debug!(?planned, applied = ?started.elapsed(), operations = ops.len(), "replanned");

@@ -198,6 +198,26 @@ impl Attacher {
         Ok(())
     }
 
+    /// Notes the filters that links are to carry, by one change.
+    pub fn note(&self, paths: &Paths, state: &mut State, all: &[(u32, &Hooks)]) -> Result<()> {
+        let filtered = all.iter().filter(|(link, hooks)| {
+            let points = [(Point::Ingress, hooks.tc_ingress), (Point::Egress, hooks.tc_egress)];
+            hooks.policy
+                || points
+                    .iter()
+                    .any(|(point, on)| *on && self.filters(&hooks.interface, hooks.policy, &pin(paths, *link, *point)))
+        });
+        state.change(paths, |state| filtered.for_each(|(link, hooks)| note(state, *link, &hooks.interface)))
+    }
+
+    /// Whether what hangs at a point of TC is a filter.
+    fn filters(&self, name: &str, policy: bool, pin: &Path) -> bool {
+        // The kernel lets nobody else near its links until all CPUs have gone by a new tcx link (`tcx_entry_sync`,
+        // 6.6 to 6.18), 10 ms or so: too long for many pods at once. A filter costs less than 1 ms.
+        // Where policies are judged, nothing is to come before the filters.
+        !self.tcx || policy || (name.starts_with(PREFIX) && !pin.exists())
+    }
+
     /// Makes a link carry what `hooks` says, and nothing else of ours.
     pub fn set(
         &mut self,
@@ -266,12 +286,7 @@ impl Attacher {
         let program = ebpf.program_mut(point.program(policy)).context("the programs are loaded")?;
         match point {
             Point::Xdp => attach_xdp(program.try_into()?, &path, link, name),
-            // The kernel lets nobody else near its links until all CPUs have gone by a new tcx link (`tcx_entry_sync`,
-            // 6.6 to 6.18), 10 ms or so: too long for many pods at once. A filter costs less than 1 ms.
-            // Where policies are judged, nothing is to come before the filters.
-            _ if self.tcx && !policy && (!name.starts_with(PREFIX) || path.exists()) => {
-                attach_tcx(program.try_into()?, &path, name, point)
-            }
+            _ if !self.filters(name, policy, &path) => attach_tcx(program.try_into()?, &path, name, point),
             _ => {
                 attach_filter(program.try_into()?, paths, state, link, name, point)?;
                 // What an agent before had there comes ahead of filters.
@@ -359,6 +374,14 @@ fn attach_tcx(program: &mut SchedClassifier, path: &Path, name: &str, point: Poi
     repin::link(FdLink::try_from(program.take_link(id)?)?, path)
 }
 
+/// A link that gets filters. A pod's was made by us, and so will be its qdisc.
+fn note(state: &mut State, link: u32, name: &str) {
+    state.filters.insert(link, name.to_owned());
+    if name.starts_with(PREFIX) {
+        state.clsact.insert(link, name.to_owned());
+    }
+}
+
 fn attach_filter(
     program: &mut SchedClassifier,
     paths: &Paths,
@@ -368,13 +391,14 @@ fn attach_filter(
     point: Point,
 ) -> Result<()> {
     if state.filters.get(&link).is_none_or(|known| known != name) {
-        state.change(paths, |state| _ = state.filters.insert(link, name.to_owned()))?;
+        state.change(paths, |state| note(state, link, name))?;
     }
     if ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some() {
         let id = program.attach_to_link(filter(name, point)?)?;
         return keep(program, id);
     }
     match tc::qdisc_add_clsact(name) {
+        Ok(()) if state.clsact.get(&link).is_some_and(|known| known == name) => {}
         Ok(()) => state.change(paths, |state| _ = state.clsact.insert(link, name.to_owned()))?,
         // There is one; the next call tells if there isn't.
         Err(TcError::NetlinkError(_)) => {}

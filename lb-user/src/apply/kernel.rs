@@ -153,7 +153,11 @@ impl Kernel {
     fn apply_each(&mut self, ops: &[Op]) -> Result<()> {
         let served = self.served;
         let Kernel { maps, paths, state, ebpf, attacher, ends, routes4, routes6, capacity, .. } = self;
-        let (mut pending, mut unhooked) = (Pending::default(), None);
+        let mut pending = Pending::default();
+        let mut unhooked = match prepare(attacher, paths, state, ops) {
+            Err(error) if !served => return Err(error),
+            result => result.err(),
+        };
         for op in ops {
             match op {
                 Op::Settings(settings) => pending.push(&maps.settings, &0, Some(settings))?,
@@ -198,7 +202,11 @@ impl Kernel {
                 }
                 Op::Hooks(change) => {
                     pending.flush()?;
-                    match hook(attacher, ebpf, paths, state, change) {
+                    let (link, hooks) = match change {
+                        Change::Set(link, hooks) => (*link, Some(hooks)),
+                        Change::Remove(link) => (*link, None),
+                    };
+                    match attacher.set(ebpf, paths, state, link, hooks) {
                         Err(error) if served => unhooked = unhooked.or(Some(error)),
                         result => result?,
                     }
@@ -235,21 +243,19 @@ impl Kernel {
     }
 }
 
-/// Has a link carry its programs, with the settings that they need.
-fn hook(
-    attacher: &mut Attacher,
-    ebpf: &mut Ebpf,
-    paths: &Paths,
-    state: &mut State,
-    change: &Change<u32, Hooks>,
-) -> Result<()> {
-    match change {
-        Change::Set(link, hooks) => {
-            sysctl::interface(paths, state, &hooks.interface)?;
-            attacher.set(ebpf, paths, state, *link, Some(hooks))
-        }
-        Change::Remove(link) => attacher.set(ebpf, paths, state, *link, None),
+/// The settings that links with programs need, and a note of what they get, at once for all of them: a node that
+/// starts has many, and writing a note takes longer than attaching a program.
+fn prepare(attacher: &Attacher, paths: &Paths, state: &mut State, ops: &[Op]) -> Result<()> {
+    let hooked = ops.iter().filter_map(|op| match op {
+        Op::Hooks(Change::Set(link, hooks)) if !hooks::is_gone(*link, hooks) => Some((*link, hooks)),
+        _ => None,
+    });
+    let hooked: Vec<(u32, &Hooks)> = hooked.collect();
+    if hooked.is_empty() {
+        return Ok(());
     }
+    sysctl::interfaces(paths, state, hooked.iter().map(|(_, hooks)| hooks.interface.as_str()))?;
+    attacher.note(paths, state, &hooked)
 }
 
 fn family<'a, A: Addr>(

@@ -26,7 +26,7 @@ pub fn write(name: &str, value: &str) -> Result<()> {
     fs::write(path(name), value).with_context(|| format!("setting {name} to {value}"))
 }
 
-/// Records all of them by one change.
+/// Records all of them by one change. One that can't be set keeps no other from being set.
 fn ensure(paths: &Paths, state: &mut State, all: &[(String, &str)]) -> Result<()> {
     let others = all.iter().filter_map(|(name, value)| Some((name, *value, read(name).filter(|old| old != value)?)));
     let others: Vec<(&String, &str, String)> = others.collect();
@@ -38,11 +38,10 @@ fn ensure(paths: &Paths, state: &mut State, all: &[(String, &str)]) -> Result<()
             state.sysctls.entry((*name).clone()).or_insert_with(|| old.clone());
         }
     })?;
-    for (name, value, old) in others {
-        write(name, value)?;
-        tracing::info!("{name}: {old} is now {value}");
-    }
-    Ok(())
+    let set = |(name, value, old): (&String, &str, String)| {
+        write(name, value).inspect(|()| tracing::info!("{name}: {old} is now {value}"))
+    };
+    others.into_iter().map(set).fold(Ok(()), Result::and)
 }
 
 /// The node forwards.
@@ -61,9 +60,13 @@ pub fn next_hops(paths: &Paths, state: &mut State, name: &str, v4: bool) -> Resu
     ensure(paths, state, &all.map(|(key, value)| (format!("net/{family}/neigh/{name}/{key}"), value)))
 }
 
-/// An interface that carries our programs: the source of a packet may be translated to an address
+/// Interfaces that carry our programs: the source of a packet may be translated to an address
 /// of ours before the kernel gets it, which it would else take for a martian.
-pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {
+pub fn interfaces<'a>(paths: &Paths, state: &mut State, names: impl Iterator<Item = &'a str>) -> Result<()> {
+    ensure(paths, state, &names.flat_map(interface).collect::<Vec<_>>())
+}
+
+fn interface(name: &str) -> Vec<(String, &'static str)> {
     let conf = |name: &str, key: &str| format!("net/ipv4/conf/{name}/{key}");
     // The stricter of "all" and the interface's own is in force: 1 strict, 2 loose, the higher wins.
     let filter = conf(name, "rp_filter");
@@ -79,5 +82,5 @@ pub fn interface(paths: &Paths, state: &mut State, name: &str) -> Result<()> {
         let linkdown = |family| (format!("net/{family}/conf/{name}/ignore_routes_with_linkdown"), "1");
         all.extend(["ipv4", "ipv6"].map(linkdown));
     }
-    ensure(paths, state, &all)
+    all
 }

@@ -119,7 +119,7 @@ impl<A: Addr, S: Store<A>> Fib<A, S> {
         root.write(&mut self.pool);
         self.root = root;
         self.pool.done();
-        if self.pool.room.retired() > 0 {
+        if self.pool.room.retired() >= pool::WORTH {
             self.pool.reclaim();
         }
         self.pool.store.settled();

@@ -20,7 +20,7 @@ const WORDS: usize = HALVES.div_ceil(16) * 8;
 /// Of a table of [`super::flat`].
 pub const FLAT_LINES: u32 = (1 << ROOT_BITS) / LINE_ENTRIES;
 /// So many retired lines are worth a wait.
-const WORTH: u32 = PART / 4;
+pub const WORTH: u32 = PART / 4;
 
 /// Where a table is written to.
 pub trait Store<A: Addr>: Memory<A> {

@@ -64,7 +64,13 @@ enum What {
     /// Queries a second of the cluster's names and of others', beside dnsmasq
     Dns(Output),
     /// Traffic between pods beside a bridge, and how long their interfaces take
-    Pods(Output),
+    Pods {
+        #[command(flatten)]
+        output: Output,
+        /// Only parts (`one node`, `two nodes, direct`, `two nodes, overlay`, `at once`) whose name contains this
+        #[arg(long, value_name = "TEXT")]
+        only: Option<String>,
+    },
 }
 
 #[derive(Args, Clone)]
@@ -96,7 +102,7 @@ fn main() -> ExitCode {
         | What::Update(output)
         | What::Connect(output)
         | What::Dns(output)
-        | What::Pods(output) => empty(&[output.json.as_ref()]),
+        | What::Pods { output, .. } => empty(&[output.json.as_ref()]),
     };
     if let Err(error) = made {
         eprintln!("stellwerk-bench: {error:#}");
@@ -135,8 +141,8 @@ fn main() -> ExitCode {
             let done = bench::dns::run(output.quick);
             (output, done)
         }
-        What::Pods(output) => {
-            let done = bench::pods::run(output.quick);
+        What::Pods { output, only } => {
+            let done = bench::pods::run(output.quick, only.as_deref());
             (output, done)
         }
         What::Update(output) => {

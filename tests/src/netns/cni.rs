@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
@@ -95,6 +95,11 @@ impl Runtime {
         Ok(Runtime { node: node.clone(), plugin, pins: lab.pins() })
     }
 
+    /// With a plugin of others.
+    pub fn of(self, plugin: PathBuf) -> Runtime {
+        Runtime { plugin, ..self }
+    }
+
     /// One of several of a lab, beside its agent.
     pub fn beside(self, agent: &Agent) -> Runtime {
         Runtime { pins: agent.pins().to_owned(), ..self }
@@ -106,7 +111,7 @@ impl Runtime {
         for (key, value) in call.conf.as_object().into_iter().flatten() {
             conf[key] = value.clone();
         }
-        let mut command = self.node.command(&self.plugin);
+        let mut command = Command::new(&self.plugin);
         command
             .env_clear()
             .env("CNI_COMMAND", call.verb)
@@ -117,7 +122,9 @@ impl Runtime {
         if let Some(netns) = &call.netns {
             command.env("CNI_NETNS", netns);
         }
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("starting the plugin")?;
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // From a thread inside, as a runtime does: to enter between fork and exec, all of this process would be forked.
+        let mut child = self.node.run(|| command.spawn())?.context("starting the plugin")?;
         child.stdin.take().context("the plugin's input")?.write_all(conf.to_string().as_bytes())?;
         let out = child.wait_with_output()?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();

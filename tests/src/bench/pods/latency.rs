@@ -1,24 +1,57 @@
-//! How long a runtime waits for the plugin: many calls at once, as a node that starts makes them.
+//! How long a runtime waits for the plugin: many calls at once, as a node that starts makes them; beside the CNI
+//! project's own `ptp` and `host-local`, which make such an interface without programs, of IPv4 alone.
 
+use std::path::Path;
 use std::thread;
 use std::time::Instant;
 
-use anyhow::Result;
-use stellwerk_tests::netns::cni::Call;
+use anyhow::{Result, bail, ensure};
+use serde_json::{Value, json};
+use stellwerk_tests::netns::cni::{Call, Runtime};
 use stellwerk_tests::netns::{Ns, clean};
 
 use super::scene::Node;
 use crate::bench::report::{Reach, Row};
-use crate::bench::series::quantile;
+use crate::bench::series::{median, quantile, ratio};
 
 const AT_ONCE: usize = 20;
 /// Milliseconds.
 const REACH: f64 = 50.0;
+/// Where Debian's containernetworking-plugins has it.
+const OTHER: &str = "/usr/lib/cni/ptp";
+
+/// Another plugin on a node of its own.
+struct Other {
+    runtime: Runtime,
+    conf: Value,
+}
+
+impl Other {
+    fn new(node: &Node) -> Result<Other> {
+        let ns = node.lab.ns("other")?;
+        let leases = node.lab.dir().join("host-local");
+        let ipam = json!({ "type": "host-local", "subnet": "10.8.0.0/16", "dataDir": leases,
+                           "routes": [{ "dst": "0.0.0.0/0" }] });
+        let runtime = Runtime::new(&node.lab, &ns)?.of(OTHER.into());
+        Ok(Other { runtime, conf: json!({ "type": "ptp", "ipam": ipam }) })
+    }
+
+    fn call(&self, verb: &str, pod: &Ns, container: &str) -> Result<()> {
+        let conf = self.conf.clone();
+        let call = Call { verb, container, netns: Some(pod.path()), version: "1.0.0", conf, ..Call::default() };
+        let said = self.runtime.call(&call)?;
+        if said.success { Ok(()) } else { bail!("{verb} of {container} by {OTHER}: {}", said.value) }
+    }
+}
 
 pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     let pods = (0..AT_ONCE).map(|i| node.lab.ns(&format!("p{i}"))).collect::<Result<Vec<Ns>>>()?;
+    ensure!(Path::new(OTHER).is_file(), "there is no {OTHER} (package containernetworking-plugins)");
+    let other = Other::new(node)?;
     let rounds = if quick { 10 } else { 50 };
     let [mut nothing, mut alone, mut add, mut del] = [const { Vec::new() }; 4];
+    // The slowest of each round.
+    let (mut slowest, mut others) = (Vec::new(), Vec::new());
     // The first round warms up.
     for round in 0..=rounds {
         clean::check()?;
@@ -26,9 +59,13 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
         let spent = at_once(&pods, |_, _| node.runtime.call(&version()).map(drop))?;
         nothing.extend(spent.into_iter().filter(|_| round > 0));
         let spent = at_once(&pods, |pod, name| node.runtime.add(pod, name, "").map(drop))?;
+        slowest.extend(spent.iter().copied().reduce(f64::max).filter(|_| round > 0));
         add.extend(spent.into_iter().filter(|_| round > 0));
         let spent = at_once(&pods, |pod, name| node.runtime.del(pod, name))?;
         del.extend(spent.into_iter().filter(|_| round > 0));
+        let spent = at_once(&pods, |pod, name| other.call("ADD", pod, name))?;
+        others.extend(spent.into_iter().reduce(f64::max).filter(|_| round > 0));
+        at_once(&pods, |pod, name| other.call("DEL", pod, name))?;
         let spent = at_once(&pods[..1], |pod, name| node.runtime.add(pod, name, "").map(drop))?;
         alone.extend(spent.into_iter().filter(|_| round > 0));
         node.runtime.del(&pods[0], "c0")?;
@@ -41,6 +78,9 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
         row("ADD alone: p50", &alone, 0.5),
         row("ADD, 20 at once: p50", &add, 0.5),
         row("ADD, 20 at once: p99", &add, 0.99).reach(Reach::AtMost(REACH)),
+        Row::new("ADD, 20 at once: the slowest, against ptp and host-local", median(&slowest), "ms")
+            .against(median(&others), ratio(&slowest, &others), Reach::AtMost(1.0))
+            .verdict("rounds", others.len()),
         row("DEL, 20 at once: p50", &del, 0.5),
         row("DEL, 20 at once: p99", &del, 0.99),
     ])

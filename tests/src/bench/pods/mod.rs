@@ -11,7 +11,7 @@ mod scene;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use stellwerk_tests::netns::{Lab, clean};
 
 use self::scene::{Node, Pair, bridge};
@@ -48,14 +48,21 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
-pub fn run(quick: bool) -> Result<Report> {
+/// `only`: the parts whose names contain this.
+pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
+    let wanted = |part: &str| only.is_none_or(|only| part.contains(only));
+    let mut rows = Vec::new();
     let mut node = Node::new()?;
-    let ways = [node.pods()?, bridge(&node.lab)?];
-    let mut rows = between("one node", &ways, 1.0, quick)?;
-    drop(ways);
+    if wanted("one node") {
+        let ways = [node.pods()?, bridge(&node.lab)?];
+        rows.extend(between("one node", &ways, 1.0, quick)?);
+    }
     for (place, lines, vxlan, reach) in
         [("two nodes, direct", "", false, 1.0), ("two nodes, overlay", ", overlay: always", true, 1.1)]
     {
+        if !wanted(place) {
+            continue;
+        }
         let (pods, cluster) = nodes::ours("pods", lines)?;
         let lab = Lab::new()?;
         let ways =
@@ -65,7 +72,10 @@ pub fn run(quick: bool) -> Result<Report> {
         drop(cluster);
     }
     node.empty()?;
-    rows.extend(latency::rows(&node, quick)?);
+    if wanted("at once") {
+        rows.extend(latency::rows(&node, quick)?);
+    }
+    ensure!(!rows.is_empty(), "no part's name contains {}", only.unwrap_or_default());
     Ok(Report { bench: "pods", rows })
 }
 
