@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Seconds. Longer than a test binary takes on a slow, shared machine; one that hangs must not hang CI.
-pub const PATIENCE: u32 = 20 * 60;
+const PATIENCE: u32 = 20 * 60;
 const FUZZ_SECONDS: u32 = 30;
 
 /// Tests that do ten times as much in a release build, and are only then worth their name.

@@ -18,7 +18,13 @@ use crate::wire::{Addr, Mac};
 /// that its packets keep.
 #[inline(always)]
 pub fn next_hop<A: Addr, T: Tables<A>>(tables: &T, dst: A, key: &FlowKey<A>) -> u32 {
-    let index = tables.route(dst).unwrap_or(NextHop::UNRESOLVED) & !NextHop::DIRECT;
+    by(tables, tables.route(dst), key)
+}
+
+/// The same of a route.
+#[inline(always)]
+fn by<A: Addr, T: Tables<A>>(tables: &T, route: Option<u32>, key: &FlowKey<A>) -> u32 {
+    let index = route.unwrap_or(NextHop::UNRESOLVED) & !NextHop::DIRECT;
     if index & NextHop::GROUP == 0 {
         return index;
     }
@@ -29,11 +35,22 @@ pub fn next_hop<A: Addr, T: Tables<A>>(tables: &T, dst: A, key: &FlowKey<A>) -> 
 /// What becomes of a packet that is forwarded: nothing, but for its way.
 #[inline(always)]
 pub fn flow<A: Ip, P: Packet, T: Tables<A>>(packet: &P, parsed: &Parsed<A>, context: &Context<T>) -> Option<Flow<A>> {
-    let (tables, key) = (context.tables, &parsed.key);
     if context.at.hook == Hook::Egress {
         return None;
     }
-    let next_hop = next_hop(tables, key.dst, key);
+    flow_by(packet, parsed, context, context.tables.route(parsed.key.dst))
+}
+
+/// The same of a packet that comes in, by the route to its destination.
+#[inline(always)]
+fn flow_by<A: Ip, P: Packet, T: Tables<A>>(
+    packet: &P,
+    parsed: &Parsed<A>,
+    context: &Context<T>,
+    route: Option<u32>,
+) -> Option<Flow<A>> {
+    let (tables, key) = (context.tables, &parsed.key);
+    let next_hop = by(tables, route, key);
     if next_hop == NextHop::UNRESOLVED || next_hop == NextHop::HOST {
         return None;
     }
@@ -102,7 +119,7 @@ pub fn direct<A: Ip, P: Packet, T: Tables<A>>(
     let Some(mut parsed) = parsed.filter(|parsed| !served(tables, parsed) && !owned(tables, parsed.key.dst)) else {
         return false;
     };
-    let Some(flow) = flow(packet, &parsed, context) else {
+    let Some(flow) = flow_by(packet, &parsed, context, route) else {
         return false;
     };
     parsed.has_l4 = false;
