@@ -44,6 +44,8 @@ pub fn objects(source: &Path) -> Result<Vec<(String, PathBuf)>> {
     let target = cmd::repo().join("target/ebpf").join(toolchain.compiler.to_string());
     cargo.current_dir(source).args(["build", "--release", "--bins"]);
     cargo.env("CARGO_TARGET_DIR", &target);
+    // In many units, what is to be inlined isn't, and verifiers refuse it.
+    cargo.env("CARGO_INCREMENTAL", "0");
     let objects = cmd::executables(cargo).context("cannot build the eBPF programs")?;
     if !objects.iter().any(|(name, _)| name == "stellwerk") {
         bail!("lb-ebpf has no bin `stellwerk`: its Cargo.toml should name one");
