@@ -153,11 +153,9 @@ impl Kernel {
     fn apply_each(&mut self, ops: &[Op]) -> Result<()> {
         let served = self.served;
         let Kernel { maps, paths, state, ebpf, attacher, ends, routes4, routes6, capacity, .. } = self;
-        let mut pending = Pending::default();
-        let mut unhooked = match prepare(attacher, paths, state, ops) {
-            Err(error) if !served => return Err(error),
-            result => result.err(),
-        };
+        let (mut pending, mut unhooked) = (Pending::default(), None);
+        // Where that fails, each link is for itself.
+        let together = prepare(attacher, paths, state, ops).is_ok();
         for op in ops {
             match op {
                 Op::Settings(settings) => pending.push(&maps.settings, &0, Some(settings))?,
@@ -206,7 +204,8 @@ impl Kernel {
                         Change::Set(link, hooks) => (*link, Some(hooks)),
                         Change::Remove(link) => (*link, None),
                     };
-                    match attacher.set(ebpf, paths, state, link, hooks) {
+                    let alone = if together { Ok(()) } else { prepare(attacher, paths, state, slice::from_ref(op)) };
+                    match alone.and_then(|()| attacher.set(ebpf, paths, state, link, hooks)) {
                         Err(error) if served => unhooked = unhooked.or(Some(error)),
                         result => result?,
                     }
