@@ -201,11 +201,8 @@ impl Attacher {
     /// Notes the filters that links are to carry, by one change.
     pub fn note(&self, paths: &Paths, state: &mut State, all: &[(u32, &Hooks)]) -> Result<()> {
         let filtered = all.iter().filter(|(link, hooks)| {
-            let points = [(Point::Ingress, hooks.tc_ingress), (Point::Egress, hooks.tc_egress)];
-            hooks.policy
-                || points
-                    .iter()
-                    .any(|(point, on)| *on && self.filters(&hooks.interface, hooks.policy, &pin(paths, *link, *point)))
+            let filters = |point| self.filters(&hooks.interface, hooks.policy, &pin(paths, *link, point));
+            hooks.policy || hooks.tc_ingress && filters(Point::Ingress) || hooks.tc_egress && filters(Point::Egress)
         });
         state.change(paths, |state| filtered.for_each(|(link, hooks)| note(state, *link, &hooks.interface)))
     }

@@ -48,18 +48,25 @@ const KINDS: [Kind; 3] = [
     },
 ];
 
+const PARTS: [&str; 4] = ["one node", "two nodes, direct", "two nodes, overlay", "at once"];
+
 /// `only`: the parts whose names contain this.
 pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
     let wanted = |part: &str| only.is_none_or(|only| part.contains(only));
+    ensure!(
+        PARTS.into_iter().any(wanted),
+        "--only {}: expected a piece of `{}`",
+        only.unwrap_or_default(),
+        PARTS.join("`, `")
+    );
+    let [one_node, direct, overlay, at_once] = PARTS;
     let mut rows = Vec::new();
     let mut node = Node::new()?;
-    if wanted("one node") {
+    if wanted(one_node) {
         let ways = [node.pods()?, bridge(&node.lab)?];
-        rows.extend(between("one node", &ways, 1.0, quick)?);
+        rows.extend(between(one_node, &ways, 1.0, quick)?);
     }
-    for (place, lines, vxlan, reach) in
-        [("two nodes, direct", "", false, 1.0), ("two nodes, overlay", ", overlay: always", true, 1.1)]
-    {
+    for (place, lines, vxlan, reach) in [(direct, "", false, 1.0), (overlay, ", overlay: always", true, 1.1)] {
         if !wanted(place) {
             continue;
         }
@@ -72,10 +79,9 @@ pub fn run(quick: bool, only: Option<&str>) -> Result<Report> {
         drop(cluster);
     }
     node.empty()?;
-    if wanted("at once") {
+    if wanted(at_once) {
         rows.extend(latency::rows(&node, quick)?);
     }
-    ensure!(!rows.is_empty(), "no part's name contains {}", only.unwrap_or_default());
     Ok(Report { bench: "pods", rows })
 }
 
