@@ -13,7 +13,6 @@ use anyhow::{Context, Result, bail};
 
 use crate::{build, cmd, setup};
 
-const PLUGIN: &str = "stellwerk-cni";
 /// Where each shell looks for what packages bring.
 const COMPLETIONS: [(&str, &str); 3] = [
     ("bash", "usr/share/bash-completion/completions/stellwerk"),
@@ -100,7 +99,7 @@ fn version() -> Result<String> {
 
 /// Without the tables that only debuggers read; names of functions stay, for the backtrace of a panic.
 fn binaries(tree: &Path) -> Result<()> {
-    for name in ["stellwerk", PLUGIN] {
+    for name in build::PRODUCT {
         let to = tree.join("usr/bin").join(name);
         put(&to, &fs::read(build::binary(name)).with_context(|| build::binary(name).display().to_string())?, 0o755)?;
         let mut strip = command("strip", &["--strip-debug"]);
@@ -177,7 +176,7 @@ fn libraries(work: &Path, tree: &Path) -> Result<String> {
     // dpkg-shlibdeps asks for a source package around it.
     put(&work.join("debian/control"), b"Source: stellwerk\n\nPackage: stellwerk\nArchitecture: any\n", 0o644)?;
     let mut ask = command("dpkg-shlibdeps", &["-O"]);
-    ask.args(["stellwerk", PLUGIN].map(|name| tree.join("usr/bin").join(name))).current_dir(work);
+    ask.args(build::PRODUCT.iter().map(|name| tree.join("usr/bin").join(name))).current_dir(work);
     let said = cmd::output(ask)?;
     let found = said.lines().find_map(|line| line.strip_prefix("shlibs:Depends="));
     Ok(found.with_context(|| format!("dpkg-shlibdeps names no packages: {said}"))?.to_owned())
