@@ -1,9 +1,11 @@
 //! Pods' interfaces, as the agent's loop has to do with them: what they get, and when their programs are in force.
 
+use std::collections::BTreeSet;
+
 use tracing::error;
 
 use super::Agent;
-use crate::apply::{self, sysctl};
+use crate::apply;
 use crate::pods::Served;
 use crate::pods::wire::PREFIX;
 
@@ -54,18 +56,15 @@ impl Agent {
 
     /// Nothing is to be restored at interfaces that are gone; of pods there come ever new ones.
     pub(super) fn forget_pods(&mut self) {
-        let state = &self.kernel.state;
-        let ours = |text: &str| text.contains(PREFIX);
-        let kept = |name: &String| !ours(name) || sysctl::path(name).exists();
-        let links = || state.clsact.iter().chain(&state.filters);
-        if state.sysctls.keys().all(kept) && !links().any(|(_, name)| ours(name)) {
+        let there: BTreeSet<&str> = self.network.links.iter().map(|link| link.name.as_str()).collect();
+        let gone = |name: &String| name.starts_with(PREFIX) && !there.contains(name.as_str());
+        let state = &mut self.kernel.state;
+        if !state.clsact.values().chain(state.filters.values()).any(gone) {
             return;
         }
-        let there = |name: &String| !ours(name) || self.network.links.iter().any(|link| link.name == *name);
-        let changed = self.kernel.state.change(&self.options.paths, |state| {
-            state.sysctls.retain(|name, _| kept(name));
-            state.clsact.retain(|_, name| there(name));
-            state.filters.retain(|_, name| there(name));
+        let changed = state.change(&self.options.paths, |state| {
+            state.clsact.retain(|_, name| !gone(name));
+            state.filters.retain(|_, name| !gone(name));
         });
         if let Err(error) = changed {
             error!("{error:#}");

@@ -4,17 +4,16 @@
 //! link without one. What hangs on a link is read from the kernel, not remembered.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::{fs, io, mem};
+use std::{fs, io};
 
 use anyhow::{Context, Result, bail};
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkError, PinnedLink};
-use aya::programs::tc::{
-    self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcError, TcHandle,
-};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::xdp::{XdpLink, XdpMode};
-use aya::programs::{Link as _, LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, Xdp};
 use aya::sys::SyscallError;
 use aya::util::KernelVersion;
 
@@ -26,7 +25,7 @@ use super::sys::{self, links};
 use crate::plan::Hooks;
 use crate::pods::wire::PREFIX;
 use crate::source::netlink::message::Connection;
-use crate::source::netlink::write::{Filter, filters};
+use crate::source::netlink::write::{self, Filter, Place};
 
 /// Ours among the filters of a clsact qdisc.
 const PRIORITY: u16 = 87;
@@ -71,8 +70,10 @@ impl Point {
         if self == Point::Ingress { TcAttachType::Ingress } else { TcAttachType::Egress }
     }
 
-    fn priority(self) -> u16 {
-        if self == Point::Policy { JUDGES } else { PRIORITY }
+    /// Of our filter.
+    fn place(self) -> Place {
+        let priority = if self == Point::Policy { JUDGES } else { PRIORITY };
+        Place { egress: self != Point::Ingress, priority, handle: HANDLE }
     }
 
     fn flag(self, hooks: &mut Hooks) -> &mut bool {
@@ -143,8 +144,9 @@ fn hangs(connection: &mut Connection, paths: &Paths, state: &State, link: u32, p
 
 /// Our filter on a link. A link or qdisc that isn't there has none.
 fn ours(connection: &mut Connection, link: u32, point: Point) -> Option<Filter> {
-    let all = filters(connection, link, point != Point::Ingress).ok()?;
-    all.into_iter().find(|f| f.priority == point.priority() && f.handle == HANDLE)
+    let place = point.place();
+    let all = write::filters(connection, link, place.egress).ok()?;
+    all.into_iter().find(|f| f.place == place)
 }
 
 /// Attaches and detaches the programs of one object.
@@ -285,7 +287,7 @@ impl Attacher {
             Point::Xdp => attach_xdp(program.try_into()?, &path, link, name),
             _ if !self.filters(name, policy, &path) => attach_tcx(program.try_into()?, &path, name, point),
             _ => {
-                attach_filter(program.try_into()?, paths, state, link, name, point)?;
+                attach_filter((&*program).try_into()?, paths, state, link, name, point)?;
                 // What an agent before had there comes ahead of filters.
                 if policy && path.exists() {
                     links::detach(&path).and_then(|()| fs::remove_file(path))?;
@@ -380,7 +382,7 @@ fn note(state: &mut State, link: u32, name: &str) {
 }
 
 fn attach_filter(
-    program: &mut SchedClassifier,
+    program: &SchedClassifier,
     paths: &Paths,
     state: &mut State,
     link: u32,
@@ -390,30 +392,12 @@ fn attach_filter(
     if state.filters.get(&link).is_none_or(|known| known != name) {
         state.change(paths, |state| note(state, link, name))?;
     }
-    if ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some() {
-        let id = program.attach_to_link(filter(name, point)?)?;
-        return keep(program, id);
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    let made = write::create_clsact(&mut connection, link).context("adding a clsact qdisc")?;
+    if made && state.clsact.get(&link).is_none_or(|known| known != name) {
+        state.change(paths, |state| _ = state.clsact.insert(link, name.to_owned()))?;
     }
-    match tc::qdisc_add_clsact(name) {
-        Ok(()) if state.clsact.get(&link).is_some_and(|known| known == name) => {}
-        Ok(()) => state.change(paths, |state| _ = state.clsact.insert(link, name.to_owned()))?,
-        // There is one; the next call tells if there isn't.
-        Err(TcError::NetlinkError(_)) => {}
-        Err(error) => return Err(error).context("adding a clsact qdisc"),
-    }
-    let options = NlOptions { priority: point.priority(), handle: TcHandle::from(HANDLE), classid: None };
-    let id = program.attach_with_options(name, point.direction(), TcAttachOptions::Netlink(options))?;
-    keep(program, id)
-}
-
-fn filter(name: &str, point: Point) -> Result<SchedClassifierLink> {
-    Ok(SchedClassifierLink::attached(name, point.direction(), point.priority(), TcHandle::from(HANDLE), None)?)
-}
-
-/// A filter has no pin, and aya would take it away with its handle.
-fn keep(program: &mut SchedClassifier, id: SchedClassifierLinkId) -> Result<()> {
-    mem::forget(program.take_link(id)?);
-    Ok(())
+    write::set_filter(&mut connection, link, point.place(), program.fd()?.as_fd()).context("setting a filter")
 }
 
 /// Takes our program off a point. What is gone already is fine.
@@ -423,11 +407,9 @@ pub fn detach(paths: &Paths, state: &State, link: u32, point: Point) -> Result<(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let name = sys::interface_name(link);
-    if let (Some(name), true) = (name, state.filters.contains_key(&link))
-        && ours(&mut Connection::open(libc::NETLINK_ROUTE)?, link, point).is_some()
-    {
-        filter(&name, point)?.detach()?;
+    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+    if state.filters.contains_key(&link) && ours(&mut connection, link, point).is_some() {
+        write::delete_filter(&mut connection, link, point.place())?;
     }
     Ok(())
 }

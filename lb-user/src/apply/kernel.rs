@@ -28,6 +28,7 @@ use super::sysctl;
 use super::table::{Table, add, remove_many, set_many};
 use crate::intent::Capacity;
 use crate::plan::{Apply, Change, Contents, Family, FamilyOp, Hooks, Op};
+use crate::pods::wire::PREFIX;
 
 /// What a group holds that nobody has.
 const NO_GROUP: Group = [NextHop::UNRESOLVED; PLACES];
@@ -253,7 +254,9 @@ fn prepare(attacher: &Attacher, paths: &Paths, state: &mut State, ops: &[Op]) ->
     if hooked.is_empty() {
         return Ok(());
     }
-    sysctl::interfaces(paths, state, hooked.iter().map(|(_, hooks)| hooks.interface.as_str()))?;
+    let names = hooked.iter().map(|(_, hooks)| hooks.interface.as_str());
+    // A pod's was made with its settings.
+    sysctl::interfaces(paths, state, names.filter(|name| !name.starts_with(PREFIX)))?;
     attacher.note(paths, state, &hooked)
 }
 

@@ -66,6 +66,11 @@ pub fn interfaces<'a>(paths: &Paths, state: &mut State, names: impl Iterator<Ite
     ensure(paths, state, &names.flat_map(interface).collect::<Vec<_>>())
 }
 
+/// An interface of ours: it takes its settings along.
+pub fn own(name: &str) -> Result<()> {
+    interface(name).iter().try_for_each(|(name, value)| write(name, value))
+}
+
 fn interface(name: &str) -> Vec<(String, &'static str)> {
     let conf = |name: &str, key: &str| format!("net/ipv4/conf/{name}/{key}");
     // The stricter of "all" and the interface's own is in force: 1 strict, 2 loose, the higher wins.

@@ -8,8 +8,8 @@ use std::io;
 
 use crate::ipam::Rate;
 use crate::source::netlink::message::{CREATE, Connection, Message, REPLACE};
+use crate::source::netlink::write::{NEW_QDISC, traffic_control};
 
-const NEW_QDISC: u16 = 36;
 const ROOT: u32 = 0xffff_ffff;
 const ETHERNET: u8 = 1;
 /// Bytes. A bucket that holds less than the largest packet would never let it pass.
@@ -18,11 +18,7 @@ const LEAST_BURST: u64 = 65_550;
 const PATIENCE: u64 = 25;
 
 pub fn limit(connection: &mut Connection, link: u32, rate: Rate) -> io::Result<()> {
-    // tcmsg: family, index, handle, parent, info.
-    let mut header = vec![0; 4];
-    for word in [link, 0, ROOT, 0] {
-        header.extend_from_slice(&word.to_ne_bytes());
-    }
+    let header = traffic_control(link, 0, ROOT, 0);
     let bytes = (rate.rate / 8).max(1);
     let burst = (rate.burst / 8).max(LEAST_BURST).min(u32::MAX.into());
     let queue = bytes.saturating_mul(PATIENCE) / 1_000 + burst;

@@ -107,9 +107,11 @@ fn pair(
 ) -> io::Result<()> {
     let text = |name: &str| [name.as_bytes(), &[0]].concat();
     let netns = netns.as_raw_fd().to_ne_bytes();
-    // IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU
+    let one = 1u32.to_ne_bytes();
+    // IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_NUM_TX_QUEUES, IFLA_NUM_RX_QUEUES. Without the last two the kernel makes
+    // a queue for each CPU, takes all but one out of use, and waits for all CPUs to see that.
     let ends = |message: Message, name: &str, mac: [u8; 6]| {
-        message.attr(1, &mac).attr(3, &text(name)).attr(4, &mtu.to_ne_bytes())
+        message.attr(1, &mac).attr(3, &text(name)).attr(4, &mtu.to_ne_bytes()).attr(31, &one).attr(32, &one)
     };
     let peer = |message: Message| ends(message.fixed(&[0; 16]), name, mac).attr(28, &netns);
     let message = ends(Message::new(NEW_LINK, CREATE | EXCLUSIVE, &[0; 16]), host, host_mac);
@@ -148,6 +150,9 @@ pub fn host_side(connection: &mut Connection, key: &Key, lease: &Lease) -> Resul
     if let Some(rate) = lease.bandwidth.ingress {
         limit(connection, own, rate).with_context(|| format!("limiting what goes to {host}"))?;
     }
+    sysctl::own(&host)?;
+    // For the programs that will hang there. Once it is up this would stop its queues, and wait for all CPUs.
+    write::create_clsact(connection, own).with_context(|| format!("adding a clsact qdisc to {host}"))?;
     up(connection, own).with_context(|| format!("setting {host} up"))?;
     for addr in &lease.addresses {
         write::know(connection, own, *addr, mac(key, 2)).with_context(|| format!("naming {addr}"))?;

@@ -23,9 +23,9 @@ const DATAGRAM: usize = 1 << 17;
 /// So many changes of routes are taken at once.
 const BATCH: usize = 4_096;
 /// Other changes are read once it has been quiet for this long,
-const QUIET: Duration = Duration::from_millis(3);
+const QUIET: Duration = Duration::from_millis(1);
 /// or goes on for this long.
-const PATIENCE: Duration = Duration::from_millis(30);
+const PATIENCE: Duration = Duration::from_millis(10);
 
 pub const NEW_LINK: u16 = 16;
 pub const DEL_LINK: u16 = 17;

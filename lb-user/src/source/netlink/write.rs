@@ -1,10 +1,11 @@
-//! What is asked of the kernel by rtnetlink: neighbours to resolve, the internal switch, and the
-//! traffic-control hooks of kernels before 6.6.
+//! What is asked of the kernel by rtnetlink: neighbours to resolve, the internal switch, and the hooks of traffic
+//! control.
 //!
 //! Invariant: each is idempotent, and none touches what it was not given.
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -12,7 +13,10 @@ use ipnet::IpNet;
 use super::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
 use super::news::{DEL_ADDRESS, DEL_LINK, DEL_NEIGHBOUR, NEW_ADDRESS, NEW_LINK, NEW_NEIGHBOUR};
 
+pub const NEW_QDISC: u16 = 36;
 const DEL_QDISC: u16 = 37;
+const NEW_FILTER: u16 = 44;
+const DEL_FILTER: u16 = 45;
 const GET_FILTER: u16 = 46;
 /// NUD_PROBE, NUD_PERMANENT
 const PROBE: u8 = 0x10;
@@ -131,50 +135,87 @@ fn address(kind: u16, flags: u16, link: u32, net: IpNet) -> Message {
     Message::new(kind, flags, &header).attr(2, &addr).attr(1, &addr)
 }
 
-fn traffic_control(link: u32, handle: u32, parent: u32) -> Vec<u8> {
+/// A tcmsg: family, index, handle, parent, info.
+pub fn traffic_control(link: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
     let mut header = vec![0; 4];
-    for word in [link, handle, parent, 0] {
+    for word in [link, handle, parent, info] {
         header.extend_from_slice(&word.to_ne_bytes());
     }
     header
 }
 
+/// Adds a clsact qdisc; false: there was one.
+pub fn create_clsact(connection: &mut Connection, link: u32) -> io::Result<bool> {
+    exists_is_fine(connection.change(clsact(NEW_QDISC, CREATE | EXCLUSIVE, link)))
+}
+
 pub fn delete_clsact(connection: &mut Connection, link: u32) -> io::Result<()> {
-    let header = traffic_control(link, 0xffff_0000, CLSACT);
-    connection.change(Message::new(DEL_QDISC, 0, &header).attr(1, b"clsact\0"))
+    connection.change(clsact(DEL_QDISC, 0, link))
+}
+
+fn clsact(kind: u16, flags: u16, link: u32) -> Message {
+    Message::new(kind, flags, &traffic_control(link, 0xffff_0000, CLSACT, 0)).attr(1, b"clsact\0")
 }
 
 /// Whether anybody's filter hangs on a link's clsact qdisc.
 pub fn has_filters(connection: &mut Connection, link: u32) -> Result<bool> {
     let mut any = false;
     for parent in [INGRESS, EGRESS] {
-        let make = || Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent));
+        let make = || Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent, 0));
         any |= connection.dump(make, |any: &mut bool, _| *any = true)?;
     }
     Ok(any)
 }
 
-/// A BPF filter on a link's ingress or egress.
-pub struct Filter {
+/// Where among a link's filters a BPF filter is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    pub egress: bool,
     pub priority: u16,
     pub handle: u32,
+}
+
+/// A BPF filter on a link's ingress or egress.
+pub struct Filter {
+    pub place: Place,
     /// Its program's id.
     pub program: u32,
 }
 
+fn parent(egress: bool) -> u32 {
+    if egress { EGRESS } else { INGRESS }
+}
+
 pub fn filters(connection: &mut Connection, link: u32, egress: bool) -> Result<Vec<Filter>> {
-    let parent = if egress { EGRESS } else { INGRESS };
     connection.dump(
-        || Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent)),
+        || Message::new(GET_FILTER, 0, &traffic_control(link, 0, parent(egress), 0)),
         |all: &mut Vec<_>, payload| {
-            all.extend(filter(payload));
+            all.extend(filter(payload, egress));
         },
     )
 }
 
-fn filter(payload: &[u8]) -> Option<Filter> {
+fn filter(payload: &[u8], egress: bool) -> Option<Filter> {
     let (handle, info) = (u32_at(payload, 8)?, u32_at(payload, 16)?);
     // TCA_OPTIONS { TCA_BPF_ID }: only a BPF filter has one.
     let options = Attrs(payload.get(20..)?).find(2)?;
-    Some(Filter { priority: (info >> 16) as u16, handle, program: Attrs(options).u32(11)? })
+    Some(Filter { place: Place { egress, priority: (info >> 16) as u16, handle }, program: Attrs(options).u32(11)? })
+}
+
+/// Makes a program a filter that decides itself, in one step with what was there before. The link has a clsact qdisc.
+pub fn set_filter(connection: &mut Connection, link: u32, place: Place, program: BorrowedFd<'_>) -> io::Result<()> {
+    let fd = program.as_raw_fd().to_ne_bytes();
+    // TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS: TCA_BPF_FLAG_ACT_DIRECT
+    let options = |message: Message| message.attr(6, &fd).attr(7, b"stellwerk\0").attr(8, &1u32.to_ne_bytes());
+    connection.change(at(NEW_FILTER, CREATE, link, place).attr(1, b"bpf\0").nest(2, options))
+}
+
+pub fn delete_filter(connection: &mut Connection, link: u32, place: Place) -> io::Result<()> {
+    connection.change(at(DEL_FILTER, 0, link, place))
+}
+
+/// A change of one filter, for packets of all protocols.
+fn at(kind: u16, flags: u16, link: u32, Place { egress, priority, handle }: Place) -> Message {
+    let info = u32::from(priority) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
+    Message::new(kind, flags, &traffic_control(link, handle, parent(egress), info))
 }
