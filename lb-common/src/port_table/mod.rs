@@ -240,10 +240,10 @@ impl<A: Addr> Owner<A> {
         }
     }
 
-    /// For tests: makes it older.
+    /// For tests: changes when it was used last.
     #[cfg(not(target_arch = "bpf"))]
-    pub fn age(&self, ticks: u32) {
-        self.last.store(self.last.load().wrapping_sub(ticks));
+    pub fn retime(&self, change: impl Fn(u32) -> u32) {
+        self.last.store(change(self.last.load()));
     }
 
     /// For tests that try one thing twice.

@@ -282,12 +282,13 @@ impl Attacher {
         policy: bool,
     ) -> Result<()> {
         let path = pin(paths, link, point);
-        let program = ebpf.program_mut(point.program(policy)).context("the programs are loaded")?;
+        let called = point.program(policy);
+        let program = ebpf.program_mut(called).context("the programs are loaded")?;
         match point {
             Point::Xdp => attach_xdp(program.try_into()?, &path, link, name),
             _ if !self.filters(name, policy, &path) => attach_tcx(program.try_into()?, &path, name, point),
             _ => {
-                attach_filter((&*program).try_into()?, paths, state, link, name, point)?;
+                attach_filter((called, (&*program).try_into()?), paths, state, (link, name), point)?;
                 // What an agent before had there comes ahead of filters.
                 if policy && path.exists() {
                     links::detach(&path).and_then(|()| fs::remove_file(path))?;
@@ -382,11 +383,10 @@ fn note(state: &mut State, link: u32, name: &str) {
 }
 
 fn attach_filter(
-    program: &SchedClassifier,
+    (called, program): (&str, &SchedClassifier),
     paths: &Paths,
     state: &mut State,
-    link: u32,
-    name: &str,
+    (link, name): (u32, &str),
     point: Point,
 ) -> Result<()> {
     if state.filters.get(&link).is_none_or(|known| known != name) {
@@ -397,7 +397,7 @@ fn attach_filter(
     if made && state.clsact.get(&link).is_none_or(|known| known != name) {
         state.change(paths, |state| _ = state.clsact.insert(link, name.to_owned()))?;
     }
-    write::set_filter(&mut connection, link, point.place(), program.fd()?.as_fd()).context("setting a filter")
+    write::set_filter(&mut connection, link, point.place(), called, program.fd()?.as_fd()).context("setting a filter")
 }
 
 /// Takes our program off a point. What is gone already is fine.

@@ -95,7 +95,10 @@ impl<A: Addr> PortMemory<A> {
     }
 
     pub fn age(&self, ticks: u32) {
-        self.taken().iter().filter_map(|&index| self.owner(index)).for_each(|owner| owner.age(ticks));
+        self.taken()
+            .iter()
+            .filter_map(|&index| self.owner(index))
+            .for_each(|owner| owner.retime(|last| last.wrapping_sub(ticks)));
     }
 
     /// Gives all ports of a plane back.

@@ -1,9 +1,9 @@
 //! The engine in the kernel: the real programs and maps, run by BPF_PROG_TEST_RUN in step with the
 //! host's engine. After every packet both must agree in verdict, bytes, counters and tables.
 //!
-//! What differs by nature is taken out: the times in entries (the kernel's clock runs by itself, and
-//! `advance` turns the entries' times back instead), and where a redirect leads, which the test run
-//! doesn't tell.
+//! What differs by nature is taken out: the times in entries (the kernel's clock runs by itself: before a step the
+//! entries' times go along with what it ran, and `advance` turns them back), and where a redirect leads, which the
+//! test run doesn't tell.
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
@@ -42,6 +42,8 @@ pub struct Machine {
     kernel: Kernel,
     paths: Paths,
     contents: Option<Contents>,
+    /// The tick to which the entries' times were brought.
+    held: u32,
     /// XDP test runs take a context (5.15).
     xdp_context: bool,
 }
@@ -105,7 +107,7 @@ impl Machine {
         }
         sockets::load_all(&mut kernel.ebpf)?;
         load::policy_programs(&mut kernel.ebpf)?;
-        Ok(Machine { kernel, paths, contents: None, xdp_context: true })
+        Ok(Machine { kernel, paths, contents: None, held: 0, xdp_context: true })
     }
 
     /// Instructions that the verifier walked, by program (5.16).
@@ -125,7 +127,7 @@ impl Machine {
 
     /// Runs a case on the host and here, and holds the two against each other after every step.
     pub fn run(&mut self, case: &Case) -> Result<()> {
-        self.clear()?;
+        self.begin()?;
         let mut host = Host::new(case);
         // What is pushed out depends on the hash.
         host.fake.flows4.multipliers = self.kernel.maps.v4.flows.multipliers();
@@ -146,6 +148,7 @@ impl Machine {
                 if bytes.len() < SHORTEST || arriving.tagged {
                     return Ok(());
                 }
+                self.hold()?;
                 self.packet(host, arriving, bytes)?;
             }
             What::Flows(_) | What::Mappings(_) | What::Counted { .. } => return Ok(()),
@@ -169,7 +172,9 @@ impl Machine {
             }
             What::Advance(seconds) => {
                 host.fake.age(seconds * TICKS);
-                self.age(seconds * self.kernel.ticks_per_second)?;
+                self.hold()?;
+                let ticks = seconds * self.kernel.ticks_per_second;
+                self.retime(|last| last.wrapping_sub(ticks))?;
             }
             What::Packet(_) | What::Flows(_) | What::Mappings(_) | What::Counted { .. } => {}
         }
@@ -188,7 +193,7 @@ impl Machine {
         let at = Arrival {
             hook: arriving.hook,
             ifindex: arriving.ifindex,
-            now: clock::read_pinned(&self.paths, &self.kernel.maps)?.tick(),
+            now: self.now()?,
             gso_size: arriving.gso_size,
             tagged: 0,
             own: (arriving.hook == Hook::Egress && arriving.from == 0).into(),
@@ -202,7 +207,7 @@ impl Machine {
     /// Runs a case's packets, each with `variants` others that are made of it, and holds what a trace says of each
     /// before against what the kernel then does; how many.
     pub fn run_traced(&mut self, case: &Case, variants: usize) -> Result<usize> {
-        self.clear()?;
+        self.begin()?;
         let mut host = Host::new(case);
         let (mut count, mut random) = (0, Random(case.name.len() as u64 + 1));
         for step in &case.steps {
@@ -228,6 +233,7 @@ impl Machine {
         if bytes.len() < SHORTEST || alone || (arriving.hook == Hook::Xdp && !self.xdp_context) {
             return Ok(false);
         }
+        self.hold()?;
         let (verdict, said) = self.trace(arriving, bytes)?;
         let limited = || self.kernel.maps.drops.sum(Reason::IcmpRateLimited as u32);
         let before = limited()?;
@@ -303,9 +309,29 @@ impl Machine {
         ops.iter().try_for_each(|op| self.kernel.apply(&in_ticks(op, rate)))
     }
 
-    fn age(&mut self, ticks: u32) -> Result<()> {
-        age_family(&self.kernel.maps.v4, ticks)?;
-        age_family(&self.kernel.maps.v6, ticks)
+    fn now(&self) -> Result<u32> {
+        Ok(clock::read_pinned(&self.paths, &self.kernel.maps)?.tick())
+    }
+
+    /// No time passes between steps, however slow the machine is: what was used since this was done last was used now.
+    fn hold(&mut self) -> Result<()> {
+        let now = self.now()?;
+        let passed = now.wrapping_sub(std::mem::replace(&mut self.held, now));
+        if passed == 0 {
+            return Ok(());
+        }
+        self.retime(|last| if now.wrapping_sub(last) <= passed { now } else { last.wrapping_add(passed) })
+    }
+
+    fn retime(&self, change: impl Fn(u32) -> u32) -> Result<()> {
+        retime_family(&self.kernel.maps.v4, &change)?;
+        retime_family(&self.kernel.maps.v6, &change)
+    }
+
+    fn begin(&mut self) -> Result<()> {
+        self.clear()?;
+        self.held = self.now()?;
+        Ok(())
     }
 
     /// Empties every table.
@@ -446,17 +472,17 @@ fn change_all<K: Plain, V: Plain>(table: &Table<K, V>, change: impl Fn(&mut V)) 
     Ok(())
 }
 
-fn age_family<A: Addr>(maps: &FamilyMaps<A>, ticks: u32) -> Result<()> {
+fn retime_family<A: Addr>(maps: &FamilyMaps<A>, change: &impl Fn(u32) -> u32) -> Result<()> {
     for (_, hit) in maps.flows.entries() {
-        flow_table::touch(&maps.flows, &hit, hit.flow.last.wrapping_sub(ticks));
+        flow_table::touch(&maps.flows, &hit, change(hit.flow.last));
     }
     let ports = &maps.ports;
     let taken: Vec<u32> = ports.taken(0, ports.planes() * PLANE).map(|t| t.index).collect();
-    taken.into_iter().filter_map(|index| ports.owner(index)).for_each(|owner| owner.age(ticks));
-    change_all(&maps.affinity, |a| a.last = a.last.wrapping_sub(ticks))?;
-    change_all(&maps.admitted, |a| a.last = a.last.wrapping_sub(ticks))?;
-    change_all(&maps.allowed_fragments, |last| *last = last.wrapping_sub(ticks))?;
-    change_all(&maps.fragments, |f| f.last = f.last.wrapping_sub(ticks))
+    taken.into_iter().filter_map(|index| ports.owner(index)).for_each(|owner| owner.retime(change));
+    change_all(&maps.affinity, |a| a.last = change(a.last))?;
+    change_all(&maps.admitted, |a| a.last = change(a.last))?;
+    change_all(&maps.allowed_fragments, |last| *last = change(*last))?;
+    change_all(&maps.fragments, |f| f.last = change(f.last))
 }
 
 fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {

@@ -203,10 +203,16 @@ fn filter(payload: &[u8], egress: bool) -> Option<Filter> {
 }
 
 /// Makes a program a filter that decides itself, in one step with what was there before. The link has a clsact qdisc.
-pub fn set_filter(connection: &mut Connection, link: u32, place: Place, program: BorrowedFd<'_>) -> io::Result<()> {
-    let fd = program.as_raw_fd().to_ne_bytes();
+pub fn set_filter(
+    connection: &mut Connection,
+    link: u32,
+    place: Place,
+    name: &str,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
+    let (name, fd) = ([name.as_bytes(), &[0]].concat(), program.as_raw_fd().to_ne_bytes());
     // TCA_BPF_FD, TCA_BPF_NAME, TCA_BPF_FLAGS: TCA_BPF_FLAG_ACT_DIRECT
-    let options = |message: Message| message.attr(6, &fd).attr(7, b"stellwerk\0").attr(8, &1u32.to_ne_bytes());
+    let options = |message: Message| message.attr(6, &fd).attr(7, &name).attr(8, &1u32.to_ne_bytes());
     connection.change(at(NEW_FILTER, CREATE, link, place).attr(1, b"bpf\0").nest(2, options))
 }
 
