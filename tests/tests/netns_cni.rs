@@ -62,6 +62,14 @@ fn pods_reach_each_other_services_and_the_world() {
     let _far = serve(&node.device.inet, "far", device::far());
     let result = node.runtime.add(&a, "a", "K8S_POD_NAMESPACE=default;K8S_POD_NAME=a-0").unwrap();
     assert_eq!(addresses(&result), ["172.27.3.1", "fd00:27:3::1"]);
+    let host = node.leases().unwrap()[0]["host_interface"].as_str().unwrap().to_owned();
+    for (ns, name) in [(&a, "eth0"), (&node.device.dev, host.as_str())] {
+        let link = ns.ip_text(&format!("-d link show {name}")).unwrap();
+        assert!(link.contains("numtxqueues 1 ") && link.contains("numrxqueues 1 "), "{link}");
+    }
+    // The node's end was made with what programs need of it.
+    let setting = format!("/proc/sys/net/ipv4/conf/{host}/accept_local");
+    assert_eq!(node.device.dev.run(|| std::fs::read_to_string(&setting)).unwrap().unwrap(), "1\n");
 
     // All of it at once: ADD has waited for the programs.
     let from = From::ns(&a);
