@@ -35,8 +35,8 @@ fn release(programs: &[&str]) -> Result<()> {
     plugin()
 }
 
-/// Linked statically: it runs on whatever a host has for a libc, and starts in half the time, which is most of what each
-/// call costs. Cargo has flags for one program alone only where it builds nothing else.
+/// Linked statically: it runs on whatever a host has for a libc, and starts in half the time. Cargo has flags for one
+/// program alone only where it builds nothing else.
 fn plugin() -> Result<()> {
     let mut cargo = cmd::cargo();
     cargo.args(["rustc", "--release", "--package", "lb-user", "--bin", PLUGIN, "--"]);

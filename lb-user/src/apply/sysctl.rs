@@ -26,19 +26,23 @@ pub fn write(name: &str, value: &str) -> Result<()> {
     fs::write(path(name), value).with_context(|| format!("setting {name} to {value}"))
 }
 
+/// Those that are otherwise, with what they are. A kernel without IPv6 has none of its settings.
+fn differing<'a>(all: &'a [(String, &'a str)]) -> impl Iterator<Item = (&'a str, &'a str, String)> {
+    all.iter().filter_map(|(name, value)| Some((name.as_str(), *value, read(name).filter(|old| old != value)?)))
+}
+
 /// Records all of them by one change. One that can't be set keeps no other from being set.
 fn ensure(paths: &Paths, state: &mut State, all: &[(String, &str)]) -> Result<()> {
-    let others = all.iter().filter_map(|(name, value)| Some((name, *value, read(name).filter(|old| old != value)?)));
-    let others: Vec<(&String, &str, String)> = others.collect();
+    let others: Vec<_> = differing(all).collect();
     if others.is_empty() {
         return Ok(());
     }
     state.change(paths, |state| {
         for (name, _, old) in &others {
-            state.sysctls.entry((*name).clone()).or_insert_with(|| old.clone());
+            state.sysctls.entry((*name).to_owned()).or_insert_with(|| old.clone());
         }
     })?;
-    let set = |(name, value, old): (&String, &str, String)| {
+    let set = |(name, value, old): (&str, &str, String)| {
         write(name, value).inspect(|()| tracing::info!("{name}: {old} is now {value}"))
     };
     others.into_iter().map(set).fold(Ok(()), Result::and)
@@ -68,7 +72,7 @@ pub fn interfaces<'a>(paths: &Paths, state: &mut State, names: impl Iterator<Ite
 
 /// An interface of ours: it takes its settings along.
 pub fn own(name: &str) -> Result<()> {
-    interface(name).iter().try_for_each(|(name, value)| write(name, value))
+    differing(&interface(name)).try_for_each(|(name, value, _)| write(name, value))
 }
 
 fn interface(name: &str) -> Vec<(String, &'static str)> {

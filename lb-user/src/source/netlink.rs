@@ -23,7 +23,7 @@ use anyhow::{Context, Result};
 use netlink_sys::Socket;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use self::followed::Followed;
 use self::message::Connection;
@@ -242,11 +242,13 @@ async fn follow(
                         "the kernel's network changed faster than it could be followed ({times} times so far): all of it is read again"
                     );
                 }
+                let begin = Instant::now();
                 let result = tokio::task::block_in_place(|| mirror.take(&events, dirty));
                 if dirty == Dirty::NOTHING && result.is_ok() {
                     publish(&mirror, sender);
                     continue;
                 }
+                news.reading_took(begin.elapsed());
                 result
             }
             () = at(mirror.routes.due()) => tokio::task::block_in_place(|| mirror.read_routes()),

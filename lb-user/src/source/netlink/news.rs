@@ -24,8 +24,10 @@ const DATAGRAM: usize = 1 << 17;
 const BATCH: usize = 4_096;
 /// Other changes are read once it has been quiet for this long,
 const QUIET: Duration = Duration::from_millis(1);
-/// or goes on for this long.
+/// or goes on for this long,
 const PATIENCE: Duration = Duration::from_millis(10);
+/// and for so many times as long as the last read took: reading leaves time for the rest.
+const PAUSE: u32 = 3;
 
 pub const NEW_LINK: u16 = 16;
 pub const DEL_LINK: u16 = 17;
@@ -74,6 +76,8 @@ pub struct News {
     overran: bool,
     /// When that is taken at the latest.
     end: Option<Instant>,
+    /// How long the last read took.
+    took: Duration,
     /// Changes of routes, and of what takes them along without a word, in their order.
     events: Vec<Event>,
     buffer: Vec<u8>,
@@ -137,7 +141,7 @@ impl News {
     pub async fn wait(&mut self, socket: &AsyncFd<Socket>) -> Result<()> {
         while !self.is_due() {
             if self.dirty != Dirty::NOTHING {
-                self.end.get_or_insert_with(|| Instant::now() + PATIENCE);
+                self.end.get_or_insert_with(|| Instant::now() + PATIENCE.max(self.took * PAUSE));
             }
             let quiet = Instant::now() + QUIET;
             let mut ready = match self.end {
@@ -156,6 +160,11 @@ impl News {
             }
         }
         Ok(())
+    }
+
+    /// The tables that [`Self::take`] named were read in this time.
+    pub fn reading_took(&mut self, took: Duration) {
+        self.took = took;
     }
 
     /// Whether something was lost since this was asked last.
