@@ -1,6 +1,8 @@
 //! Aggregation on reception (GRO) at the pod's end of its interface: without it a veth takes no packets from XDP, and
 //! those that XDP sends would go up the pod's stack one by one.
 
+use std::sync::OnceLock;
+
 use anyhow::{Context, Result};
 
 use crate::source::netlink::message::{Connection, Message};
@@ -9,11 +11,19 @@ use crate::source::netlink::message::{Connection, Message};
 const SET: u8 = 12;
 const OMIT_REPLY: u32 = 2;
 
+/// The number of ethtool's family: the kernel's, for as long as it runs.
+static FAMILY: OnceLock<u16> = OnceLock::new();
+
 /// Of an interface of the thread's network namespace.
 pub fn aggregate(link: u32) -> Result<()> {
     let mut connection = Connection::open(libc::NETLINK_GENERIC)?;
-    let family = connection.generic("ethtool").context("asking for ethtool")?;
-    let Some(family) = family else { return Ok(()) };
+    let family = match FAMILY.get() {
+        Some(family) => *family,
+        None => match connection.generic("ethtool").context("asking for ethtool")? {
+            Some(family) => *FAMILY.get_or_init(|| family),
+            None => return Ok(()),
+        },
+    };
     let bit = |message: Message| message.attr(2, b"rx-gro\0").attr(3, &[]);
     // ETHTOOL_A_FEATURES_HEADER: the link and that no answer is wanted; ETHTOOL_A_FEATURES_WANTED: a set of bits by names.
     let message = Message::new(family, 0, &[SET, 1, 0, 0])

@@ -20,7 +20,7 @@ use super::limit::limit;
 use crate::apply::sysctl;
 use crate::ipam::{Key, Lease};
 use crate::source::netlink::message::{Attrs, CREATE, Connection, EXCLUSIVE, Message, REPLACE, u32_at};
-use crate::source::netlink::{Mirror, write};
+use crate::source::netlink::{Mirror, without_statistics, write};
 
 /// What all of the node's ends are called, and only they.
 pub const PREFIX: &str = "stpod";
@@ -212,6 +212,7 @@ fn verify_pod(key: &Key, lease: &Lease) -> Result<()> {
 fn end(connection: &mut Connection, name: &str) -> Result<Option<u32>> {
     let mut found = None;
     let message = Message::new(GET_LINK, 0, &[0; 16]).attr(3, &[name.as_bytes(), &[0]].concat());
+    let message = without_statistics(message);
     let asked = connection.ask(message, |_, payload| found = u32_at(payload, 4));
     match asked {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),

@@ -29,6 +29,7 @@ use self::followed::Followed;
 use self::message::Connection;
 use self::news::{Dirty, Event, News};
 use self::read::Features;
+pub use self::read::without_statistics;
 use crate::intent::Network;
 use crate::source::readiness::at;
 

@@ -18,6 +18,8 @@ pub struct Runtime {
     node: Ns,
     plugin: PathBuf,
     pins: PathBuf,
+    /// Called from threads that are inside the node already.
+    inside: bool,
 }
 
 /// The standard device with an agent that makes pods, and a runtime. Fields are in the order in which they end.
@@ -92,7 +94,12 @@ impl Runtime {
     pub fn new(lab: &Lab, node: &Ns) -> Result<Runtime> {
         let plugin = agent::binary()?.with_file_name("stellwerk-cni");
         ensure!(plugin.is_file(), "there is no {}: build it (cargo xtask build)", plugin.display());
-        Ok(Runtime { node: node.clone(), plugin, pins: lab.pins() })
+        Ok(Runtime { node: node.clone(), plugin, pins: lab.pins(), inside: false })
+    }
+
+    /// For threads that live on the node, as those of a runtime do.
+    pub fn inside(&self) -> Runtime {
+        Runtime { inside: true, ..self.clone() }
     }
 
     /// With a plugin of others.
@@ -124,7 +131,8 @@ impl Runtime {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         // From a thread inside, as a runtime does: to enter between fork and exec, all of this process would be forked.
-        let mut child = self.node.run(|| command.spawn())?.context("starting the plugin")?;
+        let spawned = if self.inside { command.spawn() } else { self.node.run(|| command.spawn())? };
+        let mut child = spawned.context("starting the plugin")?;
         child.stdin.take().context("the plugin's input")?.write_all(conf.to_string().as_bytes())?;
         let out = child.wait_with_output()?;
         let text = String::from_utf8_lossy(&out.stdout).into_owned();

@@ -110,6 +110,9 @@ pub fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
+/// Twice of what the kernel puts into one answer (`netlink_dump`: up to 32 KiB).
+const DATAGRAM: usize = 1 << 16;
+
 /// A socket for requests and their answers.
 pub struct Connection {
     socket: Socket,
@@ -128,7 +131,7 @@ impl Connection {
         let mut socket = Socket::new(protocol as isize).context("a netlink socket")?;
         socket.bind_auto().context("binding a netlink socket")?;
         socket.connect(&SocketAddr::new(0, 0)).context("a netlink socket to the kernel")?;
-        Ok(Connection { socket, sequence: 0, buffer: Vec::with_capacity(1 << 17) })
+        Ok(Connection { socket, sequence: 0, buffer: Vec::with_capacity(DATAGRAM) })
     }
 
     /// Dumps are filtered by what their request's header says.

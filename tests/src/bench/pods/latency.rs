@@ -22,6 +22,7 @@ const OTHER: &str = "/usr/lib/cni/ptp";
 
 /// Another plugin on a node of its own.
 struct Other {
+    ns: Ns,
     runtime: Runtime,
     conf: Value,
 }
@@ -32,8 +33,8 @@ impl Other {
         let leases = node.lab.dir().join("host-local");
         let ipam = json!({ "type": "host-local", "subnet": "10.8.0.0/16", "dataDir": leases,
                            "routes": [{ "dst": "0.0.0.0/0" }] });
-        let runtime = Runtime::new(&node.lab, &ns)?.of(OTHER.into());
-        Ok(Other { runtime, conf: json!({ "type": "ptp", "ipam": ipam }) })
+        let runtime = Runtime::new(&node.lab, &ns)?.of(OTHER.into()).inside();
+        Ok(Other { ns, runtime, conf: json!({ "type": "ptp", "ipam": ipam }) })
     }
 
     fn call(&self, verb: &str, pod: &Ns, container: &str) -> Result<()> {
@@ -48,6 +49,7 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     let pods = (0..AT_ONCE).map(|i| node.lab.ns(&format!("p{i}"))).collect::<Result<Vec<Ns>>>()?;
     ensure!(Path::new(OTHER).is_file(), "there is no {OTHER} (package containernetworking-plugins)");
     let other = Other::new(node)?;
+    let (ns, runtime) = (&node.dev, &node.runtime.inside());
     let rounds = if quick { 10 } else { 50 };
     let [mut nothing, mut alone, mut add, mut del] = [const { Vec::new() }; 4];
     // The slowest of each round.
@@ -56,17 +58,17 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     for round in 0..=rounds {
         clean::check()?;
         let version = || Call { verb: "VERSION", version: "1.1.0", ..Call::default() };
-        let spent = at_once(&pods, |_, _| node.runtime.call(&version()).map(drop))?;
+        let spent = at_once(ns, &pods, |_, _| runtime.call(&version()).map(drop))?;
         nothing.extend(spent.into_iter().filter(|_| round > 0));
-        let spent = at_once(&pods, |pod, name| node.runtime.add(pod, name, "").map(drop))?;
+        let spent = at_once(ns, &pods, |pod, name| runtime.add(pod, name, "").map(drop))?;
         slowest.extend(spent.iter().copied().reduce(f64::max).filter(|_| round > 0));
         add.extend(spent.into_iter().filter(|_| round > 0));
-        let spent = at_once(&pods, |pod, name| node.runtime.del(pod, name))?;
+        let spent = at_once(ns, &pods, |pod, name| runtime.del(pod, name))?;
         del.extend(spent.into_iter().filter(|_| round > 0));
-        let spent = at_once(&pods, |pod, name| other.call("ADD", pod, name))?;
+        let spent = at_once(&other.ns, &pods, |pod, name| other.call("ADD", pod, name))?;
         others.extend(spent.into_iter().reduce(f64::max).filter(|_| round > 0));
-        at_once(&pods, |pod, name| other.call("DEL", pod, name))?;
-        let spent = at_once(&pods[..1], |pod, name| node.runtime.add(pod, name, "").map(drop))?;
+        at_once(&other.ns, &pods, |pod, name| other.call("DEL", pod, name))?;
+        let spent = at_once(ns, &pods[..1], |pod, name| runtime.add(pod, name, "").map(drop))?;
         alone.extend(spent.into_iter().filter(|_| round > 0));
         node.runtime.del(&pods[0], "c0")?;
     }
@@ -86,12 +88,13 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     ])
 }
 
-/// Milliseconds of each.
-fn at_once(pods: &[Ns], work: impl Fn(&Ns, &str) -> Result<()> + Sync) -> Result<Vec<f64>> {
+/// Milliseconds of each, in threads of a node's.
+fn at_once(node: &Ns, pods: &[Ns], work: impl Fn(&Ns, &str) -> Result<()> + Sync) -> Result<Vec<f64>> {
     thread::scope(|scope| {
         let one = |(i, pod)| {
             let (work, name) = (&work, format!("c{i}"));
             scope.spawn(move || {
+                node.enter()?;
                 let begin = Instant::now();
                 work(pod, &name).map(|()| begin.elapsed().as_secs_f64() * 1e3)
             })
