@@ -47,7 +47,7 @@ pub struct Neighbours {
     pub permanent: BTreeSet<(u32, IpAddr)>,
 }
 
-/// IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS (Linux 4.17): a third of what the kernel says of a link, and the dearest.
+/// Without what links have counted, which nobody reads here (IFLA_EXT_MASK: RTEXT_FILTER_SKIP_STATS, Linux 4.4).
 pub fn without_statistics(message: Message) -> Message {
     message.attr(29, &8u32.to_ne_bytes())
 }
