@@ -407,9 +407,11 @@ pub fn detach(paths: &Paths, state: &State, link: u32, point: Point) -> Result<(
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
-    if state.filters.contains_key(&link) && ours(&mut connection, link, point).is_some() {
-        write::delete_filter(&mut connection, link, point.place())?;
+    if state.filters.contains_key(&link) {
+        let mut connection = Connection::open(libc::NETLINK_ROUTE)?;
+        if ours(&mut connection, link, point).is_some() {
+            write::delete_filter(&mut connection, link, point.place())?;
+        }
     }
     Ok(())
 }

@@ -17,13 +17,10 @@ static FAMILY: OnceLock<u16> = OnceLock::new();
 /// Of an interface of the thread's network namespace.
 pub fn aggregate(link: u32) -> Result<()> {
     let mut connection = Connection::open(libc::NETLINK_GENERIC)?;
-    let family = match FAMILY.get() {
-        Some(family) => *family,
-        None => match connection.generic("ethtool").context("asking for ethtool")? {
-            Some(family) => *FAMILY.get_or_init(|| family),
-            None => return Ok(()),
-        },
-    };
+    let known = FAMILY.get().copied();
+    let family = if known.is_some() { known } else { connection.generic("ethtool").context("asking for ethtool")? };
+    let Some(family) = family else { return Ok(()) };
+    FAMILY.get_or_init(|| family);
     let bit = |message: Message| message.attr(2, b"rx-gro\0").attr(3, &[]);
     // ETHTOOL_A_FEATURES_HEADER: the link and that no answer is wanted; ETHTOOL_A_FEATURES_WANTED: a set of bits by names.
     let message = Message::new(family, 0, &[SET, 1, 0, 0])

@@ -18,7 +18,7 @@ pub struct Runtime {
     node: Ns,
     plugin: PathBuf,
     pins: PathBuf,
-    /// Called from threads that are inside the node already.
+    /// Of a thread that is on the node.
     inside: bool,
 }
 
@@ -97,9 +97,10 @@ impl Runtime {
         Ok(Runtime { node: node.clone(), plugin, pins: lab.pins(), inside: false })
     }
 
-    /// For threads that live on the node, as those of a runtime do.
-    pub fn inside(&self) -> Runtime {
-        Runtime { inside: true, ..self.clone() }
+    /// Moves the calling thread onto the node, where a runtime's are, for the rest of the thread's life; for calls from it.
+    pub fn enter(&self) -> Result<Runtime> {
+        self.node.enter()?;
+        Ok(Runtime { inside: true, ..self.clone() })
     }
 
     /// With a plugin of others.

@@ -5,6 +5,8 @@
 //! entries' times go along with what it ran, and `advance` turns them back), and where a redirect leads, which the
 //! test run doesn't tell.
 
+mod times;
+
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::process::Command;
@@ -13,7 +15,6 @@ use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{PerCpuArray, PerCpuValues};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp, XdpMode};
 use lb_common::drop::{Drop as Reason, Note};
-use lb_common::flow_table;
 use lb_common::port_table::{HOLDERS, PLANE, PortTable};
 use lb_common::table::{Admitted, Flow, Plain};
 use lb_common::verdict::{Arrival, Hook, Verdict};
@@ -21,7 +22,7 @@ use lb_common::wire::{Addr, Ip4, Ip6};
 use lb_user::apply::table::Table;
 use lb_user::apply::{Kernel, Paths, clock, load, maps::FamilyMaps, sockets, unload};
 use lb_user::intent::Capacity;
-use lb_user::plan::{Apply, Contents, FamilyOp, Op};
+use lb_user::plan::{Apply, Contents, Op};
 use lb_user::trace::buffer::Refuses;
 use lb_user::trace::view::View;
 use lb_user::trace::{self, Met};
@@ -127,7 +128,7 @@ impl Machine {
 
     /// Runs a case on the host and here, and holds the two against each other after every step.
     pub fn run(&mut self, case: &Case) -> Result<()> {
-        self.begin()?;
+        self.clear()?;
         let mut host = Host::new(case);
         // What is pushed out depends on the hash.
         host.fake.flows4.multipliers = self.kernel.maps.v4.flows.multipliers();
@@ -174,7 +175,7 @@ impl Machine {
                 host.fake.age(seconds * TICKS);
                 self.hold()?;
                 let ticks = seconds * self.kernel.ticks_per_second;
-                self.retime(|last| last.wrapping_sub(ticks))?;
+                times::retime(&self.kernel.maps, |last| last.wrapping_sub(ticks))?;
             }
             What::Packet(_) | What::Flows(_) | What::Mappings(_) | What::Counted { .. } => {}
         }
@@ -207,7 +208,7 @@ impl Machine {
     /// Runs a case's packets, each with `variants` others that are made of it, and holds what a trace says of each
     /// before against what the kernel then does; how many.
     pub fn run_traced(&mut self, case: &Case, variants: usize) -> Result<usize> {
-        self.begin()?;
+        self.clear()?;
         let mut host = Host::new(case);
         let (mut count, mut random) = (0, Random(case.name.len() as u64 + 1));
         for step in &case.steps {
@@ -306,7 +307,7 @@ impl Machine {
     /// Operations in the kernel's own ticks.
     fn apply(&mut self, ops: &[Op]) -> Result<()> {
         let rate = self.kernel.ticks_per_second;
-        ops.iter().try_for_each(|op| self.kernel.apply(&in_ticks(op, rate)))
+        ops.iter().try_for_each(|op| self.kernel.apply(&times::in_ticks(op, rate)))
     }
 
     fn now(&self) -> Result<u32> {
@@ -320,18 +321,8 @@ impl Machine {
         if passed == 0 {
             return Ok(());
         }
-        self.retime(|last| if now.wrapping_sub(last) <= passed { now } else { last.wrapping_add(passed) })
-    }
-
-    fn retime(&self, change: impl Fn(u32) -> u32) -> Result<()> {
-        retime_family(&self.kernel.maps.v4, &change)?;
-        retime_family(&self.kernel.maps.v6, &change)
-    }
-
-    fn begin(&mut self) -> Result<()> {
-        self.clear()?;
-        self.held = self.now()?;
-        Ok(())
+        let change = |last| if now.wrapping_sub(last) <= passed { now } else { last.wrapping_add(passed) };
+        times::retime(&self.kernel.maps, change)
     }
 
     /// Empties every table.
@@ -350,6 +341,7 @@ impl Machine {
         let mut budget = PerCpuArray::<_, [u32; 2]>::try_from(budget)?;
         let zero = vec![[0; 2]; aya::util::nr_cpus().map_err(|(what, e)| anyhow::anyhow!("{what}: {e}"))?];
         budget.set(0, PerCpuValues::try_from(zero)?, 0)?;
+        self.held = self.now()?;
         Ok(())
     }
 
@@ -435,54 +427,6 @@ fn context(arriving: &Arriving, len: usize) -> Vec<u8> {
     words[176 / 4] = arriving.gso_size;
     words[36 / 4] = arriving.from;
     words.iter().flat_map(|w| w.to_ne_bytes()).collect()
-}
-
-/// An operation with its times in ticks of another rate.
-fn in_ticks(op: &Op, rate: u32) -> Op {
-    let mut op = op.clone();
-    let scale = |ticks: &mut u32| *ticks = (u64::from(*ticks) * u64::from(rate) / u64::from(TICKS)) as u32;
-    match &mut op {
-        Op::Settings(s) => {
-            s.ticks_per_second = rate;
-            let times = [
-                &mut s.tcp_established,
-                &mut s.tcp_transitory,
-                &mut s.tcp_closed,
-                &mut s.udp_unanswered,
-                &mut s.udp_answered,
-                &mut s.sctp_established,
-                &mut s.sctp_transitory,
-                &mut s.fragment,
-            ];
-            times.into_iter().for_each(scale);
-            *s = s.calmed();
-        }
-        Op::V4(FamilyOp::Service(lb_user::plan::Change::Set(_, s))) => scale(&mut s.affinity),
-        Op::V6(FamilyOp::Service(lb_user::plan::Change::Set(_, s))) => scale(&mut s.affinity),
-        _ => {}
-    }
-    op
-}
-
-fn change_all<K: Plain, V: Plain>(table: &Table<K, V>, change: impl Fn(&mut V)) -> Result<()> {
-    for (key, mut value) in table.entries()? {
-        change(&mut value);
-        table.set(&key, &value)?;
-    }
-    Ok(())
-}
-
-fn retime_family<A: Addr>(maps: &FamilyMaps<A>, change: &impl Fn(u32) -> u32) -> Result<()> {
-    for (_, hit) in maps.flows.entries() {
-        flow_table::touch(&maps.flows, &hit, change(hit.flow.last));
-    }
-    let ports = &maps.ports;
-    let taken: Vec<u32> = ports.taken(0, ports.planes() * PLANE).map(|t| t.index).collect();
-    taken.into_iter().filter_map(|index| ports.owner(index)).for_each(|owner| owner.retime(change));
-    change_all(&maps.affinity, |a| a.last = change(a.last))?;
-    change_all(&maps.admitted, |a| a.last = change(a.last))?;
-    change_all(&maps.allowed_fragments, |last| *last = change(*last))?;
-    change_all(&maps.fragments, |f| f.last = change(f.last))
 }
 
 fn clear_family<A: Addr>(maps: &FamilyMaps<A>) -> Result<()> {

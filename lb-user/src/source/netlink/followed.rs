@@ -10,14 +10,12 @@ use anyhow::{Context, Result};
 use tokio::time::Instant;
 
 use super::message::{Connection, u32_at};
-use super::news::{DEL_ADDRESS, DEL_NEXT_HOP, DEL_ROUTE, Event, NEW_ADDRESS, NEW_LINK, NEW_ROUTE};
+use super::news::{DEL_ADDRESS, DEL_NEXT_HOP, DEL_ROUTE, Event, NEW_ADDRESS, NEW_LINK, NEW_ROUTE, PAUSE};
 use super::routes::{Effect, Entry, Routes};
 use super::{own, read, routes};
 use crate::intent::RouteTable;
 use crate::route::{Key, MAIN, Target};
 
-/// After a whole read the next one waits so many times as long as that took.
-const PAUSE: u32 = 3;
 /// So long dead next hops may take to come to life behind their link or address.
 const REVIVAL: Duration = Duration::from_millis(50);
 /// So many IPv6 routes the kernel lists in one go.

@@ -26,8 +26,8 @@ const BATCH: usize = 4_096;
 const QUIET: Duration = Duration::from_millis(1);
 /// or goes on for this long,
 const PATIENCE: Duration = Duration::from_millis(10);
-/// and for so many times as long as the last read took: reading leaves time for the rest.
-const PAUSE: u32 = 3;
+/// and for so many times as long as the last read took. Reading leaves time for the rest.
+pub const PAUSE: u32 = 3;
 
 pub const NEW_LINK: u16 = 16;
 pub const DEL_LINK: u16 = 17;

@@ -22,7 +22,6 @@ const OTHER: &str = "/usr/lib/cni/ptp";
 
 /// Another plugin on a node of its own.
 struct Other {
-    ns: Ns,
     runtime: Runtime,
     conf: Value,
 }
@@ -33,14 +32,14 @@ impl Other {
         let leases = node.lab.dir().join("host-local");
         let ipam = json!({ "type": "host-local", "subnet": "10.8.0.0/16", "dataDir": leases,
                            "routes": [{ "dst": "0.0.0.0/0" }] });
-        let runtime = Runtime::new(&node.lab, &ns)?.of(OTHER.into()).inside();
-        Ok(Other { ns, runtime, conf: json!({ "type": "ptp", "ipam": ipam }) })
+        let runtime = Runtime::new(&node.lab, &ns)?.of(OTHER.into());
+        Ok(Other { runtime, conf: json!({ "type": "ptp", "ipam": ipam }) })
     }
 
-    fn call(&self, verb: &str, pod: &Ns, container: &str) -> Result<()> {
+    fn call(&self, runtime: &Runtime, verb: &str, pod: &Ns, container: &str) -> Result<()> {
         let conf = self.conf.clone();
         let call = Call { verb, container, netns: Some(pod.path()), version: "1.0.0", conf, ..Call::default() };
-        let said = self.runtime.call(&call)?;
+        let said = runtime.call(&call)?;
         if said.success { Ok(()) } else { bail!("{verb} of {container} by {OTHER}: {}", said.value) }
     }
 }
@@ -49,7 +48,6 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     let pods = (0..AT_ONCE).map(|i| node.lab.ns(&format!("p{i}"))).collect::<Result<Vec<Ns>>>()?;
     ensure!(Path::new(OTHER).is_file(), "there is no {OTHER} (package containernetworking-plugins)");
     let other = Other::new(node)?;
-    let (ns, runtime) = (&node.dev, &node.runtime.inside());
     let rounds = if quick { 10 } else { 50 };
     let [mut nothing, mut alone, mut add, mut del] = [const { Vec::new() }; 4];
     // The slowest of each round.
@@ -58,17 +56,17 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     for round in 0..=rounds {
         clean::check()?;
         let version = || Call { verb: "VERSION", version: "1.1.0", ..Call::default() };
-        let spent = at_once(ns, &pods, |_, _| runtime.call(&version()).map(drop))?;
+        let spent = at_once(&node.runtime, &pods, |runtime, _, _| runtime.call(&version()).map(drop))?;
         nothing.extend(spent.into_iter().filter(|_| round > 0));
-        let spent = at_once(ns, &pods, |pod, name| runtime.add(pod, name, "").map(drop))?;
+        let spent = at_once(&node.runtime, &pods, |runtime, pod, name| runtime.add(pod, name, "").map(drop))?;
         slowest.extend(spent.iter().copied().reduce(f64::max).filter(|_| round > 0));
         add.extend(spent.into_iter().filter(|_| round > 0));
-        let spent = at_once(ns, &pods, |pod, name| runtime.del(pod, name))?;
+        let spent = at_once(&node.runtime, &pods, |runtime, pod, name| runtime.del(pod, name))?;
         del.extend(spent.into_iter().filter(|_| round > 0));
-        let spent = at_once(&other.ns, &pods, |pod, name| other.call("ADD", pod, name))?;
+        let spent = at_once(&other.runtime, &pods, |runtime, pod, name| other.call(runtime, "ADD", pod, name))?;
         others.extend(spent.into_iter().reduce(f64::max).filter(|_| round > 0));
-        at_once(&other.ns, &pods, |pod, name| other.call("DEL", pod, name))?;
-        let spent = at_once(ns, &pods[..1], |pod, name| runtime.add(pod, name, "").map(drop))?;
+        at_once(&other.runtime, &pods, |runtime, pod, name| other.call(runtime, "DEL", pod, name))?;
+        let spent = at_once(&node.runtime, &pods[..1], |runtime, pod, name| runtime.add(pod, name, "").map(drop))?;
         alone.extend(spent.into_iter().filter(|_| round > 0));
         node.runtime.del(&pods[0], "c0")?;
     }
@@ -88,15 +86,19 @@ pub fn rows(node: &Node, quick: bool) -> Result<Vec<Row>> {
     ])
 }
 
-/// Milliseconds of each, in threads of a node's.
-fn at_once(node: &Ns, pods: &[Ns], work: impl Fn(&Ns, &str) -> Result<()> + Sync) -> Result<Vec<f64>> {
+/// Milliseconds of each, from threads of a node's.
+fn at_once(
+    runtime: &Runtime,
+    pods: &[Ns],
+    work: impl Fn(&Runtime, &Ns, &str) -> Result<()> + Sync,
+) -> Result<Vec<f64>> {
     thread::scope(|scope| {
         let one = |(i, pod)| {
             let (work, name) = (&work, format!("c{i}"));
             scope.spawn(move || {
-                node.enter()?;
+                let runtime = runtime.enter()?;
                 let begin = Instant::now();
-                work(pod, &name).map(|()| begin.elapsed().as_secs_f64() * 1e3)
+                work(&runtime, pod, &name).map(|()| begin.elapsed().as_secs_f64() * 1e3)
             })
         };
         let threads: Vec<_> = pods.iter().enumerate().map(one).collect();

@@ -48,7 +48,7 @@ pub struct Node {
     pub runtime: Runtime,
     _agent: Agent,
     pods: Vec<(Ns, String)>,
-    pub dev: Ns,
+    _dev: Ns,
     _inet: Ns,
     pub lab: Lab,
 }
@@ -65,7 +65,7 @@ impl Node {
         let mut agent = Agent::new(&lab, &dev, &config)?;
         agent.start_ready()?;
         let runtime = Runtime::new(&lab, &dev)?;
-        Ok(Node { runtime, _agent: agent, pods: Vec::new(), dev, _inet: inet, lab })
+        Ok(Node { runtime, _agent: agent, pods: Vec::new(), _dev: dev, _inet: inet, lab })
     }
 
     /// Two pods.
