@@ -403,6 +403,7 @@ impl Agent {
                 error!("refused, and what runs stays:\n{error:#}");
             }
         }
+        self.settle_health();
         self.settle_pods();
         self.settle_overlay_errors();
         if self.follow_nodes() {
@@ -427,7 +428,6 @@ impl Agent {
         if let Err(error) = self.kernel.state.change(&self.options.paths, |state| state.health_checks = known) {
             error!("{error:#}");
         }
-        self.settle_health();
     }
 
     fn ask_neighbours(&mut self) {

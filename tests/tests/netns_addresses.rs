@@ -77,6 +77,13 @@ fn shown(rows: &[Value]) -> Vec<String> {
 const TWO: &[&str] =
     &["default 2 used, 1 free", "spare 0 used, 2 free", "192.168.20.100 b: given", "192.168.20.101 a: given"];
 
+/// What is in force, and where.
+fn pinned(rows: &[Value]) -> Vec<String> {
+    rows.iter().map(|row| format!("{} {}", row["name"], row["addresses"])).collect()
+}
+
+const TWO_PINNED: [&str; 2] = [r#""default/a:80" ["192.168.20.101"]"#, r#""default/b:80" ["192.168.20.100"]"#];
+
 /// Two load balancers, of which the one that came first has the first address.
 fn two() -> World {
     let mut world = World::new();
@@ -84,6 +91,8 @@ fn two() -> World {
     world.start();
     world.write("cluster/a.yaml", &balancer("a", ""));
     world.wait(TWO);
+    // An address is listed once it is on disk, which is before it is in force.
+    world.agent.wait("services", |rows| pinned(rows) == TWO_PINNED).unwrap();
     world
 }
 
@@ -152,12 +161,7 @@ fn a_broken_store_is_left_alone() {
     let told = |agent: &Agent| agent.log().matches("is damaged; expected it as the agent wrote it").count();
     assert_eq!(told(&world.agent), 1);
     // What is pinned goes on, nobody gets another one, and the file is as it was.
-    let addresses = |agent: &Agent| -> Vec<String> {
-        let rows = agent.rows("services").unwrap();
-        rows.iter().map(|row| format!("{} {}", row["name"], row["addresses"])).collect()
-    };
-    let pinned = [r#""default/a:80" ["192.168.20.101"]"#, r#""default/b:80" ["192.168.20.100"]"#];
-    assert_eq!(addresses(&world.agent), pinned);
+    assert_eq!(pinned(&world.agent.rows("services").unwrap()), TWO_PINNED);
     assert!(world.agent.log().contains("LoadBalancer default/c gets no IPv4 address: "), "{}", world.agent.log());
     assert_eq!(fs::read_to_string(&world.store).unwrap(), whole[..whole.len() / 2]);
     let said = world.agent.command(&["addresses"]).unwrap_err().to_string();

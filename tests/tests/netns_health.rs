@@ -17,7 +17,9 @@ fn server(ns: &Ns, name: &str, at: Twin) -> Task {
 }
 
 fn config(scene: &Scene, more: &str) {
-    let check = format!("  healthChecks:\n    default/checked: tcp interval=200ms rise=1 fall=2{more}\n");
+    let check = format!(
+        "  healthChecks:\n    default/checked: tcp interval=200ms rise=1 fall=2{more}\n    default/later: tcp interval=200ms\n"
+    );
     scene.files.write_config(&(Files::standard("auto", "auto") + &check)).unwrap();
 }
 
@@ -30,11 +32,15 @@ fn who(scene: &Scene) -> BTreeSet<String> {
     all.collect()
 }
 
-/// Waits until so many endpoints fail, and the service has so many of them that take connections.
 fn wait(scene: &mut Scene, failing: u64, taking: u64) {
+    wait_for(scene, "default/checked:tcp", failing, taking);
+}
+
+/// Waits until so many endpoints fail, all of a service that has so many of them that take connections.
+fn wait_for(scene: &mut Scene, name: &str, failing: u64, taking: u64) {
     let health = |rows: &[Value]| rows.iter().find(|row| row["what"] == "health").and_then(|row| row["used"].as_u64());
     scene.agent.wait("status", |rows| health(rows) == Some(failing)).unwrap();
-    let row = |rows: &[Value]| rows.iter().find(|row| row["name"] == "default/checked:tcp").cloned();
+    let row = |rows: &[Value]| rows.iter().find(|row| row["name"] == name).cloned();
     let fits =
         |row: Value| row["backends"] == taking && row["failing"].as_array().map_or(0, Vec::len) as u64 == failing;
     scene.agent.wait("services", |rows| row(rows).is_some_and(fits)).unwrap();
@@ -75,6 +81,14 @@ fn endpoints_that_fail_and_recover() {
     let refused = probe::tcp(&scene.client(), SocketAddr::new(device::external(110).v4, 80), 10).unwrap_err();
     assert!(format!("{refused:#}").to_lowercase().contains("refused"), "{refused:#}");
 
+    // What is to follow from a failure holds as soon as it is written: no probe has anything new to tell.
+    for _ in 0..4 {
+        config(&scene, " allFailing=open");
+        wait(&mut scene, 4, 4);
+        config(&scene, " allFailing=closed");
+        wait(&mut scene, 4, 0);
+    }
+
     // They come back.
     let _one = server(&scene.pod1, "one", pod1);
     wait(&mut scene, 2, 2);
@@ -83,4 +97,9 @@ fn endpoints_that_fail_and_recover() {
     wait(&mut scene, 0, 4);
     assert_eq!(who(&scene), BTreeSet::from(["one".to_owned(), "two".into()]));
     assert!(scene.agent.log().contains("172.27.1.12:7100 of default/checked is well again"));
+
+    // One that comes later is probed, too.
+    let later = Service::tcp("later", 80, PORT + 1, device::cluster(31)).endpoint(pod1, "edge-1");
+    scene.files.write(&later).unwrap();
+    wait_for(&mut scene, "default/later:tcp", 2, 2);
 }
