@@ -119,8 +119,7 @@ fn sockets_are_refused_where_nobody_is_there() -> Result<()> {
         let before = scene.agent.dropped("socket_refused")?;
         let begin = Instant::now();
         ensure!(caller::refusal(&scene.device.dev, How::Tcp, to) == Some(ErrorKind::ConnectionRefused), "{to}");
-        // Before a second SYN.
-        ensure!(begin.elapsed() < Duration::from_secs(1), "{to}: after {:?}", begin.elapsed());
+        ensure!(begin.elapsed() < Duration::from_millis(500), "{to}: after {:?}", begin.elapsed());
         let by_socket = scene.agent.dropped("socket_refused")? == before + 1;
         ensure!(by_socket || scene.agent.dropped("no_backend")? > 0, "{to}: not counted");
         // UDP connects, and is told by ICMP.

@@ -224,7 +224,7 @@ fn sort(paths: &Paths, kind: &EventKind, path: &Path, gathered: &mut Gathered) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::source::manifests::tests::Folder;
@@ -271,12 +271,14 @@ mod tests {
     }
 
     async fn in_place_and_renamed(folder: &Folder, cluster: &Path, watch: &mut Watch) {
-        // Half a file is not told; a closed one is.
+        // Half a file is not told; a closed one is, at once.
         let mut file = std::fs::File::create(cluster.join("a.yaml")).unwrap();
         std::io::Write::write_all(&mut file, b"half").unwrap();
         assert!(silent(watch).await);
+        let start = Instant::now();
         drop(file);
         assert_eq!(next(watch).await.manifests, some(cluster, "a.yaml"));
+        assert!(start.elapsed() < Duration::from_millis(50), "{:?}", start.elapsed());
 
         // Reading is no change, nor are files that are none of ours.
         std::fs::read(cluster.join("a.yaml")).unwrap();

@@ -11,7 +11,6 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
 use super::*;
-use crate::dns::forward::TOTAL;
 use crate::dns::metrics::Event;
 
 /// A name server that does as it is told: what to send, one packet after the other, to a question.
@@ -175,10 +174,10 @@ async fn the_next_server_is_asked_where_one_is_silent() {
     let begun = Instant::now();
     assert_eq!(ask(&world, "a.example A").await, FOUND);
     let taken = begun.elapsed();
-    assert!(taken > Duration::from_secs(1) && taken < TOTAL, "{taken:?}");
-    // It is left alone for a while.
+    assert!(taken > Duration::from_secs(1) && taken < Duration::from_secs(2), "{taken:?}");
+    let begun = Instant::now();
     assert_eq!(ask(&world, "b.example A").await, FOUND.replace("a.", "b."));
-    assert_eq!(silent.asked.load(Ordering::SeqCst), 1);
+    assert!(begun.elapsed() < Duration::from_millis(500), "it is left alone for a while");
 }
 
 #[tokio::test]
@@ -194,11 +193,13 @@ async fn the_next_server_is_asked_where_one_cannot_tell() {
 async fn with_no_server_left_it_fails_in_time() {
     let silent = over_udp(|_| vec![]).await;
     let world = world("", &[silent.at]);
-    // A client's patience is 5 s.
-    const { assert!(TOTAL.as_millis() < 5_000) };
+    let begun = Instant::now();
     assert_eq!(ask(&world, "a.example A").await, "SERVFAIL");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     // That is known for a moment, too.
+    let begun = Instant::now();
     assert_eq!(ask(&world, "a.example A").await, "SERVFAIL");
+    assert!(begun.elapsed() < Duration::from_millis(500));
     assert_eq!(silent.asked.load(Ordering::SeqCst), 1);
 }
 
@@ -312,7 +313,7 @@ async fn old_answers_are_better_than_none_by_choice() {
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     let begun = Instant::now();
     assert_eq!(ask(&world, "a.example A").await, "NOERROR\na.example. 30 A 192.0.2.1");
-    assert!(begun.elapsed() < TOTAL, "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(2_500), "{:?}", begun.elapsed());
     assert_eq!(world.handler.metrics.events(Event::CacheStale), 1);
 }
 
