@@ -36,7 +36,7 @@ fn wait(scene: &mut Scene, failing: u64, taking: u64) {
     wait_for(scene, "default/checked:tcp", failing, taking);
 }
 
-/// Waits until so many endpoints fail, all of a service that has so many of them that take connections.
+/// Waits until so many endpoints fail, all of them this service's, and so many of its endpoints take connections.
 fn wait_for(scene: &mut Scene, name: &str, failing: u64, taking: u64) {
     let health = |rows: &[Value]| rows.iter().find(|row| row["what"] == "health").and_then(|row| row["used"].as_u64());
     scene.agent.wait("status", |rows| health(rows) == Some(failing)).unwrap();
